@@ -1,0 +1,126 @@
+//! The defaults of the configuration, in one place: what a careful operator would choose.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::model::*;
+use super::units::{OneOrMany, Size, Time};
+
+/// Ports of protocols in which the server speaks first, or that are known not to be HTTP: SMTP,
+/// submission, MySQL, PostgreSQL, Redis, Elasticsearch transport, memcached.
+const OPAQUE_PORTS: [u16; 7] = [25, 587, 3306, 5432, 6379, 9300, 11211];
+
+const DETECT_TIMEOUT: Time = Time(Duration::from_millis(100));
+
+const fn seconds(n: u64) -> Time {
+    Time(Duration::from_secs(n))
+}
+
+fn both(v4: Ipv4Addr, v6: Ipv6Addr, port: u16) -> OneOrMany<SocketAddr> {
+    OneOrMany::Many(vec![SocketAddr::new(IpAddr::V4(v4), port), SocketAddr::new(IpAddr::V6(v6), port)])
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            outbound: both(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST, 15001),
+            inbound: both(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED, 15006),
+            dns: OneOrMany::One(SocketAddr::from((Ipv4Addr::LOCALHOST, 15053))),
+            admin: OneOrMany::One(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))),
+            probes: OneOrMany::One(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15020))),
+        }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            min_ttl: seconds(0),
+            max_ttl: seconds(300),
+            stale: seconds(3600),
+            timeout: seconds(2),
+        }
+    }
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self {
+            on_mismatch: OnMismatch::default(),
+            opaque_ports: OPAQUE_PORTS.into(),
+            detect_timeout: DETECT_TIMEOUT,
+        }
+    }
+}
+
+impl Default for Inbound {
+    fn default() -> Self {
+        Self { mtls: None, allow: None, opaque_ports: OPAQUE_PORTS.into(), detect_timeout: DETECT_TIMEOUT }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            max_header_bytes: Size(64 << 10),
+            max_headers: NonZeroU32::new(100).expect("not zero"),
+            header_timeout: seconds(10),
+            body_timeout: seconds(300),
+            idle_timeout: seconds(3600),
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { accept: seconds(5), timeout: seconds(30) }
+    }
+}
+
+impl Default for PathMatch {
+    fn default() -> Self {
+        PathMatch::Prefix("/".into())
+    }
+}
+
+impl Upstream {
+    pub(super) fn default_capacity() -> NonZeroU32 {
+        NonZeroU32::new(1024).expect("not zero")
+    }
+
+    pub(super) fn default_connect_timeout() -> Time {
+        seconds(1)
+    }
+
+    pub(super) fn default_idle_timeout() -> Time {
+        Time(Duration::from_millis(900))
+    }
+}
+
+impl Mtls {
+    pub(super) fn default_mode() -> MtlsMode {
+        MtlsMode::Require
+    }
+}
+
+impl Route {
+    pub(super) fn default_host() -> OneOrMany<String> {
+        OneOrMany::One("*".into())
+    }
+
+    pub(super) fn default_retries() -> u8 {
+        2
+    }
+}
+
+impl Redis {
+    pub(super) fn default_budget() -> Time {
+        Time(Duration::from_millis(20))
+    }
+
+    pub(super) fn default_prefix() -> String {
+        "pannier".into()
+    }
+}

@@ -1,0 +1,389 @@
+//! What a user writes, one to one with the YAML. Every field has a default that a careful
+//! operator would choose; unknown fields are errors.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::units::{Addresses, HostPort, OneOrMany, Rate, Size, Time};
+
+/// A sidecar's whole configuration. An empty file is valid.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// Where the sidecar listens.
+    pub listen: Listen,
+    /// Where inbound requests go when nothing is redirected (explicit mode).
+    pub application: Option<SocketAddr>,
+    /// Worker threads. Default: the container's CPU limit, rounded up; else the machine's cores.
+    pub workers: Option<NonZeroUsize>,
+    /// This workload's certificate. Without it, nothing is encrypted.
+    pub identity: Option<Identity>,
+    /// How names are resolved.
+    pub dns: Dns,
+    /// The services that this pod calls, by a name of your choice.
+    pub upstreams: BTreeMap<String, Upstream>,
+    /// Which upstream takes which request. Each upstream's own `address` is routed to it unless
+    /// a route here names that host.
+    pub routes: Vec<Route>,
+    /// Rate limits.
+    pub limits: Vec<Limit>,
+    /// Traffic that the pod sends.
+    pub outbound: Outbound,
+    /// Traffic that is sent to the pod.
+    pub inbound: Inbound,
+    /// The Redis that mesh-wide limits share.
+    pub redis: Option<Redis>,
+    /// Limits on HTTP messages, both directions.
+    pub http: Http,
+    /// How the sidecar stops.
+    pub drain: Drain,
+}
+
+/// Listening addresses: one, or a list. Port 0 takes a free port; the log and `/config` report it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listen {
+    /// What the pod sends. Default `[127.0.0.1:15001, "[::1]:15001"]`.
+    pub outbound: Addresses,
+    /// What is sent to the pod. Default `[0.0.0.0:15006, "[::]:15006"]`.
+    pub inbound: Addresses,
+    /// The pod's DNS queries, UDP and TCP. Default `127.0.0.1:15053`.
+    pub dns: Addresses,
+    /// Configuration, drain, status: loopback only. Default `127.0.0.1:15000`.
+    pub admin: Addresses,
+    /// `/live`, `/ready` and `/metrics`, nothing else. Default `0.0.0.0:15020`.
+    pub probes: Addresses,
+}
+
+/// Files with this workload's SPIFFE certificate, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The certificate chain, leaf first.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The roots that peers are verified against.
+    pub bundle: PathBuf,
+}
+
+/// Name resolution.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    /// Servers to ask. Default: those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    /// The shortest time an answer is kept, whatever its TTL. Default 0s.
+    pub min_ttl: Time,
+    /// The longest time an answer is kept, whatever its TTL. Default 5m.
+    pub max_ttl: Time,
+    /// How long an expired answer serves while no server answers (RFC 8767). Default 1h.
+    pub stale: Time,
+    /// How long one query may take. Default 2s.
+    pub timeout: Time,
+}
+
+/// A service that this pod calls.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    /// What applications dial, `host:port`: a Service name whose addresses are matched against
+    /// original destinations.
+    pub address: HostPort,
+    /// What requests are balanced over: a name that resolves to every endpoint (a headless
+    /// Service) with the target port, or a list of `ip:port`. Default: `address`.
+    #[serde(default)]
+    pub endpoints: Option<OneOrMany<HostPort>>,
+    /// Mutual TLS towards its endpoints. Default: `prefer` with an identity, else `off`.
+    #[serde(default)]
+    pub mtls: Option<Mtls>,
+    /// Requests that one endpoint serves at once, for all callers together. Default 1024.
+    #[serde(default = "Upstream::default_capacity")]
+    pub capacity: NonZeroU32,
+    /// The most requests that this sidecar has in flight to the upstream. Default: no bound.
+    #[serde(default)]
+    pub max_in_flight: Option<NonZeroU32>,
+    /// The most connections that this sidecar opens to the upstream. Default: no bound.
+    #[serde(default)]
+    pub max_connections: Option<NonZeroU32>,
+    /// How long a connection, with its TLS handshake, may take. Default 1s.
+    #[serde(default = "Upstream::default_connect_timeout")]
+    pub connect_timeout: Time,
+    /// How long an idle plain connection may wait and still be reused. Below the shortest
+    /// keep-alive in common use, so that no request dies on a stale connection. Default 900ms.
+    #[serde(default = "Upstream::default_idle_timeout")]
+    pub idle_timeout: Time,
+}
+
+/// Mutual TLS towards an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mtls {
+    /// `require`, `prefer` or `off`. Default `require`.
+    #[serde(default = "Mtls::default_mode")]
+    pub mode: MtlsMode,
+    /// The SPIFFE id that every endpoint must prove. Default: any id of our own trust domain.
+    #[serde(default)]
+    pub peer: Option<String>,
+}
+
+/// Whether an upstream is spoken to over mutual TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MtlsMode {
+    /// Always.
+    Require,
+    /// Where the peer speaks it: an aid while migrating, not a protection.
+    Prefer,
+    /// Never.
+    Off,
+}
+
+/// One route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// The host or hosts that a request must name, without regard to case, `host` or
+    /// `host:port`; `*` is any. Default `*`.
+    #[serde(default = "Route::default_host")]
+    pub host: OneOrMany<String>,
+    /// The path: text is a prefix of whole segments (`/v1/` takes `/v1` and `/v1/x`, not
+    /// `/v1x`); `{ exact: /health }` is that path alone. Default `/`.
+    #[serde(default)]
+    pub path: PathMatch,
+    /// The upstream that takes the request.
+    pub upstream: String,
+    /// From the request's head to the end of the answer. Default: none.
+    #[serde(default)]
+    pub timeout: Option<Time>,
+    /// How often a request that failed may be sent again, where that is safe. Default 2.
+    #[serde(default = "Route::default_retries")]
+    pub retries: u8,
+}
+
+/// How a path is matched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PathMatch {
+    /// A prefix of whole segments.
+    Prefix(String),
+    /// Exactly this path.
+    Exact(ExactPath),
+}
+
+/// `{ exact: /path }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExactPath {
+    /// The path, beginning with `/`.
+    pub exact: String,
+}
+
+/// One rate limit: in any window T, at most `rate`·T + `burst` requests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// Its name, in answers and metrics.
+    pub name: String,
+    /// Which direction it holds for. Default `outbound`.
+    #[serde(default)]
+    pub direction: Direction,
+    /// The host or hosts it holds for. Default: every host.
+    #[serde(default)]
+    pub host: Option<OneOrMany<String>>,
+    /// The path it holds for, matched as a route's. Default: every path.
+    #[serde(default)]
+    pub path: Option<PathMatch>,
+    /// The method or methods it holds for. Default: every method.
+    #[serde(default)]
+    pub method: Option<OneOrMany<String>>,
+    /// What is counted apart: `caller`, `host`, `method`, `header:NAME`. Default: one count.
+    #[serde(default)]
+    pub key: Vec<KeyPart>,
+    /// Requests per time: `500/s`, `30/m`, `1000/h`, `10000/d`.
+    pub rate: Rate,
+    /// Requests that may come at once. Default: one second's worth, at least 2.
+    #[serde(default)]
+    pub burst: Option<NonZeroU32>,
+    /// `mesh`: together with every sidecar on the same Redis; `pod`: this one alone.
+    /// Default `mesh`; without `redis`, a mesh limit holds per pod.
+    #[serde(default)]
+    pub scope: Scope,
+    /// What a mesh limit does while Redis cannot be asked. Default `share`.
+    #[serde(default)]
+    pub without_redis: WithoutRedis,
+}
+
+/// A direction of traffic, seen from the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// What the pod sends.
+    #[default]
+    Outbound,
+    /// What is sent to the pod.
+    Inbound,
+}
+
+impl Direction {
+    /// The name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        }
+    }
+}
+
+/// One part of a limit's key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum KeyPart {
+    /// The caller's SPIFFE id: outbound, our own; inbound, the peer's.
+    Caller,
+    /// The host that the request names.
+    Host,
+    /// The method.
+    Method,
+    /// The value of a field, named in lower case.
+    Header(String),
+}
+
+/// Who shares a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Every sidecar on the same Redis.
+    #[default]
+    Mesh,
+    /// This sidecar alone.
+    Pod,
+}
+
+/// What a mesh limit does while Redis cannot be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WithoutRedis {
+    /// Admit.
+    Open,
+    /// Refuse: the bound holds whatever happens.
+    Closed,
+    /// Each sidecar takes its share of the rate, by the number last seen.
+    #[default]
+    Share,
+}
+
+/// Traffic that the pod sends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Outbound {
+    /// What happens to a request whose host has a route, but whose original address is not that
+    /// upstream's: `original` sends it where it was going, `route` believes the host, `refuse`
+    /// answers 421. Default `original`.
+    pub on_mismatch: OnMismatch,
+    /// Ports carried as bytes, without looking for HTTP. Default 25, 587, 3306, 5432, 6379,
+    /// 9300, 11211.
+    pub opaque_ports: Vec<u16>,
+    /// How long a silent new connection waits before its original destination is dialled, so
+    /// that a server that speaks first is heard. Default 100ms.
+    pub detect_timeout: Time,
+}
+
+/// What to do with a request whose host and original address disagree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnMismatch {
+    /// Send it to its original destination.
+    #[default]
+    Original,
+    /// Send it where the host's route says.
+    Route,
+    /// Answer 421.
+    Refuse,
+}
+
+/// Traffic that is sent to the pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Inbound {
+    /// `strict`: mTLS only; `permissive`: plaintext too; `off`. Default `permissive` with an
+    /// identity, else `off`.
+    pub mtls: Option<InboundMtls>,
+    /// Who may call. Default: whoever `mtls` lets in.
+    pub allow: Option<Vec<Allow>>,
+    /// Ports carried as bytes. Default as outbound's.
+    pub opaque_ports: Vec<u16>,
+    /// As outbound's.
+    pub detect_timeout: Time,
+}
+
+/// Which connections are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum InboundMtls {
+    /// Mutual TLS alone.
+    Strict,
+    /// Mutual TLS, and plaintext.
+    Permissive,
+    /// Plaintext; TLS passes untouched to the application.
+    Off,
+}
+
+/// One rule of who may call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Allow {
+    /// A SPIFFE id; `*` at its end takes any rest.
+    pub caller: String,
+    /// The path, matched as a route's. Default: every path.
+    #[serde(default)]
+    pub path: Option<PathMatch>,
+    /// The method or methods. Default: every method.
+    #[serde(default)]
+    pub method: Option<OneOrMany<String>>,
+}
+
+/// The Redis that mesh-wide limits share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    /// `redis://[user:password@]host:port[/db]`, or `rediss://` for TLS.
+    pub url: String,
+    /// How long a request may wait for Redis where no lease is at hand. Default 20ms.
+    #[serde(default = "Redis::default_budget")]
+    pub budget: Time,
+    /// What every key begins with; sidecars with another prefix share nothing. Default `pannier`.
+    #[serde(default = "Redis::default_prefix")]
+    pub prefix: String,
+}
+
+/// Limits on HTTP messages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// The largest head, request line included. Default 64KiB.
+    pub max_header_bytes: Size,
+    /// The most fields in a head. Default 100.
+    pub max_headers: NonZeroU32,
+    /// From a request's first byte to the end of its head. Default 10s.
+    pub header_timeout: Time,
+    /// The longest silence inside a body. Default 5m.
+    pub body_timeout: Time,
+    /// How long a client's connection may idle between requests. Default 1h: longer than the
+    /// application's own, so that it is the application that closes.
+    pub idle_timeout: Time,
+}
+
+/// How the sidecar stops, on SIGTERM or `POST /drain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// How long new connections are still served, while endpoints learn. Default 5s.
+    pub accept: Time,
+    /// How long requests in flight may take to finish after that. Default 30s.
+    pub timeout: Time,
+}

@@ -1,0 +1,180 @@
+//! Header fields as they cross the proxy.
+//!
+//! From HTTP/1 they stay the bytes that arrived, with the places of names and values, so that
+//! order and case are kept and nothing is copied but once, into the next hop's buffer. From
+//! HTTP/2 they are the decoded map.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
+
+/// A head's or trailer's fields.
+#[derive(Debug, Clone)]
+pub struct Fields(Inner);
+
+#[derive(Debug, Clone)]
+enum Inner {
+    Block { bytes: Bytes, spans: SmallVec<[Span; 16]>, added: Vec<(HeaderName, HeaderValue)> },
+    Map(HeaderMap),
+}
+
+/// Where one field lies in its block. A name of length 0 is a field taken out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    name: u32,
+    name_len: u32,
+    value: u32,
+    value_len: u32,
+}
+
+impl Span {
+    /// The place of `name` and `value`, both slices of `block`.
+    pub(super) fn of(block: &[u8], name: &[u8], value: &[u8]) -> Self {
+        // Offsets by address: both are slices that the parser cut from `block`. The subtraction
+        // is checked when the span is used, by ordinary slicing.
+        let base = block.as_ptr() as usize;
+        Self {
+            name: (name.as_ptr() as usize).wrapping_sub(base) as u32,
+            name_len: name.len() as u32,
+            // The parser gives an empty value as a slice of nowhere.
+            value: if value.is_empty() { 0 } else { (value.as_ptr() as usize).wrapping_sub(base) as u32 },
+            value_len: value.len() as u32,
+        }
+    }
+
+    pub(super) fn name<'a>(&self, block: &'a [u8]) -> &'a [u8] {
+        &block[self.name as usize..(self.name + self.name_len) as usize]
+    }
+
+    fn value<'a>(&self, block: &'a [u8]) -> &'a [u8] {
+        &block[self.value as usize..(self.value + self.value_len) as usize]
+    }
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Fields(Inner::Map(HeaderMap::new()))
+    }
+}
+
+impl From<HeaderMap> for Fields {
+    fn from(map: HeaderMap) -> Self {
+        Fields(Inner::Map(map))
+    }
+}
+
+impl Fields {
+    pub(super) fn block(bytes: Bytes, spans: SmallVec<[Span; 16]>) -> Self {
+        Fields(Inner::Block { bytes, spans, added: Vec::new() })
+    }
+
+    /// The first value of the field, named in lower case.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        match &self.0 {
+            Inner::Block { bytes, spans, added } => spans
+                .iter()
+                .find(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()))
+                .map(|s| s.value(bytes))
+                .or_else(|| added.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_bytes())),
+            Inner::Map(map) => map.get(name).map(HeaderValue::as_bytes),
+        }
+    }
+
+    /// Calls `f` with each name and value, in order.
+    pub fn each(&self, mut f: impl FnMut(&[u8], &[u8])) {
+        match &self.0 {
+            Inner::Block { bytes, spans, added } => {
+                for span in spans.iter().filter(|s| s.name_len != 0) {
+                    f(span.name(bytes), span.value(bytes));
+                }
+                for (name, value) in added {
+                    f(name.as_str().as_bytes(), value.as_bytes());
+                }
+            }
+            Inner::Map(map) => {
+                for (name, value) in map {
+                    f(name.as_str().as_bytes(), value.as_bytes());
+                }
+            }
+        }
+    }
+
+    /// Takes out each field whose name `condemned` says yes to.
+    pub fn remove_where(&mut self, condemned: impl Fn(&[u8]) -> bool) {
+        match &mut self.0 {
+            Inner::Block { bytes, spans, added } => {
+                for span in spans.iter_mut() {
+                    if span.name_len != 0 && condemned(span.name(bytes)) {
+                        span.name_len = 0;
+                    }
+                }
+                added.retain(|(name, _)| !condemned(name.as_str().as_bytes()));
+            }
+            Inner::Map(map) => {
+                let names: SmallVec<[HeaderName; 4]> =
+                    map.keys().filter(|name| condemned(name.as_str().as_bytes())).cloned().collect();
+                for name in names {
+                    map.remove(&name);
+                }
+            }
+        }
+    }
+
+    /// Takes out every field of this name, given in lower case.
+    pub fn remove(&mut self, name: &str) {
+        match &mut self.0 {
+            Inner::Map(map) => {
+                map.remove(name);
+            }
+            Inner::Block { .. } => self.remove_where(|n| n.eq_ignore_ascii_case(name.as_bytes())),
+        }
+    }
+
+    /// Adds a field at the end.
+    pub fn push(&mut self, name: HeaderName, value: HeaderValue) {
+        match &mut self.0 {
+            Inner::Block { added, .. } => added.push((name, value)),
+            Inner::Map(map) => {
+                map.append(name, value);
+            }
+        }
+    }
+
+    /// Writes the fields as HTTP/1 lines.
+    pub fn write_h1(&self, out: &mut BytesMut) {
+        self.each(|name, value| {
+            out.reserve(name.len() + value.len() + 4);
+            out.put_slice(name);
+            out.put_slice(b": ");
+            out.put_slice(value);
+            out.put_slice(b"\r\n");
+        });
+    }
+
+    /// The fields as HTTP/2 carries them.
+    ///
+    /// The HTTP/1 parser lets no byte through that a [`HeaderValue`] refuses, so that nothing is
+    /// lost here; a value of another kind would be left out rather than carried.
+    pub fn into_map(self) -> HeaderMap {
+        match self.0 {
+            Inner::Map(map) => map,
+            Inner::Block { bytes, spans, added } => {
+                let mut map = HeaderMap::with_capacity(spans.len() + added.len());
+                for span in spans.iter().filter(|s| s.name_len != 0) {
+                    let value = bytes.slice(span.value as usize..(span.value + span.value_len) as usize);
+                    let name = HeaderName::from_bytes(span.name(&bytes));
+                    if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) {
+                        map.append(name, value);
+                    }
+                }
+                map.extend(added);
+                map
+            }
+        }
+    }
+
+    /// The fields as a map, without giving them up (for a request that may be sent again).
+    pub fn to_map(&self) -> HeaderMap {
+        self.clone().into_map()
+    }
+}

@@ -1,0 +1,427 @@
+//! Heads of HTTP/1 messages, read strictly (RFC 9112): what has two readings, or none, is
+//! refused. The parser is `httparse`; what it lets pass and we do not is checked here.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, StatusCode, Version};
+use httparse::{Header, Status};
+use smallvec::SmallVec;
+
+use crate::http::fields::Span;
+use crate::http::{Fields, Length, OWN_PREFIX, RequestHead, ResponseHead};
+
+/// The most fields that a head may be allowed to have; room for them is on the stack.
+pub const MAX_FIELDS: usize = 256;
+
+type Headers<'a> = [MaybeUninit<Header<'a>>; MAX_FIELDS];
+
+/// Why a head was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It has no single reading.
+    Malformed(&'static str),
+    /// It is larger than allowed, in bytes or fields.
+    TooLarge,
+    /// Its HTTP version is not 1.0 or 1.1.
+    Version,
+    /// It asks for something that is not carried.
+    Unsupported(&'static str),
+}
+
+/// A request's head with what it says about its connection.
+#[derive(Debug)]
+pub struct ParsedRequest {
+    /// What crosses.
+    pub head: RequestHead,
+    /// Whether the connection may carry another request after this one.
+    pub keep_alive: bool,
+}
+
+/// A response's head with what it says about its connection.
+#[derive(Debug)]
+pub struct ParsedResponse {
+    /// What crosses.
+    pub head: ResponseHead,
+    /// Whether the connection may carry another request after this one.
+    pub keep_alive: bool,
+    /// Whether the body is chunked; a [`Length::Stream`] that is not ends with the connection.
+    pub chunked: bool,
+}
+
+/// Takes a request's head from the front of `buf`; none if it is not all there yet.
+pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedRequest>, Refused> {
+    let mut headers: Headers<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let len = match parsed.parse_with_uninit_headers(buf, &mut headers[..max_fields.min(MAX_FIELDS)]) {
+        Ok(Status::Complete(len)) => len,
+        Ok(Status::Partial) => return Ok(None),
+        Err(error) => return Err(request_error(error, buf)),
+    };
+    strict_lines(&buf[..len])?;
+    let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
+    let method = Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())
+        .map_err(|_| Refused::Malformed("the method is not a token"))?;
+    let target = place(buf, parsed.path.unwrap_or_default().as_bytes());
+    let mut scan = Scan::new(buf, version);
+    for header in parsed.headers.iter() {
+        scan.field(header)?;
+    }
+    let scanned = scan.request()?;
+    let block = buf.split_to(len).freeze();
+    let host = match scanned.host {
+        Some((start, end)) => authority(block.slice(start..end))?,
+        None if version == Version::HTTP_10 => None,
+        None => return Err(Refused::Malformed("no Host")),
+    };
+    let (authority, path) = target_parts(&method, block.slice(target.0..target.1), host)?;
+    let fields = Fields::block(block, scanned.spans);
+    let head = RequestHead { method, authority, path, version, fields, length: scanned.length };
+    Ok(Some(ParsedRequest { head, keep_alive: scanned.keep_alive }))
+}
+
+/// Takes a response's head from the front of `buf`; none if it is not all there yet.
+pub fn response(
+    buf: &mut BytesMut,
+    method: &Method,
+    max_fields: usize,
+) -> Result<Option<ParsedResponse>, Refused> {
+    let mut headers: Headers<'_> = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let room = &mut headers[..max_fields.min(MAX_FIELDS)];
+    let len = match config.parse_response_with_uninit_headers(&mut parsed, buf, room) {
+        Ok(Status::Complete(len)) => len,
+        Ok(Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooLarge),
+        Err(httparse::Error::Version) => return Err(Refused::Version),
+        Err(_) => return Err(Refused::Malformed("the response's head is not HTTP/1")),
+    };
+    strict_lines(&buf[..len])?;
+    let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
+    let status = StatusCode::from_u16(parsed.code.unwrap_or(0))
+        .map_err(|_| Refused::Malformed("the status is not a status"))?;
+    let mut scan = Scan::new(buf, version);
+    for header in parsed.headers.iter() {
+        scan.field(header)?;
+    }
+    let mut head = ResponseHead { status, fields: Fields::default(), length: Length::None };
+    let scanned = scan.response(head.may_have_body(method), status)?;
+    head.fields = Fields::block(buf.split_to(len).freeze(), scanned.spans);
+    head.length = scanned.length;
+    Ok(Some(ParsedResponse { head, keep_alive: scanned.keep_alive, chunked: scanned.chunked }))
+}
+
+/// Trailing fields at the front of `buf`, empty line included; none if not all there yet.
+pub fn trailers(buf: &mut BytesMut, max_fields: usize) -> Result<Option<Fields>, Refused> {
+    let mut headers = vec![httparse::EMPTY_HEADER; max_fields];
+    let (len, spans) = match httparse::parse_headers(buf, &mut headers) {
+        Ok(Status::Complete((len, fields))) => {
+            strict_lines(&buf[..len])?;
+            let mut spans = SmallVec::new();
+            for field in fields {
+                strict_value(field.value)?;
+                // RFC 9110 section 6.5.1: what frames, routes or authenticates has no place in
+                // a trailer; left out, not carried.
+                if !is_connection_field(field.name.as_bytes()) && !is_own(field.name.as_bytes()) {
+                    spans.push(Span::of(buf, field.name.as_bytes(), field.value));
+                }
+            }
+            (len, spans)
+        }
+        Ok(Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooLarge),
+        Err(_) => return Err(Refused::Malformed("a trailer is not a field")),
+    };
+    Ok(Some(Fields::block(buf.split_to(len).freeze(), spans)))
+}
+
+fn request_error(error: httparse::Error, buf: &[u8]) -> Refused {
+    match error {
+        httparse::Error::TooManyHeaders => Refused::TooLarge,
+        // Only a well-formed `HTTP/d.d` is a version that we do not speak; the rest is noise.
+        httparse::Error::Version if names_other_version(buf) => Refused::Version,
+        httparse::Error::HeaderName => Refused::Malformed("a field's name is not a token"),
+        httparse::Error::HeaderValue => Refused::Malformed("a field's value holds a control character"),
+        httparse::Error::NewLine => Refused::Malformed("a line does not end in CRLF"),
+        _ => Refused::Malformed("the request line is not HTTP/1"),
+    }
+}
+
+fn names_other_version(buf: &[u8]) -> bool {
+    let line = buf.split(|b| *b == b'\r' || *b == b'\n').next().unwrap_or_default();
+    let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
+    matches!(version, [b'H', b'T', b'T', b'P', b'/', a, b'.', b] if a.is_ascii_digit() && b.is_ascii_digit())
+}
+
+/// Every line ends in CRLF, and CR stands nowhere else. `httparse` takes a bare LF for an end.
+fn strict_lines(head: &[u8]) -> Result<(), Refused> {
+    let mut previous = 0;
+    for &byte in head {
+        if (byte == b'\n') != (previous == b'\r') {
+            return Err(Refused::Malformed("a bare CR or LF"));
+        }
+        previous = byte;
+    }
+    Ok(())
+}
+
+/// RFC 9110 section 5.5, and what an HTTP/2 peer could not be told.
+fn strict_value(value: &[u8]) -> Result<(), Refused> {
+    if value.iter().all(|&b| b == b'\t' || (b >= 0x20 && b != 0x7f)) {
+        Ok(())
+    } else {
+        Err(Refused::Malformed("a field's value holds a control character"))
+    }
+}
+
+fn place(buf: &[u8], slice: &[u8]) -> (usize, usize) {
+    let start = (slice.as_ptr() as usize).wrapping_sub(buf.as_ptr() as usize);
+    (start, start + slice.len())
+}
+
+/// An authority as RFC 9110 section 7.2 has it in Host: no userinfo; empty names nobody.
+fn authority(text: Bytes) -> Result<Option<Authority>, Refused> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if text.contains(&b'@') {
+        return Err(Refused::Malformed("an authority with user information"));
+    }
+    let parsed = Authority::from_maybe_shared(text).map_err(|_| Refused::Malformed("Host is not an authority"))?;
+    // `host:` and `host:99999` parse as an authority, but name no port.
+    let named = parsed.as_str().len() == parsed.host().len() || parsed.port_u16().is_some();
+    if named && !parsed.host().is_empty() {
+        Ok(Some(parsed))
+    } else {
+        Err(Refused::Malformed("Host is not an authority"))
+    }
+}
+
+/// The target's four forms (RFC 9112 section 3.2).
+fn target_parts(
+    method: &Method,
+    target: Bytes,
+    host: Option<Authority>,
+) -> Result<(Option<Authority>, PathAndQuery), Refused> {
+    if *method == Method::CONNECT {
+        let named = authority(target)?.filter(|a| a.port_u16().is_some());
+        let named = named.ok_or(Refused::Malformed("CONNECT needs host:port"))?;
+        return same_authority(named, host).map(|a| (Some(a), PathAndQuery::from_static("/")));
+    }
+    if target.starts_with(b"/") {
+        return Ok((host, path(target)?));
+    }
+    if &target[..] == b"*" {
+        return match *method {
+            Method::OPTIONS => Ok((host, PathAndQuery::from_static("*"))),
+            _ => Err(Refused::Malformed("the target * is for OPTIONS alone")),
+        };
+    }
+    const SCHEME: &[u8] = b"http://";
+    if target.len() <= SCHEME.len() || !target[..SCHEME.len()].eq_ignore_ascii_case(SCHEME) {
+        return Err(Refused::Malformed("the target is neither a path nor an http URI"));
+    }
+    let rest = target.slice(SCHEME.len()..);
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
+    let named = authority(rest.slice(..end))?.ok_or(Refused::Malformed("the target names no host"))?;
+    let path = match rest.get(end) {
+        None => PathAndQuery::from_static("/"),
+        Some(b'/') => path(rest.slice(end..))?,
+        Some(_) => path([b"/", &rest[end..]].concat().into())?,
+    };
+    same_authority(named, host).map(|a| (Some(a), path))
+}
+
+fn path(text: Bytes) -> Result<PathAndQuery, Refused> {
+    // The type drops a fragment; a request target has none (RFC 9112 section 3.2).
+    if text.contains(&b'#') {
+        return Err(Refused::Malformed("the target has a fragment"));
+    }
+    PathAndQuery::from_maybe_shared(text).map_err(|_| Refused::Malformed("the target is not a path"))
+}
+
+/// An absolute target and Host must name the same (RFC 9112 section 3.2.2 lets a proxy replace
+/// Host; two readings are one too many).
+fn same_authority(target: Authority, host: Option<Authority>) -> Result<Authority, Refused> {
+    match host {
+        Some(host)
+            if !host.host().eq_ignore_ascii_case(target.host())
+                || host.port_u16().unwrap_or(80) != target.port_u16().unwrap_or(80) =>
+        {
+            Err(Refused::Malformed("Host is not the host of the target"))
+        }
+        _ => Ok(target),
+    }
+}
+
+/// Fields that belong to one connection and never cross (RFC 9110 section 7.6.1), and those that
+/// frame the message, which the next hop frames anew.
+fn is_connection_field(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 9] = [
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"transfer-encoding",
+        b"content-length",
+        b"upgrade",
+        b"te",
+        b"http2-settings",
+        b"host",
+    ];
+    NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
+}
+
+/// Whether a field is one of Pannier's own, which nobody else may send.
+pub fn is_own(name: &[u8]) -> bool {
+    name.len() > OWN_PREFIX.len() && name[..OWN_PREFIX.len()].eq_ignore_ascii_case(OWN_PREFIX)
+}
+
+/// What the fields say, gathered in one pass.
+struct Scan<'a> {
+    buf: &'a [u8],
+    version: Version,
+    spans: SmallVec<[Span; 16]>,
+    host: Option<(usize, usize)>,
+    content_length: Option<u64>,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+    /// Fields that Connection names, as given.
+    named: SmallVec<[&'a [u8]; 2]>,
+}
+
+struct Scanned {
+    spans: SmallVec<[Span; 16]>,
+    host: Option<(usize, usize)>,
+    length: Length,
+    keep_alive: bool,
+    chunked: bool,
+}
+
+impl<'a> Scan<'a> {
+    fn new(buf: &'a [u8], version: Version) -> Self {
+        Self {
+            buf,
+            version,
+            spans: SmallVec::new(),
+            host: None,
+            content_length: None,
+            chunked: false,
+            close: false,
+            keep_alive: false,
+            named: SmallVec::new(),
+        }
+    }
+
+    fn field(&mut self, header: &Header<'a>) -> Result<(), Refused> {
+        let (name, value) = (header.name.as_bytes(), header.value);
+        strict_value(value)?;
+        // By length first: most fields are none of these.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                if self.host.replace(place(self.buf, value)).is_some() {
+                    return Err(Refused::Malformed("more than one Host"));
+                }
+                if value.is_empty() {
+                    self.host = Some((0, 0));
+                }
+                self.spans.push(Span::of(self.buf, name, value));
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                if self.content_length.replace(content_length(value)?).is_some() {
+                    return Err(Refused::Malformed("more than one Content-Length"));
+                }
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Refused::Unsupported("a Transfer-Encoding other than chunked"));
+                }
+                self.chunked = true;
+            }
+            10 if name.eq_ignore_ascii_case(b"connection") => self.connection(value)?,
+            _ if is_connection_field(name) => {}
+            _ => self.spans.push(Span::of(self.buf, name, value)),
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, value: &'a [u8]) -> Result<(), Refused> {
+        for token in tokens(value) {
+            if token.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if [&b"host"[..], b"content-length", b"transfer-encoding"]
+                .iter()
+                .any(|n| n.eq_ignore_ascii_case(token))
+            {
+                return Err(Refused::Malformed("Connection names a field that frames or routes"));
+            } else {
+                self.named.push(token);
+            }
+        }
+        Ok(())
+    }
+
+    fn request(self) -> Result<Scanned, Refused> {
+        let length = match (self.chunked, self.content_length) {
+            (true, Some(_)) => return Err(Refused::Malformed("Content-Length with Transfer-Encoding")),
+            (true, None) if self.version == Version::HTTP_10 => {
+                return Err(Refused::Malformed("HTTP/1.0 with Transfer-Encoding"));
+            }
+            (true, None) => Length::Stream,
+            (false, Some(length)) => Length::Sized(length),
+            (false, None) => Length::None,
+        };
+        self.finish(length)
+    }
+
+    fn response(mut self, may_have_body: bool, status: StatusCode) -> Result<Scanned, Refused> {
+        let length = match (self.chunked, self.content_length) {
+            (true, Some(_)) => return Err(Refused::Malformed("Content-Length with Transfer-Encoding")),
+            (true, None) if self.version == Version::HTTP_10 => {
+                return Err(Refused::Malformed("HTTP/1.0 with Transfer-Encoding"));
+            }
+            (true, None) => Length::Stream,
+            // RFC 9110 section 8.6: neither 1xx nor 204 carries a length.
+            (false, Some(_)) if status.is_informational() || status == StatusCode::NO_CONTENT => Length::None,
+            (false, Some(length)) => Length::Sized(length),
+            (false, None) if may_have_body => {
+                // RFC 9112 section 6.3 rule 8: until the connection closes.
+                self.close = true;
+                Length::Stream
+            }
+            (false, None) => Length::None,
+        };
+        self.finish(length)
+    }
+
+    fn finish(mut self, length: Length) -> Result<Scanned, Refused> {
+        if !self.named.is_empty() {
+            self.spans.retain(|s| !self.named.iter().any(|n| n.eq_ignore_ascii_case(s.name(self.buf))));
+        }
+        let persistent = self.version == Version::HTTP_11 || self.keep_alive;
+        Ok(Scanned {
+            spans: self.spans,
+            host: self.host,
+            length,
+            keep_alive: persistent && !self.close,
+            chunked: self.chunked,
+        })
+    }
+}
+
+fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
+}
+
+/// RFC 9110 section 8.6: digits alone. A list, even of equal values, is refused.
+fn content_length(value: &[u8]) -> Result<u64, Refused> {
+    let wrong = Refused::Malformed("Content-Length is not a number");
+    if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
+        return Err(wrong);
+    }
+    Ok(value.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0')))
+}

@@ -1,0 +1,213 @@
+//! The writing half of an HTTP/1 connection. A head and the first bytes of its body leave in one
+//! write; large bodies are written from where they were read.
+
+use std::io::{self, IoSlice};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::OwnedWriteHalf;
+
+use crate::http::{Fields, Length, RequestHead, ResponseHead};
+use http::{Method, StatusCode, Version};
+
+/// Bytes up to which a piece of a body is gathered with what is already waiting.
+const GATHER: usize = 8 << 10;
+
+/// How a body is framed on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// As it is: its length is known, or the connection ends it.
+    Plain,
+    /// In chunks.
+    Chunked,
+    /// There is none, whatever is sent.
+    Bodyless,
+}
+
+/// The writing half, with what is still to be written.
+#[derive(Debug)]
+pub struct Writer {
+    half: OwnedWriteHalf,
+    buf: BytesMut,
+    framing: Framing,
+    /// Bytes that have left since the last head.
+    written: u64,
+}
+
+impl Writer {
+    pub(super) fn new(half: OwnedWriteHalf) -> Self {
+        Self { half, buf: BytesMut::new(), framing: Framing::Plain, written: 0 }
+    }
+
+    /// Puts a request's head into the buffer. `host` stands in where the request names nobody.
+    pub fn request(&mut self, head: &RequestHead, host: &str) {
+        self.written = 0;
+        let out = &mut self.buf;
+        out.reserve(512);
+        out.put_slice(head.method.as_str().as_bytes());
+        out.put_u8(b' ');
+        out.put_slice(head.path.as_str().as_bytes());
+        out.put_slice(b" HTTP/1.1\r\n");
+        if head.fields.get("host").is_none() {
+            out.put_slice(b"host: ");
+            out.put_slice(head.authority.as_ref().map_or(host, |a| a.as_str()).as_bytes());
+            out.put_slice(b"\r\n");
+        }
+        head.fields.write_h1(out);
+        self.framing = match head.length {
+            Length::None => Framing::Bodyless,
+            Length::Sized(_) => Framing::Plain,
+            Length::Stream => Framing::Chunked,
+        };
+        put_length(out, head.length, self.framing);
+        out.put_slice(b"\r\n");
+    }
+
+    /// Puts a response's head into the buffer, as an answer to `method` from a client that speaks
+    /// `version`. With `close`, says that the connection ends.
+    pub fn response(&mut self, head: &ResponseHead, method: &Method, version: Version, close: bool) {
+        self.written = 0;
+        self.framing = match head.length {
+            _ if !head.may_have_body(method) => Framing::Bodyless,
+            Length::None | Length::Sized(_) => Framing::Plain,
+            Length::Stream if version == Version::HTTP_11 => Framing::Chunked,
+            Length::Stream => Framing::Plain,
+        };
+        let out = &mut self.buf;
+        out.reserve(512);
+        put_status(out, head.status);
+        head.fields.write_h1(out);
+        let length = match head.length {
+            // What can have a body and has none says so.
+            Length::None if head.may_have_body(method) => Length::Sized(0),
+            length => length,
+        };
+        put_length(out, length, self.framing);
+        if close {
+            out.put_slice(b"connection: close\r\n");
+        } else if version == Version::HTTP_10 {
+            out.put_slice(b"connection: keep-alive\r\n");
+        }
+        out.put_slice(b"\r\n");
+    }
+
+    /// Writes an interim response (1xx) at once.
+    pub async fn interim(&mut self, status: StatusCode, fields: &Fields) -> io::Result<()> {
+        put_status(&mut self.buf, status);
+        fields.write_h1(&mut self.buf);
+        self.buf.put_slice(b"\r\n");
+        self.flush().await
+    }
+
+    /// A piece of the body. Small pieces wait for [`Writer::flush`] or for company.
+    pub async fn data(&mut self, mut data: Bytes) -> io::Result<()> {
+        match self.framing {
+            Framing::Bodyless => return Ok(()),
+            Framing::Plain => {}
+            Framing::Chunked => {
+                use std::fmt::Write;
+                let _ = write!(self.buf, "{:x}\r\n", data.len());
+            }
+        }
+        if self.buf.len() + data.len() <= GATHER {
+            self.buf.put_slice(&data);
+        } else {
+            while !data.is_empty() {
+                let slices = [IoSlice::new(&self.buf), IoSlice::new(&data)];
+                let slices = if self.buf.is_empty() { &slices[1..] } else { &slices[..] };
+                let n = self.half.write_vectored(slices).await?;
+                if n == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                self.written += n as u64;
+                let head = n.min(self.buf.len());
+                self.buf.advance(head);
+                data.advance(n - head);
+            }
+        }
+        if self.framing == Framing::Chunked {
+            self.buf.put_slice(b"\r\n");
+        }
+        Ok(())
+    }
+
+    /// Ends the body and writes all that waits.
+    pub async fn end(&mut self, trailers: Option<&Fields>) -> io::Result<()> {
+        if self.framing == Framing::Chunked {
+            self.buf.put_slice(b"0\r\n");
+            if let Some(trailers) = trailers {
+                trailers.write_h1(&mut self.buf);
+            }
+            self.buf.put_slice(b"\r\n");
+        }
+        self.flush().await
+    }
+
+    /// Writes all that waits.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        while !self.buf.is_empty() {
+            let n = self.half.write(&self.buf).await?;
+            if n == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.written += n as u64;
+            self.buf.advance(n);
+        }
+        // An idle connection holds no buffer.
+        self.buf = BytesMut::new();
+        Ok(())
+    }
+
+    /// Bytes that have left since the last head began.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// The peer's address.
+    pub fn peer(&self) -> io::Result<std::net::SocketAddr> {
+        self.half.peer_addr()
+    }
+
+    pub(super) fn into_half(self) -> OwnedWriteHalf {
+        self.half
+    }
+
+    /// Ends our side of the connection.
+    pub async fn shutdown(&mut self) -> io::Result<()> {
+        self.half.shutdown().await
+    }
+}
+
+fn put_status(out: &mut BytesMut, status: StatusCode) {
+    out.put_slice(b"HTTP/1.1 ");
+    out.put_slice(status.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.put_slice(b"\r\n");
+}
+
+fn put_length(out: &mut BytesMut, length: Length, framing: Framing) {
+    match length {
+        Length::Sized(n) => {
+            out.put_slice(b"content-length: ");
+            put_number(out, n);
+            out.put_slice(b"\r\n");
+        }
+        Length::Stream if framing == Framing::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
+        Length::Stream | Length::None => {}
+    }
+}
+
+fn put_number(out: &mut BytesMut, mut n: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    out.put_slice(&digits[at..]);
+}

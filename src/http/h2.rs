@@ -1,0 +1,367 @@
+//! HTTP/2 (RFC 9113) by the `h2` crate: between sidecars, from applications that begin with the
+//! preface, and to applications whose callers spoke it.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use super::{Body, Bounds, Fields, Handler, Length, RequestHead, Responder, ResponseHead};
+use crate::error::{Error, Reason};
+
+/// The preface that tells HTTP/2 from everything else (RFC 9113 section 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Windows: room enough that a body does not wait for credit at the round trips of a cluster,
+/// little enough that a caller cannot make us hold much.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const SEND_BUFFER: usize = 256 << 10;
+
+/// Requests that a peer may have open on one connection.
+const MAX_STREAMS: u32 = 1000;
+
+/// How long the preface and settings may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Fields of one hop, which HTTP/2 has no place for (RFC 9113 section 8.2.2).
+const HOP_FIELDS: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
+
+/// Serves one connection until it ends. Each request is served by a task of its own.
+pub async fn serve<H: Handler + 'static>(
+    io: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    handler: Rc<H>,
+) -> Result<(), ::h2::Error> {
+    let bounds = handler.bounds();
+    let handshake = server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
+        .handshake(io);
+    let Ok(connection) = timeout(HANDSHAKE.min(bounds.head_timeout), handshake).await else {
+        return Ok(());
+    };
+    let mut connection = connection?;
+    let mut closing = pin!(handler.closing());
+    let mut told = false;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let handler = handler.clone();
+                    spawn_local(async move { stream(request, respond, &*handler).await });
+                }
+                Some(Err(error)) => return Err(error),
+                None => return Ok(()),
+            },
+            () = &mut closing, if !told => {
+                told = true;
+                // GOAWAY with the highest id first, then the real one: no request is lost.
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendResponse<Bytes>, handler: &H) {
+    let (parts, recv) = request.into_parts();
+    let mut responder = Responder::H2(Answer { respond, method: parts.method.clone(), sink: None });
+    let mut body = if recv.is_end_stream() { Body::Empty } else { Body::H2(recv) };
+    match request_head(parts, &body, &handler.bounds()) {
+        Ok(head) => {
+            // A tunnel would need extended CONNECT, which is not offered.
+            let _ = handler.handle(head, &mut body, &mut responder).await;
+        }
+        Err(error) => {
+            handler.refused(&error);
+            let _ = responder.refusal(&error, false).await;
+        }
+    }
+    if let Responder::H2(answer) = responder {
+        answer.finish(&body);
+    }
+}
+
+fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -> Result<RequestHead, Error> {
+    let malformed = |why: &'static str| Error::new(Reason::HttpMalformed, why);
+    let mut headers = parts.headers;
+    if headers.len() > bounds.fields {
+        return Err(Error::new(Reason::HttpHeadTooLarge, "the request has too many fields"));
+    }
+    if HOP_FIELDS.iter().any(|name| headers.contains_key(*name)) {
+        return Err(malformed("a field of one connection, which HTTP/2 does not have"));
+    }
+    if headers.get("te").is_some_and(|v| v != "trailers") {
+        return Err(malformed("TE may only say trailers"));
+    }
+    if parts.method == Method::CONNECT {
+        return Err(Error::new(Reason::HttpUnsupported, "CONNECT over HTTP/2"));
+    }
+    let host = headers.remove(http::header::HOST);
+    let authority = match (parts.uri.authority().cloned(), host) {
+        (Some(authority), None) => Some(authority),
+        (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+            Some(authority)
+        }
+        (Some(_), Some(_)) => return Err(malformed("Host is not :authority")),
+        (None, Some(host)) => {
+            Some(host.as_bytes().try_into().map_err(|_| malformed("Host is not an authority"))?)
+        }
+        (None, None) => None,
+    };
+    if authority.as_ref().is_some_and(|a| a.as_str().contains('@')) {
+        return Err(malformed("an authority with user information"));
+    }
+    let path = parts.uri.path_and_query().cloned().ok_or_else(|| malformed("no :path"))?;
+    let length = match headers.remove(http::header::CONTENT_LENGTH) {
+        _ if matches!(body, Body::Empty) => Length::None,
+        // The crate has checked that it is a number, and will check that the body fits it.
+        Some(value) => {
+            let number = value.to_str().ok().and_then(|v| v.parse().ok());
+            Length::Sized(number.ok_or_else(|| malformed("content-length is not a number"))?)
+        }
+        None => Length::Stream,
+    };
+    let (method, fields) = (parts.method, headers.into());
+    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length })
+}
+
+/// The answer on one stream.
+#[derive(Debug)]
+pub struct Answer {
+    respond: server::SendResponse<Bytes>,
+    method: Method,
+    sink: Option<Sink>,
+}
+
+impl Answer {
+    pub(super) fn interim(&mut self, status: StatusCode, fields: Fields) -> io::Result<()> {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = fields.into_map();
+        self.respond.send_informational(response).map_err(into_io)
+    }
+
+    pub(super) fn head(&mut self, head: ResponseHead) -> io::Result<()> {
+        let ends = !head.may_have_body(&self.method) || head.length.is_empty();
+        let mut response = Response::new(());
+        *response.status_mut() = head.status;
+        *response.headers_mut() = sized(head.fields, head.length);
+        let stream = self.respond.send_response(response, ends).map_err(into_io)?;
+        self.sink = Some(Sink { stream, waiting: None, ended: ends });
+        Ok(())
+    }
+
+    pub(super) async fn data(&mut self, data: Bytes) -> io::Result<()> {
+        self.sink()?.data(data).await
+    }
+
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        self.sink()?.flush().await
+    }
+
+    pub(super) async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
+        self.sink()?.end(trailers).await
+    }
+
+    fn sink(&mut self) -> io::Result<&mut Sink> {
+        self.sink.as_mut().ok_or_else(|| io::Error::other("an answer's body before its head"))
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.sink.is_some()
+    }
+
+    pub(super) fn refuse(&mut self) -> bool {
+        if self.sink.is_none() {
+            self.respond.send_reset(Code::REFUSED_STREAM);
+        }
+        self.sink.is_none()
+    }
+
+    pub(super) async fn gone(&mut self) {
+        let gone = match &mut self.sink {
+            None => poll_fn(|cx| self.respond.poll_reset(cx)).await,
+            Some(sink) => poll_fn(|cx| sink.stream.poll_reset(cx)).await,
+        };
+        drop(gone);
+    }
+
+    /// Ends the stream as far as it has not been ended.
+    fn finish(mut self, body: &Body<'_>) {
+        match self.sink {
+            // RFC 9113 section 8.1: a whole answer before the end of the request; the rest is
+            // not wanted, and that is no error.
+            Some(mut sink) if sink.ended && !body.is_done() => sink.stream.send_reset(Code::NO_ERROR),
+            Some(sink) if sink.ended => {}
+            Some(mut sink) => sink.stream.send_reset(Code::INTERNAL_ERROR),
+            None => self.respond.send_reset(Code::CANCEL),
+        }
+    }
+}
+
+/// A body that leaves on a stream.
+#[derive(Debug)]
+pub struct Sink {
+    stream: SendStream<Bytes>,
+    /// The last piece, kept until it is known whether it is the last.
+    waiting: Option<Bytes>,
+    ended: bool,
+}
+
+impl Sink {
+    /// Sends a piece, as fast as the peer gives credit.
+    pub async fn data(&mut self, data: Bytes) -> io::Result<()> {
+        match self.waiting.replace(data) {
+            Some(previous) => self.send(previous, false).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends what waits, since nothing follows at once.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        match self.waiting.take() {
+            Some(data) => self.send(data, false).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the body.
+    pub async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        let last = self.waiting.take();
+        match (trailers, last) {
+            (Some(trailers), last) => {
+                if let Some(data) = last {
+                    self.send(data, false).await?;
+                }
+                self.ended = true;
+                self.stream.send_trailers(trailers.into_map()).map_err(into_io)
+            }
+            (None, Some(data)) => {
+                self.send(data, true).await?;
+                self.ended = true;
+                Ok(())
+            }
+            (None, None) => {
+                self.ended = true;
+                self.stream.send_data(Bytes::new(), true).map_err(into_io)
+            }
+        }
+    }
+
+    async fn send(&mut self, mut data: Bytes, ends: bool) -> io::Result<()> {
+        loop {
+            if self.stream.capacity() == 0 {
+                self.stream.reserve_capacity(data.len());
+                match poll_fn(|cx| self.stream.poll_capacity(cx)).await {
+                    Some(credit) => credit.map_err(into_io)?,
+                    None => return Err(io::ErrorKind::BrokenPipe.into()),
+                };
+            }
+            let now = self.stream.capacity().min(data.len());
+            if now == data.len() {
+                return self.stream.send_data(data, ends).map_err(into_io);
+            }
+            self.stream.send_data(data.split_to(now), false).map_err(into_io)?;
+        }
+    }
+}
+
+fn sized(fields: Fields, length: Length) -> HeaderMap {
+    let mut map = fields.into_map();
+    if let Length::Sized(n) = length {
+        map.insert(http::header::CONTENT_LENGTH, n.into());
+    }
+    map
+}
+
+fn into_io(error: ::h2::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+/// The client side of a connection: opens streams on it.
+pub type Sender = client::SendRequest<Bytes>;
+
+/// Opens the client side. The future drives the connection and ends with it.
+pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
+    io: IO,
+    bounds: &Bounds,
+) -> Result<(Sender, impl Future<Output = Result<(), ::h2::Error>> + use<IO>), ::h2::Error> {
+    client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .initial_max_send_streams(MAX_STREAMS as usize)
+        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
+        .enable_push(false)
+        .handshake(io)
+        .await
+}
+
+/// A request on its way, and the response that will come.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Where its body goes.
+    pub sink: Sink,
+    /// The response.
+    pub response: client::ResponseFuture,
+}
+
+/// Sends a request's head on a connection that is ready. `host` stands in where the request
+/// names nobody.
+pub fn send(sender: &mut Sender, head: &RequestHead, host: &str) -> Result<Exchange, ::h2::Error> {
+    let mut fields = head.fields.to_map();
+    fields.remove(http::header::HOST);
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.version_mut() = Version::HTTP_2;
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = head.authority.clone().or_else(|| host.parse().ok());
+    uri.path_and_query = Some(head.path.clone());
+    // Parts of a URI that was one: only a `*` target has no such form, and it is kept as a path.
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+    if let Length::Sized(n) = head.length {
+        fields.insert(http::header::CONTENT_LENGTH, n.into());
+    }
+    *request.headers_mut() = fields;
+    let ends = head.length.is_empty();
+    let (response, stream) = sender.send_request(request, ends)?;
+    Ok(Exchange { sink: Sink { stream, waiting: None, ended: ends }, response })
+}
+
+/// A response's head and body.
+pub fn received(response: Response<RecvStream>, method: &Method) -> (ResponseHead, Body<'static>) {
+    let (parts, recv) = response.into_parts();
+    let mut headers = parts.headers;
+    for name in HOP_FIELDS {
+        headers.remove(name);
+    }
+    let announced = headers
+        .remove(http::header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse().ok())
+        .map(Length::Sized);
+    let ended = recv.is_end_stream();
+    let mut head = ResponseHead { status: parts.status, fields: headers.into(), length: Length::None };
+    head.length = match announced {
+        Some(length) => length,
+        None if !ended && head.may_have_body(method) => Length::Stream,
+        None => Length::None,
+    };
+    (head, if ended { Body::Empty } else { Body::H2(recv) })
+}

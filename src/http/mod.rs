@@ -1,0 +1,122 @@
+//! The wire: HTTP/1.1 by our own strict codec, HTTP/2 by the `h2` crate, and what both have in
+//! common: heads, fields and bodies as they cross the proxy.
+//!
+//! Promises: one reading of every message or none (RFC 9112, RFC 9113); hop-by-hop fields never
+//! cross; a body is neither duplicated nor truncated nor gathered in memory; nothing panics on a
+//! peer's bytes.
+
+pub mod body;
+pub mod fields;
+pub mod h1;
+pub mod h2;
+pub mod handler;
+pub mod respond;
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use ::http::uri::{Authority, PathAndQuery};
+use ::http::{Method, StatusCode, Version};
+
+pub use body::{Body, BodyError, Frame};
+pub use fields::Fields;
+pub use handler::{Handler, Next};
+pub use respond::Responder;
+
+/// Fields that begin so are ours alone: they are taken from applications and callers.
+pub const OWN_PREFIX: &[u8] = b"x-pannier-";
+
+/// Between sidecars: says that the application spoke HTTP/2, so that its peer is spoken to alike.
+pub const PROTOCOL_FIELD: &str = "x-pannier-protocol";
+
+/// A request's head, without what belongs to the hop it came over.
+#[derive(Debug)]
+pub struct RequestHead {
+    /// The method.
+    pub method: Method,
+    /// Whom the request names: Host, an absolute target, or `:authority`.
+    pub authority: Option<Authority>,
+    /// Path and query. For CONNECT, `/`.
+    pub path: PathAndQuery,
+    /// The version that the downstream speaks.
+    pub version: Version,
+    /// End-to-end fields.
+    pub fields: Fields,
+    /// What the head says of the body.
+    pub length: Length,
+}
+
+/// A response's head, without what belongs to the hop it came over.
+#[derive(Debug)]
+pub struct ResponseHead {
+    /// The status.
+    pub status: StatusCode,
+    /// End-to-end fields.
+    pub fields: Fields,
+    /// What the head says of the body. A response to HEAD announces a body that does not follow.
+    pub length: Length,
+}
+
+/// What a head says of the length of its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// Nothing is announced, and nothing follows.
+    None,
+    /// So many bytes.
+    Sized(u64),
+    /// Until its end is told.
+    Stream,
+}
+
+/// The bounds of messages, from `http` in the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// The largest head in bytes.
+    pub head_bytes: usize,
+    /// The most fields in a head.
+    pub fields: usize,
+    /// From a request's first byte to the end of its head.
+    pub head_timeout: Duration,
+    /// The longest silence inside a body.
+    pub body_timeout: Duration,
+    /// How long a downstream connection may idle.
+    pub idle_timeout: Duration,
+}
+
+impl RequestHead {
+    /// The host that the request names, in lower case and without its port; empty if none.
+    pub fn host(&self) -> Cow<'_, str> {
+        let host = self.authority.as_ref().map_or("", Authority::host);
+        if host.bytes().any(|b| b.is_ascii_uppercase()) {
+            Cow::Owned(host.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(host)
+        }
+    }
+
+    /// The port that the request names.
+    pub fn port(&self) -> Option<u16> {
+        self.authority.as_ref().and_then(Authority::port_u16)
+    }
+
+    /// Whether it may be run twice (RFC 9110 section 9.2.2).
+    pub fn is_idempotent(&self) -> bool {
+        self.method.is_idempotent()
+    }
+
+    /// Whether the answer must be one that a gRPC client understands.
+    pub fn is_grpc(&self) -> bool {
+        self.version == Version::HTTP_2
+            && self.fields.get("content-type").is_some_and(|v| v.starts_with(b"application/grpc"))
+    }
+}
+
+impl ResponseHead {
+    /// Whether a body can follow, by RFC 9110 section 6.4.1.
+    pub fn may_have_body(&self, request_method: &Method) -> bool {
+        *request_method != Method::HEAD
+            && !self.status.is_informational()
+            && self.status != StatusCode::NO_CONTENT
+            && self.status != StatusCode::NOT_MODIFIED
+    }
+}

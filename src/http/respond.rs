@@ -1,0 +1,155 @@
+//! The answer on its way to the downstream, over either protocol, and the answers that Pannier
+//! makes itself.
+
+use std::io;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Method, StatusCode, Version};
+
+use super::h1::Writer;
+use super::{Fields, Length, ResponseHead, h2};
+use crate::error::{Error, REFUSED_FIELD};
+
+/// Where the answer to one request goes.
+#[derive(Debug)]
+pub enum Responder<'a> {
+    /// To an HTTP/1 connection.
+    H1(Answer<'a>),
+    /// To an HTTP/2 stream.
+    H2(h2::Answer),
+}
+
+/// An answer on an HTTP/1 connection.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    pub(super) writer: &'a mut Writer,
+    pub(super) method: Method,
+    pub(super) version: Version,
+    /// Whether the connection ends with this answer.
+    pub(super) close: bool,
+    /// The client waits for 100 (Continue) before it sends its body.
+    pub(super) expects: bool,
+    pub(super) begun: bool,
+    pub(super) done: bool,
+}
+
+impl Responder<'_> {
+    /// Sends an interim response (1xx). Clients of HTTP/1.0 know none and get none.
+    pub async fn interim(&mut self, status: StatusCode, fields: Fields) -> io::Result<()> {
+        match self {
+            Responder::H1(answer) if answer.version == Version::HTTP_10 => Ok(()),
+            Responder::H1(answer) => {
+                answer.expects &= status != StatusCode::CONTINUE;
+                answer.writer.interim(status, &fields).await
+            }
+            Responder::H2(answer) => answer.interim(status, fields),
+        }
+    }
+
+    /// Sends the head. On HTTP/1 it leaves with the first bytes of the body, or at the end.
+    pub fn head(&mut self, head: ResponseHead) -> io::Result<()> {
+        match self {
+            Responder::H1(answer) => {
+                answer.begun = true;
+                let endless = head.length == Length::Stream && answer.version == Version::HTTP_10;
+                answer.close |= answer.expects || (endless && head.may_have_body(&answer.method));
+                answer.writer.response(&head, &answer.method, answer.version, answer.close);
+                Ok(())
+            }
+            Responder::H2(answer) => answer.head(head),
+        }
+    }
+
+    /// Sends a piece of the body, as fast as the downstream takes it.
+    pub async fn data(&mut self, data: Bytes) -> io::Result<()> {
+        match self {
+            Responder::H1(answer) => answer.writer.data(data).await,
+            Responder::H2(answer) => answer.data(data).await,
+        }
+    }
+
+    /// Sends what waits for company, since none is at hand.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Responder::H1(answer) => answer.writer.flush().await,
+            Responder::H2(answer) => answer.flush().await,
+        }
+    }
+
+    /// Ends the answer.
+    pub async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
+        match self {
+            Responder::H1(answer) => {
+                answer.writer.end(trailers.as_ref()).await?;
+                answer.done = true;
+                Ok(())
+            }
+            Responder::H2(answer) => answer.end(trailers).await,
+        }
+    }
+
+    /// Whether the final head has been sent, after which no other can be.
+    pub fn has_begun(&self) -> bool {
+        match self {
+            Responder::H1(answer) => answer.begun,
+            Responder::H2(answer) => answer.has_begun(),
+        }
+    }
+
+    /// Refuses the stream before anything of it was processed, so that the peer may send it
+    /// elsewhere (RFC 9113 section 8.7). False where the protocol cannot say so.
+    pub fn refuse_stream(&mut self) -> bool {
+        match self {
+            Responder::H1(_) => false,
+            Responder::H2(answer) => answer.refuse(),
+        }
+    }
+
+    /// Resolves when the downstream has given the request up.
+    pub async fn gone(&mut self) {
+        match self {
+            // A client that has closed its sending side may still read the answer.
+            Responder::H1(_) => std::future::pending().await,
+            Responder::H2(answer) => answer.gone().await,
+        }
+    }
+
+    /// Answers with a refusal: its status, its reason in `x-pannier-refused`, and a sentence.
+    pub async fn refusal(&mut self, error: &Error, grpc: bool) -> io::Result<()> {
+        let mut fields = HeaderMap::with_capacity(6);
+        fields.insert(HeaderName::from_static(REFUSED_FIELD), HeaderValue::from_static(error.reason.name()));
+        if let Some(after) = error.retry_after {
+            // Whole seconds, rounded up (RFC 9110 section 10.2.3).
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if grpc {
+            fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            fields.insert("grpc-status", HeaderValue::from(u16::from(error.reason.grpc_status())));
+            fields.insert("grpc-message", grpc_message(&error.to_string()));
+            let head = ResponseHead { status: StatusCode::OK, fields: fields.into(), length: Length::None };
+            self.head(head)?;
+            return self.end(None).await;
+        }
+        fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        let text = Bytes::from(format!("pannier: {error}\n"));
+        let length = Length::Sized(text.len() as u64);
+        self.head(ResponseHead { status: error.reason.status(), fields: fields.into(), length })?;
+        self.data(text).await?;
+        self.end(None).await
+    }
+}
+
+/// Percent-encodes what a `grpc-message` may not hold (the gRPC over HTTP/2 protocol).
+fn grpc_message(text: &str) -> HeaderValue {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if (0x20..0x7f).contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    HeaderValue::from_str(&out).unwrap_or_else(|_| HeaderValue::from_static("refused"))
+}

@@ -77,8 +77,8 @@ async fn h2_frame(stream: &mut ::h2::RecvStream) -> Result<Option<Frame>, BodyEr
 
 /// Keeps the beginning of a request's body, so that it can be sent again on another connection.
 #[derive(Debug)]
-pub struct Replay<'a> {
-    body: Body<'a>,
+pub struct Replay<'a, 'b> {
+    body: &'a mut Body<'b>,
     kept: Vec<Bytes>,
     /// Bytes that may still be kept. None: too much has passed to begin again.
     room: Option<usize>,
@@ -86,9 +86,9 @@ pub struct Replay<'a> {
     ended: Option<Option<Fields>>,
 }
 
-impl<'a> Replay<'a> {
+impl<'a, 'b> Replay<'a, 'b> {
     /// A body of which up to `room` bytes are kept.
-    pub fn new(body: Body<'a>, room: usize) -> Self {
+    pub fn new(body: &'a mut Body<'b>, room: usize) -> Self {
         Self { body, kept: Vec::new(), room: Some(room), next: 0, ended: None }
     }
 
@@ -137,11 +137,6 @@ impl<'a> Replay<'a> {
     /// Whether there is no body at all.
     pub fn is_empty(&self) -> bool {
         matches!(self.body, Body::Empty)
-    }
-
-    /// Gives the body back, to see how much of it was read.
-    pub fn into_inner(self) -> Body<'a> {
-        self.body
     }
 }
 

@@ -10,6 +10,7 @@ pub mod fields;
 pub mod h1;
 pub mod h2;
 pub mod handler;
+pub mod pump;
 pub mod respond;
 
 use std::borrow::Cow;

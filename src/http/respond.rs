@@ -81,7 +81,7 @@ impl Responder<'_> {
     pub async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
         match self {
             Responder::H1(answer) => {
-                answer.writer.end(trailers.as_ref()).await?;
+                answer.writer.end(trailers).await?;
                 answer.done = true;
                 Ok(())
             }

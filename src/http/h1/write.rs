@@ -132,7 +132,7 @@ impl Writer {
     }
 
     /// Ends the body and writes all that waits.
-    pub async fn end(&mut self, trailers: Option<&Fields>) -> io::Result<()> {
+    pub async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
         if self.framing == Framing::Chunked {
             self.buf.put_slice(b"0\r\n");
             if let Some(trailers) = trailers {

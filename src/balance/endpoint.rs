@@ -1,0 +1,165 @@
+//! One endpoint of an upstream, and how full it is.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long an endpoint that could not be reached is passed over: doubled each time it fails
+/// again, up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Ids are never used twice, so that a pool cannot be mistaken for another's.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// Keeps what every worker writes on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+/// An address that serves requests, shared by all workers.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Unlike that of every other endpoint of this process; pools are kept by it.
+    pub id: u64,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// `address` as text, for requests that name no host.
+    pub host: Arc<str>,
+    capacity: AtomicU32,
+    in_flight: Padded<AtomicU32>,
+    connections: Padded<AtomicU32>,
+    leaving: AtomicBool,
+    failures: AtomicU32,
+    /// Milliseconds after [`epoch`] until which it is passed over.
+    paused_until: AtomicU64,
+    /// Whether the peer was found to speak plaintext, where mTLS is preferred.
+    plaintext: AtomicBool,
+}
+
+impl Endpoint {
+    /// An endpoint that takes `capacity` requests at once.
+    pub fn new(address: SocketAddr, capacity: u32) -> Arc<Self> {
+        Arc::new(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            address,
+            host: address.to_string().into(),
+            capacity: AtomicU32::new(capacity),
+            in_flight: Padded::default(),
+            connections: Padded::default(),
+            leaving: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+            paused_until: AtomicU64::new(0),
+            plaintext: AtomicBool::new(false),
+        })
+    }
+
+    /// Requests that it has from this sidecar, all workers together.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.0.load(Ordering::Relaxed)
+    }
+
+    /// Requests that it serves at once, for all callers.
+    pub fn capacity(&self) -> u32 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Takes a capacity that the configuration has changed.
+    pub fn set_capacity(&self, capacity: u32) {
+        self.capacity.store(capacity, Ordering::Relaxed);
+    }
+
+    /// In flight over capacity.
+    pub fn saturation(&self) -> f64 {
+        f64::from(self.in_flight()) / f64::from(self.capacity().max(1))
+    }
+
+    /// Open connections to it.
+    pub fn connections(&self) -> u32 {
+        self.connections.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn begin(&self) {
+        self.in_flight.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.in_flight.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn opened(&self) {
+        self.connections.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn closed(&self) {
+        self.connections.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Marks it as gone from its source: it takes no new request, and finishes those it has.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has left.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it could not be reached: it is passed over for a while.
+    pub fn failed(&self) {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(10);
+        // Requests that fail together are one failure.
+        if !self.is_paused() {
+            let pause = (FIRST_PAUSE * (1 << failures)).min(LONGEST_PAUSE);
+            self.paused_until.store(now_millis() + pause.as_millis() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that it answered.
+    pub fn answered(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+            self.paused_until.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is passed over because it failed.
+    pub fn is_paused(&self) -> bool {
+        // The clock is read only for endpoints that have failed.
+        match self.paused_until.load(Ordering::Relaxed) {
+            0 => false,
+            until => now_millis() < until,
+        }
+    }
+
+    /// Whether it is known to speak plaintext.
+    pub fn is_plaintext(&self) -> bool {
+        self.plaintext.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it answered a handshake with plaintext.
+    pub fn speaks_plaintext(&self) {
+        self.plaintext.store(true, Ordering::Relaxed);
+    }
+}
+
+fn now_millis() -> u64 {
+    static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    EPOCH.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_failed_is_passed_over_until_it_answers() {
+        let endpoint = Endpoint::new("127.0.0.1:1".parse().unwrap(), 1);
+        assert!(!endpoint.is_paused());
+        endpoint.failed();
+        assert!(endpoint.is_paused());
+        endpoint.answered();
+        assert!(!endpoint.is_paused());
+    }
+}

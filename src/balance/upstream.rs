@@ -1,0 +1,341 @@
+//! An upstream: its endpoints as they are now, and what this sidecar has in flight to them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::{Endpoint, None, least_saturated};
+use crate::config::units::HostPort;
+use crate::dns::{self, Answer, EndpointSource, Resolution, Resolver, State};
+use crate::error::{Error, Reason, Result, Retry};
+use crate::tls::Peer;
+
+/// What the configuration says of an upstream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What applications dial.
+    pub address: HostPort,
+    /// Where its endpoints come from.
+    pub source: EndpointSource,
+    /// The identity that its endpoints must prove; none: plaintext.
+    pub peer: Option<Peer>,
+    /// Whether a peer that answers in plaintext may be spoken to so.
+    pub may_fall_back: bool,
+    /// What one endpoint takes at once.
+    pub capacity: u32,
+    /// What this sidecar may have in flight to all of it.
+    pub max_in_flight: u32,
+    /// Connections that this sidecar may have open to all of it.
+    pub max_connections: u32,
+    /// For one connection, handshake included.
+    pub connect_timeout: Duration,
+    /// How long an idle plain connection may be reused.
+    pub idle_timeout: Duration,
+}
+
+/// An upstream as requests use it: shared by all workers, kept over reloads.
+#[derive(Debug)]
+pub struct Upstream {
+    /// What the configuration says.
+    pub spec: Spec,
+    live: Arc<Live>,
+}
+
+/// What lives on when the configuration changes something else.
+#[derive(Debug)]
+struct Live {
+    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    /// The addresses of `spec.address`.
+    vips: ArcSwap<Vec<IpAddr>>,
+    /// Endpoints that have left and still serve requests.
+    leaving: ArcSwap<Vec<Arc<Endpoint>>>,
+    resolution: watch::Receiver<Resolution>,
+    address: watch::Receiver<Answer>,
+    /// Whether the source has said anything that is in `endpoints`.
+    heard: watch::Sender<bool>,
+    in_flight: AtomicU32,
+    connections: AtomicU32,
+    capacity: AtomicU32,
+    follow: AbortHandle,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.follow.abort();
+    }
+}
+
+impl Upstream {
+    /// The upstream of `spec`. Endpoints, counts and pools of `before` are kept if they come from
+    /// the same source and prove the same identity.
+    pub fn new(spec: Spec, before: Option<&Upstream>, resolver: &Arc<Resolver>) -> Arc<Self> {
+        let same = |before: &&Upstream| {
+            let old = &before.spec;
+            old.address == spec.address && old.source == spec.source && old.peer == spec.peer
+        };
+        let live = match before.filter(same) {
+            Some(before) => before.live.clone(),
+            Option::None => Live::follow(&spec, resolver),
+        };
+        live.capacity.store(spec.capacity, Ordering::Relaxed);
+        live.endpoints.load().iter().for_each(|e| e.set_capacity(spec.capacity));
+        Arc::new(Self { spec, live })
+    }
+
+    /// The endpoints as they are now.
+    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.live.endpoints.load_full()
+    }
+
+    /// Endpoints that have left and still have requests or connections.
+    pub fn leaving(&self) -> Vec<Arc<Endpoint>> {
+        self.live.leaving.load().iter().filter(|e| e.in_flight() + e.connections() > 0).cloned().collect()
+    }
+
+    /// What the source last said.
+    pub fn resolution(&self) -> Resolution {
+        self.live.resolution.borrow().clone()
+    }
+
+    /// Requests in flight from this sidecar.
+    pub fn in_flight(&self) -> u32 {
+        self.live.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// In flight over the capacity of all endpoints.
+    pub fn saturation(&self) -> f64 {
+        let capacity: u64 = self.live.endpoints.load().iter().map(|e| u64::from(e.capacity())).sum();
+        if capacity == 0 { 0.0 } else { f64::from(self.in_flight()) / capacity as f64 }
+    }
+
+    /// Open connections to all endpoints.
+    pub fn connections(&self) -> u32 {
+        self.live.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether a connection to `original` was meant for this upstream: one of the addresses that
+    /// applications dial, or an endpoint.
+    pub fn owns(&self, original: SocketAddr) -> bool {
+        let ip = original.ip();
+        (original.port() == self.spec.address.port && self.live.vips.load().contains(&ip))
+            || self.live.endpoints.load().iter().any(|e| e.address == original)
+            || self.live.leaving.load().iter().any(|e| e.address == original)
+    }
+
+    /// The endpoint at an address.
+    pub fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
+        self.live.endpoints.load().iter().find(|e| e.address == address).cloned()
+    }
+
+    /// Takes a place with the least saturated endpoint that is not among `tried`.
+    pub async fn pick(self: &Arc<Self>, tried: &[u64]) -> Result<InFlight> {
+        let in_flight = self.begin()?;
+        let mut chosen = least_saturated(&self.live.endpoints.load(), tried).cloned();
+        if chosen == Err(None::Empty) && tried.is_empty() {
+            self.first_resolution().await?;
+            chosen = least_saturated(&self.live.endpoints.load(), tried).cloned();
+        }
+        match chosen {
+            Ok(endpoint) => Ok(in_flight.at(endpoint)),
+            Err(None::Full) => Err(self.error(Reason::BalanceFull, "every endpoint is at its capacity")
+                .retry_after(Duration::from_secs(1))),
+            Err(None::Empty) if tried.is_empty() => {
+                Err(self.error(Reason::BalanceNoEndpoint, "its source gives no endpoint"))
+            }
+            Err(None::Empty) => Err(self.error(Reason::BalanceNoEndpoint, "every endpoint was tried")),
+        }
+    }
+
+    /// Takes a place with one endpoint, whatever its saturation.
+    pub fn place_at(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Result<InFlight> {
+        Ok(self.begin()?.at(endpoint.clone()))
+    }
+
+    fn begin(self: &Arc<Self>) -> Result<Place> {
+        // Counted first and given back if that was one too many: exact over all workers.
+        let before = self.live.in_flight.fetch_add(1, Ordering::Relaxed);
+        let place = Place(self.clone());
+        if before >= self.spec.max_in_flight {
+            return Err(self
+                .error(Reason::BalanceFull, "max_in_flight requests are in flight")
+                .retry_after(Duration::from_secs(1)));
+        }
+        Ok(place)
+    }
+
+    /// Waits for the source's first word, no longer than a connection may take.
+    async fn first_resolution(&self) -> Result<()> {
+        let mut heard = self.live.heard.subscribe();
+        // Whether in time or not, what the source says now is the answer.
+        let _ = timeout(self.spec.connect_timeout, heard.wait_for(|heard| *heard)).await;
+        match self.resolution().state {
+            State::Failed { reason, why } => Err(self.error(reason, why.to_string())),
+            State::Pending => Err(self.error(Reason::DnsNoAnswer, "its name has not been answered yet")),
+            State::Fresh | State::Stale { .. } => Ok(()),
+        }
+    }
+
+    /// Counts a new connection to `endpoint` while the guard lives.
+    pub fn open(&self, endpoint: &Arc<Endpoint>) -> Result<Open> {
+        let before = self.live.connections.fetch_add(1, Ordering::Relaxed);
+        let open = Open::new(self.live.clone(), endpoint.clone());
+        if before >= self.spec.max_connections {
+            return Err(self
+                .error(Reason::PoolFull, "max_connections connections are open")
+                .retry_after(Duration::from_secs(1)));
+        }
+        Ok(open)
+    }
+
+    fn error(&self, reason: Reason, detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+        Error::new(reason, detail).retry(Retry::Never).upstream(&self.spec.name)
+    }
+
+    /// When the addresses that applications dial were last said, and what they are.
+    pub fn address(&self) -> dns::Answer {
+        self.live.address.borrow().clone()
+    }
+}
+
+impl Live {
+    fn follow(spec: &Spec, resolver: &Arc<Resolver>) -> Arc<Self> {
+        let mut resolution = spec.source.subscribe(resolver);
+        let mut address = resolver.watch(&spec.address.host.to_string());
+        Arc::new_cyclic(|weak: &std::sync::Weak<Live>| {
+            let weak = weak.clone();
+            let (said, dialled) = (resolution.clone(), address.clone());
+            let task = async move {
+                loop {
+                    let Some(live) = weak.upgrade() else { return };
+                    let now = resolution.borrow_and_update().clone();
+                    live.publish(&now.endpoints);
+                    let vips = address.borrow_and_update().addresses.to_vec();
+                    // An answer that failed leaves what was known: a name that cannot be asked
+                    // has not moved.
+                    if !vips.is_empty() {
+                        live.vips.store(Arc::new(vips));
+                    }
+                    live.heard.send_if_modified(|heard| {
+                        let first = !*heard && !matches!(now.state, State::Pending);
+                        *heard |= first;
+                        first
+                    });
+                    drop(live);
+                    let changed = tokio::select! {
+                        changed = resolution.changed() => changed,
+                        changed = address.changed() => changed,
+                    };
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            };
+            Live {
+                endpoints: ArcSwap::default(),
+                vips: ArcSwap::default(),
+                leaving: ArcSwap::default(),
+                resolution: said,
+                address: dialled,
+                heard: watch::Sender::new(false),
+                in_flight: AtomicU32::new(0),
+                connections: AtomicU32::new(0),
+                capacity: AtomicU32::new(spec.capacity),
+                follow: resolver.handle().spawn(task).abort_handle(),
+            }
+        })
+    }
+
+    /// Takes the set that the source says, keeping those endpoints that are still in it.
+    fn publish(&self, targets: &[dns::Target]) {
+        let now = self.endpoints.load_full();
+        if targets.len() == now.len() && targets.iter().zip(now.iter()).all(|(t, e)| t.address == e.address) {
+            return;
+        }
+        let capacity = self.capacity.load(Ordering::Relaxed);
+        let next = targets
+            .iter()
+            .map(|t| {
+                let known = now.iter().find(|e| e.address == t.address);
+                known.cloned().unwrap_or_else(|| Endpoint::new(t.address, capacity))
+            })
+            .collect::<Vec<_>>();
+        let mut leaving = self.leaving.load().as_ref().clone();
+        leaving.retain(|e| e.in_flight() + e.connections() > 0);
+        for endpoint in now.iter().filter(|e| !targets.iter().any(|t| t.address == e.address)) {
+            endpoint.leave();
+            leaving.push(endpoint.clone());
+        }
+        self.leaving.store(Arc::new(leaving));
+        self.endpoints.store(Arc::new(next));
+    }
+}
+
+/// A place in the upstream's count, before an endpoint is chosen.
+struct Place(Arc<Upstream>);
+
+impl Place {
+    fn at(self, endpoint: Arc<Endpoint>) -> InFlight {
+        endpoint.begin();
+        InFlight { endpoint, place: self }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.live.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request in flight, counted at its endpoint and its upstream while this lives.
+pub struct InFlight {
+    /// Where it goes.
+    pub endpoint: Arc<Endpoint>,
+    place: Place,
+}
+
+impl InFlight {
+    /// The upstream.
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.place.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.endpoint.end();
+    }
+}
+
+/// A connection to an endpoint, counted while it lives.
+#[derive(Debug)]
+pub struct Open {
+    live: Arc<Live>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Open {
+    fn new(live: Arc<Live>, endpoint: Arc<Endpoint>) -> Self {
+        endpoint.opened();
+        Self { live, endpoint }
+    }
+
+    /// The endpoint.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.endpoint.closed();
+        self.live.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}

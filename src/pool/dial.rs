@@ -1,0 +1,110 @@
+//! Opening a connection: TCP, and TLS on it where the peer's identity is required.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+
+use crate::balance::{Endpoint, Upstream};
+use crate::error::{Error, Reason, Result, Retry};
+use crate::intercept::Source;
+use crate::tls::{self, Alpn};
+
+/// A dead peer is noticed within this time, whether we are sending or waiting.
+const DEAD_PEER: Duration = Duration::from_secs(15);
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// An open connection, encrypted or not.
+pub type Stream = Either<TcpStream, TlsStream<TcpStream>>;
+
+/// How to open a connection.
+#[derive(Debug, Clone, Default)]
+pub struct Dial {
+    /// The address that we connect from, where the peer or the kernel's rules tell by it who we
+    /// are.
+    pub source: Option<Source>,
+    /// Mutual TLS, and what it carries.
+    pub secure: Option<Alpn>,
+    /// Our identity, as it is when the connection is opened.
+    pub tls: tls::Current,
+}
+
+/// Opens a connection within the upstream's `connect_timeout`, handshake included.
+pub async fn dial(upstream: &Upstream, endpoint: &Endpoint, dial: &Dial) -> Result<Stream> {
+    let limit = upstream.spec.connect_timeout;
+    match timeout(limit, open(upstream, endpoint, dial)).await {
+        Ok(opened) => opened,
+        Err(_) => Err(failed(
+            upstream,
+            Reason::PoolConnectTimeout,
+            format!("{} took no connection within {limit:?}", endpoint.address),
+        )),
+    }
+}
+
+/// As [`dial`], for what is never encrypted.
+pub(super) async fn tcp(upstream: &Upstream, endpoint: &Endpoint, dial_as: &Dial) -> Result<TcpStream> {
+    match dial(upstream, endpoint, &Dial { source: dial_as.source, ..Dial::default() }).await? {
+        Either::Left(stream) => Ok(stream),
+        Either::Right(_) => Err(failed(upstream, Reason::TlsHandshake, "an encrypted stream where none was asked for".into())),
+    }
+}
+
+async fn open(upstream: &Upstream, endpoint: &Endpoint, dial: &Dial) -> Result<Stream> {
+    let address = endpoint.address;
+    let stream = connect(address, dial.source.map(|s| s.towards(address.ip())))
+        .await
+        .map_err(|error| failed(upstream, Reason::PoolConnect, format!("{address}: {error}")))?;
+    let Some(alpn) = dial.secure else { return Ok(Either::Left(stream)) };
+    let (Some(peer), Some(identity)) = (&upstream.spec.peer, dial.tls.load()) else {
+        let why = "mTLS is required, and this sidecar has no identity".to_owned();
+        return Err(failed(upstream, Reason::TlsHandshake, why));
+    };
+    let config = identity.client(peer, alpn);
+    match TlsConnector::from(config).connect(tls::server_name(address.ip()), stream).await {
+        Ok(stream) if Alpn::negotiated(stream.get_ref().1) == Some(alpn) => Ok(Either::Right(stream)),
+        Ok(_) => {
+            let why = format!("{address} speaks TLS, but is no sidecar of this mesh");
+            Err(failed(upstream, Reason::TlsHandshake, why))
+        }
+        Err(error) => {
+            let failure = tls::Failure::classify(&error);
+            if failure.plaintext && upstream.spec.may_fall_back {
+                endpoint.speaks_plaintext();
+            }
+            Err(failed(upstream, failure.reason, format!("{address}: {}", failure.detail)))
+        }
+    }
+}
+
+async fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(source) = source {
+        socket.bind(SocketAddr::new(source, 0)).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot connect from {source} ({error}): has `pannier init` run?"))
+        })?;
+    }
+    let stream = socket.connect(address).await?;
+    tune(&stream)?;
+    Ok(stream)
+}
+
+/// Options of every connection, both directions: no delay for small writes, and a bound on how
+/// long a peer may be dead without being noticed.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(DEAD_PEER))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(2))
+}
+
+/// No connection, so nothing was sent: any request may go elsewhere.
+fn failed(upstream: &Upstream, reason: Reason, detail: String) -> Error {
+    Error::new(reason, detail).retry(Retry::Unprocessed).upstream(&upstream.spec.name)
+}

@@ -1,0 +1,215 @@
+//! Connections to endpoints, kept by each worker for itself and used most recent first.
+//!
+//! Promises: a connection is used only while it is open and silent and younger in its idleness
+//! than the upstream allows; one HTTP/2 connection per worker and peer carries every request
+//! between sidecars; no connection reaches an endpoint other than the one it was opened to.
+
+mod dial;
+
+pub use dial::{Dial, Stream, dial, tune};
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, Shared};
+use tokio::task::spawn_local;
+
+use crate::balance::{Endpoint, Open, Upstream};
+use crate::error::{Error, Reason, Result, Retry};
+use crate::http::{Bounds, h1, h2};
+
+/// A worker's connections.
+#[derive(Default)]
+pub struct Pools {
+    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    shared: RefCell<HashMap<u64, Multiplexed>>,
+}
+
+/// An HTTP/1 connection between two requests.
+struct Idle {
+    conn: h1::Conn,
+    open: Open,
+    since: Instant,
+    limit: std::time::Duration,
+}
+
+/// An HTTP/1 connection that carries one request.
+pub struct Lease {
+    /// The connection.
+    pub conn: h1::Conn,
+    open: Open,
+    /// Whether it has carried a request before.
+    pub reused: bool,
+}
+
+/// The one HTTP/2 connection to an endpoint.
+struct Multiplexed {
+    state: Connection,
+    endpoint: Arc<Endpoint>,
+}
+
+#[derive(Clone)]
+enum Connection {
+    Opening(Shared<LocalBoxFuture<'static, Result<Sharer>>>),
+    Open(Sharer),
+}
+
+/// Opens streams on a shared connection.
+#[derive(Clone)]
+struct Sharer {
+    sender: h2::Sender,
+    closed: Rc<Cell<bool>>,
+}
+
+impl Pools {
+    /// An HTTP/1 connection to `endpoint`: the one used most recently, or a new one. With `fresh`,
+    /// a new one always.
+    pub async fn h1(
+        &self,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        dial: &Dial,
+        fresh: bool,
+    ) -> Result<Lease> {
+        if !fresh && let Some(idle) = self.take_idle(endpoint) {
+            return Ok(Lease { conn: idle.conn, open: idle.open, reused: true });
+        }
+        let open = upstream.open(endpoint)?;
+        let stream = dial::tcp(upstream, endpoint, dial).await?;
+        Ok(Lease { conn: h1::Conn::new(stream), open, reused: false })
+    }
+
+    fn take_idle(&self, endpoint: &Endpoint) -> Option<Idle> {
+        let mut pools = self.idle.borrow_mut();
+        let pool = pools.get_mut(&endpoint.id)?;
+        while let Some(idle) = pool.pop() {
+            if idle.since.elapsed() < idle.limit && idle.conn.reader.is_quiet() {
+                return Some(idle);
+            }
+        }
+        None
+    }
+
+    /// Gives a connection back, ready for its next request.
+    pub fn put(&self, lease: Lease, upstream: &Upstream) {
+        let endpoint = lease.open.endpoint();
+        if endpoint.is_leaving() {
+            return;
+        }
+        let id = endpoint.id;
+        let limit = upstream.spec.idle_timeout;
+        let idle = Idle { conn: lease.conn, open: lease.open, since: Instant::now(), limit };
+        self.idle.borrow_mut().entry(id).or_default().push(idle);
+    }
+
+    /// Opens a stream's worth of an HTTP/2 connection to `endpoint`: the one there is, or the one
+    /// that is being opened.
+    pub async fn h2(
+        self: &Rc<Self>,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        dial: &Dial,
+        bounds: Bounds,
+    ) -> Result<h2::Sender> {
+        // Once more if the connection turns out to have ended: nothing was sent on it.
+        for _ in 0..2 {
+            let sharer = self.sharer(upstream, endpoint, dial, bounds).await?;
+            let closed = sharer.closed;
+            match sharer.sender.ready().await {
+                Ok(sender) if !closed.get() => return Ok(sender),
+                _ => closed.set(true),
+            }
+        }
+        Err(Error::new(Reason::PoolConnect, format!("{} ends each connection at once", endpoint.address))
+            .retry(Retry::Unprocessed)
+            .upstream(&upstream.spec.name))
+    }
+
+    async fn sharer(
+        self: &Rc<Self>,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        dial: &Dial,
+        bounds: Bounds,
+    ) -> Result<Sharer> {
+        let known = self.shared.borrow().get(&endpoint.id).map(|m| m.state.clone());
+        let opening = match known {
+            Some(Connection::Open(sharer)) if !sharer.closed.get() => return Ok(sharer),
+            Some(Connection::Opening(opening)) => opening,
+            _ => {
+                let opening = open_h2(upstream.clone(), endpoint.clone(), dial.clone(), bounds);
+                let opening = opening.boxed_local().shared();
+                let state = Connection::Opening(opening.clone());
+                let multiplexed = Multiplexed { state, endpoint: endpoint.clone() };
+                self.shared.borrow_mut().insert(endpoint.id, multiplexed);
+                opening
+            }
+        };
+        let opened = opening.clone().await;
+        // The first to hear replaces what all were waiting for; by now it may be another's.
+        let mut shared = self.shared.borrow_mut();
+        if let Some(multiplexed) = shared.get_mut(&endpoint.id)
+            && matches!(&multiplexed.state, Connection::Opening(o) if o.ptr_eq(&opening))
+        {
+            match &opened {
+                Ok(sharer) => multiplexed.state = Connection::Open(sharer.clone()),
+                Err(_) => {
+                    shared.remove(&endpoint.id);
+                }
+            }
+        }
+        opened
+    }
+
+    /// Drops what can no longer be used: idle for too long, ended by the peer, or to an endpoint
+    /// that has left.
+    pub fn sweep(&self) {
+        self.idle.borrow_mut().retain(|_, pool| {
+            pool.retain(|idle| {
+                !idle.open.endpoint().is_leaving()
+                    && idle.since.elapsed() < idle.limit
+                    && idle.conn.reader.is_quiet()
+            });
+            !pool.is_empty()
+        });
+        // Without a sender, a connection ends once its last stream has.
+        self.shared.borrow_mut().retain(|_, m| match &m.state {
+            Connection::Open(sharer) => !sharer.closed.get() && !m.endpoint.is_leaving(),
+            Connection::Opening(_) => true,
+        });
+    }
+
+    /// Idle HTTP/1 connections.
+    pub fn idle(&self) -> usize {
+        self.idle.borrow().values().map(Vec::len).sum()
+    }
+}
+
+async fn open_h2(
+    upstream: Arc<Upstream>,
+    endpoint: Arc<Endpoint>,
+    dial: Dial,
+    bounds: Bounds,
+) -> Result<Sharer> {
+    let open = upstream.open(&endpoint)?;
+    let failed = |error: ::h2::Error| {
+        Error::new(Reason::PoolConnect, format!("{}: HTTP/2: {error}", endpoint.address))
+            .retry(Retry::Unprocessed)
+            .upstream(&upstream.spec.name)
+    };
+    let stream = dial::dial(&upstream, &endpoint, &dial).await?;
+    let (sender, driver) = h2::connect(stream, &bounds).await.map_err(failed)?;
+    let closed = Rc::new(Cell::new(false));
+    let ended = closed.clone();
+    spawn_local(async move {
+        if let Err(error) = driver.await {
+            tracing::debug!(address = %open.endpoint().address, %error, "a connection to a peer ended");
+        }
+        ended.set(true);
+    });
+    Ok(Sharer { sender, closed })
+}

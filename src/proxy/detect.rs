@@ -1,0 +1,203 @@
+//! Which protocol a connection speaks, told from its first bytes, which stay where they are.
+//!
+//! For protocols in which the server speaks first, the destination is dialled while the client is
+//! silent, and the server's first bytes decide. Silence alone decides nothing: HTTP that comes
+//! late is still HTTP.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::tcp::Opened;
+use crate::error::{Error, Reason, Result};
+use crate::http::h2::PREFACE;
+use crate::tls::hello::{self, Hello};
+
+/// What is looked at first; most first packets are smaller.
+const FIRST_LOOK: usize = 2048;
+
+/// The longest first line that is waited for.
+const MAX_LINE: usize = 16 << 10;
+
+/// How long a client may take over the bytes that decide.
+const HALF_SAID: Duration = Duration::from_secs(10);
+
+/// Methods of RFC 9110 and 5789: what begins so is held to be HTTP, and refused if it is not
+/// well-formed, rather than carried past all rules as bytes.
+const METHODS: [&[u8]; 9] =
+    [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];
+
+/// What a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// TLS; ours if it offers a protocol between sidecars.
+    Tls {
+        /// Between sidecars.
+        ours: bool,
+    },
+    /// Something else.
+    Opaque,
+}
+
+/// What was found out.
+pub(super) struct Detected {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The destination, if finding out took dialling it.
+    pub server: Option<Opened>,
+}
+
+impl Detected {
+    /// Bytes for a destination that is already open.
+    pub(super) fn server(opened: Opened) -> Self {
+        Self { protocol: Protocol::Opaque, server: Some(opened) }
+    }
+}
+
+/// Looks at the first bytes. After `patience` of silence, `server` is dialled to hear whether it
+/// speaks first.
+pub(super) async fn detect(
+    stream: &TcpStream,
+    patience: Duration,
+    server: Option<impl Future<Output = Result<Opened>>>,
+) -> Result<Detected> {
+    let client = |protocol| Detected { protocol, server: None };
+    let Some(server) = server else { return client_first(stream).await.map(client) };
+    if let Ok(protocol) = timeout(patience, client_first(stream)).await {
+        return protocol.map(client);
+    }
+    let opened = tokio::select! {
+        biased;
+        protocol = client_first(stream) => return protocol.map(client),
+        opened = server => opened,
+    };
+    // A destination that cannot be reached says nothing of the protocol: the client may yet speak.
+    let Ok(mut opened) = opened else { return client_first(stream).await.map(client) };
+    tokio::select! {
+        biased;
+        protocol = client_first(stream) => {
+            let protocol = protocol?;
+            Ok(Detected { protocol, server: (protocol == Protocol::Opaque).then_some(opened) })
+        }
+        heard = opened.hear() => {
+            heard.map_err(|e| Error::new(Reason::UpstreamReset, format!("lost before a word: {e}")))?;
+            Ok(Detected::server(opened))
+        }
+    }
+}
+
+async fn client_first(stream: &TcpStream) -> Result<Protocol> {
+    let gone = |_| Error::new(Reason::HttpDownstreamGone, "closed before a word");
+    stream.readable().await.map_err(gone)?;
+    let decided = timeout(HALF_SAID, async {
+        let (mut seen, mut pause) = (vec![0; FIRST_LOOK], Duration::from_millis(1));
+        loop {
+            let n = stream.peek(&mut seen).await.map_err(gone)?;
+            if n == 0 {
+                return Err(Error::new(Reason::HttpDownstreamGone, "closed before a word"));
+            }
+            if let Some(protocol) = classify(&seen[..n]) {
+                return Ok(protocol);
+            }
+            // What was seen stays readable, so there is no event to wait for; rarely needed, since
+            // what decides nearly always comes in one packet.
+            if n == seen.len() {
+                seen.resize((n * 2).min(hello::MAX), 0);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    });
+    decided.await.unwrap_or_else(|_| Err(Error::new(Reason::HttpHeadTimeout, "half a first line")))
+}
+
+/// The protocol, once the bytes tell.
+fn classify(bytes: &[u8]) -> Option<Protocol> {
+    match hello::detect(bytes) {
+        Hello::Tls { ours } => return Some(Protocol::Tls { ours }),
+        Hello::NeedMore => return None,
+        Hello::NotTls => {}
+    }
+    if bytes.starts_with(PREFACE) {
+        return Some(Protocol::Http2);
+    }
+    if PREFACE.starts_with(bytes) {
+        return None;
+    }
+    // RFC 9112 section 2.2: a server ignores empty lines before a request.
+    let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'))?;
+    let line = &bytes[start..];
+    if METHODS.iter().any(|method| line.starts_with(method)) {
+        return Some(Protocol::Http1);
+    }
+    let token = line.iter().take_while(|b| is_token(**b)).count();
+    match line.get(token) {
+        Some(b' ') if token > 0 => {}
+        None if token < 64 => return None,
+        _ => return Some(Protocol::Opaque),
+    }
+    // Another method, if the line ends as a request line does; text protocols have words too.
+    match line.iter().position(|b| *b == b'\n') {
+        Some(end) => {
+            let line = line[..end].trim_ascii_end();
+            let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
+            Some(if version.starts_with(b"HTTP/") { Protocol::Http1 } else { Protocol::Opaque })
+        }
+        None if line.iter().any(|b| !b.is_ascii_graphic() && !b" \t\r".contains(b)) => Some(Protocol::Opaque),
+        None if line.len() < MAX_LINE => None,
+        None => Some(Protocol::Opaque),
+    }
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_bytes_tell() {
+        for (bytes, expected) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Some(Protocol::Http1)),
+            (b"\r\nGET / HTTP/1.1\r\n", Some(Protocol::Http1)),
+            (b"PURGE /x HTTP/1.1\r\n", Some(Protocol::Http1)),
+            (b"GET /nonsense", Some(Protocol::Http1)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Protocol::Http2)),
+            (b"PRI * HT", None),
+            (b"P", None),
+            (b"PURGE /x HT", None),
+            (b"\r\n", None),
+            (b"get key\r\n", Some(Protocol::Opaque)),
+            (b"EHLO there\r\n", Some(Protocol::Opaque)),
+            (b"PING\r\n", Some(Protocol::Opaque)),
+            (b"*1\r\n$4\r\nPING\r\n", Some(Protocol::Opaque)),
+            (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Some(Protocol::Opaque)),
+            (b"\x16\x03\x01", None),
+            (b"\x16\x09\x09\x00\x05hello", Some(Protocol::Opaque)),
+        ] {
+            assert_eq!(classify(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_something(bytes: Vec<u8>) {
+            let _ = classify(&bytes);
+        }
+
+        #[test]
+        fn a_long_wait_is_bounded(byte: u8) {
+            let protocol = classify(&vec![byte; hello::MAX]);
+            proptest::prop_assert!(protocol.is_some() || byte == b'\r' || byte == b'\n');
+        }
+    }
+}

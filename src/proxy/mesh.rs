@@ -1,0 +1,220 @@
+//! The snapshot that requests look things up in, compiled from the configuration: immutable, and
+//! replaced as a whole by a reload.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth;
+use crate::balance::{Endpoint, Spec, Upstream};
+use crate::config::HostPattern;
+use crate::config::model::{self, Direction, InboundMtls, Model, MtlsMode, OnMismatch};
+use crate::config::units::{Host, HostPort};
+use crate::dns::{EndpointSource, Resolver};
+use crate::http::Bounds;
+use crate::limit::{self, Limits};
+use crate::route::{Entry, Table};
+use crate::telemetry::{Metrics, Tcp, Traffic};
+use crate::tls::{Peer, Tls};
+
+/// Retries and the like for what no route speaks of.
+const DEFAULT_RETRIES: u8 = 2;
+
+/// What the sidecar runs.
+pub struct Mesh {
+    /// What it was compiled from.
+    pub model: Model,
+    /// Host and path to route.
+    pub routes: Table<Arc<Route>>,
+    /// Each upstream, with the route of what finds it by address alone.
+    pub upstreams: Vec<Arc<Route>>,
+    /// What goes to its original destination, since no route takes it.
+    pub original: Arc<Route>,
+    /// What comes to this pod's application.
+    pub application: Arc<Route>,
+    /// Limits on what the pod sends.
+    pub outbound_limits: Limits,
+    /// Limits on what is sent to the pod.
+    pub inbound_limits: Limits,
+    /// Who may call.
+    pub policy: auth::Policy,
+    /// Which connections are let in.
+    pub inbound_mtls: InboundMtls,
+    /// What happens when host and address disagree.
+    pub on_mismatch: OnMismatch,
+    /// The bounds of messages.
+    pub bounds: Bounds,
+}
+
+/// Where requests go, and on which terms.
+pub struct Route {
+    /// The upstream.
+    pub upstream: Arc<Upstream>,
+    /// From the request's head to the end of the answer.
+    pub timeout: Option<Duration>,
+    /// How often a request may be sent again.
+    pub retries: u8,
+    /// Requests and their latency.
+    pub traffic: Arc<Traffic>,
+    /// Connections carried as bytes.
+    pub tcp: Arc<Tcp>,
+}
+
+/// Where one request or connection goes.
+#[derive(Clone)]
+pub struct Destination {
+    /// The route.
+    pub route: Arc<Route>,
+    /// The one endpoint that was dialled; none: whichever is least saturated.
+    pub pinned: Option<Arc<Endpoint>>,
+}
+
+/// What compiling needs beside the configuration: what outlives a snapshot.
+pub struct Ground {
+    /// Resolves names.
+    pub resolver: Arc<Resolver>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Leases and buckets.
+    pub limits: Arc<limit::State>,
+}
+
+impl Mesh {
+    /// Compiles a configuration that has been checked. What `before` has and still holds is kept:
+    /// endpoints, counts, pools, leases.
+    pub fn compile(model: Model, tls: Option<&Tls>, ground: &Ground, before: Option<&Mesh>) -> Self {
+        let metrics = &ground.metrics;
+        let known = |name: &str| {
+            let before = before?;
+            before.upstreams.iter().map(|r| &r.upstream).find(|u| &*u.spec.name == name)
+        };
+        let route = |direction, upstream: Arc<Upstream>, label: &str, timeout, retries| {
+            let name = upstream.spec.name.clone();
+            let traffic = metrics.traffic(direction, &name, label);
+            Arc::new(Route { traffic, tcp: metrics.tcp(direction, &name), upstream, timeout, retries })
+        };
+        let upstreams: HashMap<&str, Arc<Upstream>> = model
+            .upstreams
+            .iter()
+            .map(|(name, upstream)| {
+                let spec = spec(&model, name, upstream, tls);
+                (name.as_str(), Upstream::new(spec, known(name), &ground.resolver))
+            })
+            .collect();
+        let mut entries = Vec::new();
+        for written in &model.routes {
+            // Checked by validation: the upstream and the hosts are what they should be.
+            let Some(upstream) = upstreams.get(written.upstream.as_str()) else { continue };
+            let timeout = written.timeout.map(|t| t.0);
+            let label = label(written);
+            let target =
+                route(Direction::Outbound, upstream.clone(), &label, timeout, written.retries);
+            for host in written.host.as_slice().iter().filter_map(|h| h.parse().ok()) {
+                entries.push(Entry { host, path: written.path.clone(), target: target.clone() });
+            }
+        }
+        for (name, address) in model.implicit_routes() {
+            let Some(upstream) = upstreams.get(name) else { continue };
+            let target =
+                route(Direction::Outbound, upstream.clone(), &address.to_string(), None, DEFAULT_RETRIES);
+            let host = HostPattern::from(address);
+            entries.push(Entry { host, path: model::PathMatch::default(), target });
+        }
+        let fixed = |direction, name: &'static str, retries| {
+            let before = before.map(|b| match direction {
+                Direction::Outbound => &*b.original.upstream,
+                Direction::Inbound => &*b.application.upstream,
+            });
+            let upstream = Upstream::new(anywhere(name), before, &ground.resolver);
+            route(direction, upstream, "", None, retries)
+        };
+        Self {
+            routes: Table::compile(entries.into_iter()),
+            upstreams: model
+                .upstreams
+                .keys()
+                .map(|name| {
+                    let upstream = upstreams[name.as_str()].clone();
+                    route(Direction::Outbound, upstream, "address", None, DEFAULT_RETRIES)
+                })
+                .collect(),
+            original: fixed(Direction::Outbound, "original", DEFAULT_RETRIES),
+            // Whether to try another endpoint is the caller's sidecar's to say.
+            application: fixed(Direction::Inbound, "application", 0),
+            outbound_limits: Limits::compile(&model.limits, Direction::Outbound, &ground.limits),
+            inbound_limits: Limits::compile(&model.limits, Direction::Inbound, &ground.limits),
+            policy: auth::Policy::compile(&model.inbound.allow),
+            inbound_mtls: model.inbound_mtls(),
+            on_mismatch: model.outbound.on_mismatch,
+            bounds: bounds(&model.http),
+            model,
+        }
+    }
+
+    /// The upstream that an address belongs to, and the endpoint, if it is one's.
+    pub fn by_address(&self, original: std::net::SocketAddr) -> Option<Destination> {
+        let route = self.upstreams.iter().find(|r| r.upstream.owns(original))?;
+        Some(Destination { route: route.clone(), pinned: route.upstream.endpoint_at(original) })
+    }
+}
+
+fn spec(model: &Model, name: &str, upstream: &model::Upstream, tls: Option<&Tls>) -> Spec {
+    let mode = model.upstream_mtls(upstream);
+    let peer = match upstream.mtls.as_ref().and_then(|m| m.peer.as_deref()) {
+        Some(id) => id.parse().ok().map(Peer::Id),
+        None => tls.map(|tls| Peer::TrustDomain(tls.id().trust_domain().to_owned())),
+    };
+    let endpoints = match &upstream.endpoints {
+        Some(endpoints) => endpoints.as_slice(),
+        None => std::slice::from_ref(&upstream.address),
+    };
+    Spec {
+        name: name.into(),
+        address: upstream.address.clone(),
+        source: EndpointSource::new(endpoints),
+        peer: peer.filter(|_| mode != MtlsMode::Off),
+        may_fall_back: mode == MtlsMode::Prefer,
+        capacity: upstream.capacity.get(),
+        max_in_flight: upstream.max_in_flight.map_or(u32::MAX, |n| n.get()),
+        max_connections: upstream.max_connections.map_or(u32::MAX, |n| n.get()),
+        connect_timeout: upstream.connect_timeout.0,
+        idle_timeout: upstream.idle_timeout.0,
+    }
+}
+
+/// An upstream without endpoints of its own: each request brings its address along.
+fn anywhere(name: &str) -> Spec {
+    let address = HostPort { host: Host::Address([0, 0, 0, 0].into()), port: 0 };
+    let defaults = model::Upstream::at(address);
+    Spec {
+        name: name.into(),
+        source: EndpointSource::new(&[]),
+        address: defaults.address,
+        peer: None,
+        may_fall_back: false,
+        capacity: defaults.capacity.get(),
+        max_in_flight: u32::MAX,
+        max_connections: u32::MAX,
+        connect_timeout: defaults.connect_timeout.0,
+        idle_timeout: defaults.idle_timeout.0,
+    }
+}
+
+/// What a route is called in metrics: its first host and its path.
+fn label(route: &model::Route) -> String {
+    let host = route.host.as_slice().first().map_or("*", String::as_str);
+    match &route.path {
+        model::PathMatch::Prefix(path) => format!("{host}{path}"),
+        model::PathMatch::Exact(path) => format!("{host}={}", path.exact),
+    }
+}
+
+fn bounds(http: &model::Http) -> Bounds {
+    Bounds {
+        head_bytes: usize::try_from(http.max_header_bytes.0).unwrap_or(usize::MAX),
+        fields: http.max_headers.get() as usize,
+        head_timeout: http.header_timeout.0,
+        body_timeout: http.body_timeout.0,
+        idle_timeout: http.idle_timeout.0,
+    }
+}

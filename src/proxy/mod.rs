@@ -1,0 +1,20 @@
+//! The proxy: a request's way through the stages, the threads that carry it, and the snapshot of
+//! the configuration that it looks things up in.
+//!
+//! Read `outbound` and `inbound` first: each is one direction's stages, in order.
+
+mod connection;
+mod detect;
+mod drain;
+mod exchange;
+mod forward;
+mod inbound;
+mod listen;
+mod mesh;
+mod outbound;
+mod sidecar;
+mod tcp;
+mod view;
+mod worker;
+
+pub use sidecar::{Fatal, Sidecar, run};

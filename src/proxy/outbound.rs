@@ -1,0 +1,177 @@
+//! Outbound: what the pod sends. The stages of a request, in order:
+//!
+//! intercept (where was it meant to go) → detect (which protocol) → http (one reading) → route →
+//! limit → balance → pool → exchange.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use http::{Method, StatusCode};
+use tokio::net::TcpStream;
+
+use super::connection::{Requests, Stages};
+use super::detect::{self, Detected, Protocol};
+use super::forward::{Way, forward};
+use super::mesh::{Destination, Mesh};
+use super::tcp;
+use super::worker::Worker;
+use crate::config::model::{Direction, OnMismatch};
+use crate::error::{Error, Reason, Result};
+use crate::http::h1::{self, parse::is_own};
+use crate::http::{Body, Fields, Length, Next, RequestHead, Responder, ResponseHead, h2};
+use crate::intercept;
+use crate::limit::{Decision, Facts, Limits};
+use crate::pool::Stream;
+
+/// Serves one connection of the pod.
+pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
+    let original = intercept::original_destination(&stream);
+    let mesh = worker.mesh();
+    // By address alone: where opaque bytes go, and what was meant when a host disagrees.
+    let destination = original.map(|original| by_address(&worker, &mesh, original));
+    let settings = &mesh.model.outbound;
+    let opaque = original.is_some_and(|o| settings.opaque_ports.contains(&o.port()));
+    let detected = match &destination {
+        Some(destination) if opaque => tcp::open(&worker, destination, None).await.map(Detected::server),
+        _ => {
+            let server = destination.as_ref().map(|d| tcp::open(&worker, d, None));
+            detect::detect(&stream, settings.detect_timeout.0, server).await
+        }
+    };
+    let outbound = Outbound { original, destination };
+    let detected = match detected {
+        Ok(detected) => detected,
+        Err(error) => return worker.refused(Direction::Outbound, &error),
+    };
+    match detected.protocol {
+        Protocol::Http1 => {
+            let requests = Requests { worker: worker.clone(), stages: outbound };
+            if let h1::Ended::Tunnel(downstream, first, upstream) = h1::serve(stream, &requests).await {
+                tcp::relay(downstream, first, upstream).await;
+            }
+        }
+        Protocol::Http2 => {
+            let requests = Rc::new(Requests { worker, stages: outbound });
+            if let Err(error) = h2::serve(stream, requests).await {
+                tracing::debug!(%error, "an HTTP/2 connection of the application ended");
+            }
+        }
+        Protocol::Opaque | Protocol::Tls { .. } => match outbound.destination {
+            Some(destination) => tcp::carry(&worker, Direction::Outbound, stream, &destination, None, detected).await,
+            None => {
+                let why = "bytes that are not HTTP, and no original destination";
+                worker.refused(Direction::Outbound, &Error::new(Reason::InterceptNoDestination, why));
+            }
+        },
+    }
+}
+
+fn by_address(worker: &Worker, mesh: &Mesh, original: SocketAddr) -> Destination {
+    mesh.by_address(original).unwrap_or_else(|| Destination {
+        route: mesh.original.clone(),
+        pinned: Some(worker.endpoint_at(original, &mesh.original)),
+    })
+}
+
+/// The stages of a request of the pod.
+struct Outbound {
+    /// Where the kernel says that the connection was going; none: it was made to us.
+    original: Option<SocketAddr>,
+    /// Whose address that is.
+    destination: Option<Destination>,
+}
+
+impl Stages for Outbound {
+    const DIRECTION: Direction = Direction::Outbound;
+
+    async fn request(
+        &self,
+        worker: &Rc<Worker>,
+        mesh: &Mesh,
+        mut head: RequestHead,
+        body: &mut Body<'_>,
+        respond: &mut Responder<'_>,
+    ) -> Result<Next<Stream>> {
+        head.fields.remove_where(is_own);
+        let destination = self.route(worker, mesh, &head)?;
+        let caller = worker.identity();
+        limit(&mesh.outbound_limits, &head, self.original, caller.as_deref().unwrap_or_default()).await?;
+        if head.method == Method::CONNECT {
+            return connect(worker, &destination, respond).await;
+        }
+        let h2 = head.version == http::Version::HTTP_2;
+        let way = Way { destination, source: None, h2 };
+        forward(worker, mesh, &way, &head, body, respond).await?;
+        Ok(Next::Request)
+    }
+
+    fn from_sidecar(&self) -> bool {
+        false
+    }
+}
+
+impl Outbound {
+    /// Route: host and path say which upstream, if the connection was meant for it.
+    fn route(&self, worker: &Worker, mesh: &Mesh, head: &RequestHead) -> Result<Destination> {
+        let port = head.port().or(self.original.map(|o| o.port()));
+        let route = mesh.routes.find(&head.host(), port, head.path.path());
+        let balanced = |route: &std::sync::Arc<_>| Destination { route: route.clone(), pinned: None };
+        match (route, self.original, &self.destination) {
+            (Some(route), None, _) => Ok(balanced(route)),
+            (Some(route), Some(original), _) if route.upstream.owns(original) => Ok(balanced(route)),
+            (Some(route), Some(original), Some(destination)) => {
+                worker.shared.mismatches.add();
+                match mesh.on_mismatch {
+                    OnMismatch::Original => Ok(destination.clone()),
+                    OnMismatch::Route => Ok(balanced(route)),
+                    OnMismatch::Refuse => {
+                        let why = format!("the host has a route, but {original} is not of its upstream");
+                        Err(Error::new(Reason::RouteMismatch, why).upstream(&route.upstream.spec.name))
+                    }
+                }
+            }
+            (None, _, Some(destination)) => Ok(destination.clone()),
+            (_, _, None) => {
+                Err(Error::new(Reason::RouteNone, "no route takes this host and path, and nothing was redirected"))
+            }
+        }
+    }
+}
+
+/// Limit: a token of each limit that holds for the request.
+pub(super) async fn limit(
+    limits: &Limits,
+    head: &RequestHead,
+    original: Option<SocketAddr>,
+    caller: &str,
+) -> Result<()> {
+    if limits.is_empty() {
+        return Ok(());
+    }
+    let decision = limits.admit(&Facts {
+        host: &head.host(),
+        port: head.port().or(original.map(|o| o.port())),
+        path: head.path.path(),
+        method: head.method.as_str(),
+        caller,
+        field: &|name| head.fields.get(name),
+    });
+    match decision {
+        Decision::Admitted => Ok(()),
+        Decision::Refused(refusal) => Err(refusal.into()),
+        Decision::Wait(wait) => wait.resolve().await,
+    }
+}
+
+/// CONNECT (RFC 9110 section 9.3.6): a tunnel to the upstream that the authority names.
+async fn connect(
+    worker: &Rc<Worker>,
+    destination: &Destination,
+    respond: &mut Responder<'_>,
+) -> Result<Next<Stream>> {
+    let opened = tcp::open(worker, destination, None).await?;
+    let head = ResponseHead { status: StatusCode::OK, fields: Fields::default(), length: Length::Stream };
+    let gone = |_| Error::new(Reason::HttpDownstreamGone, "the downstream gave the tunnel up");
+    respond.tunnel(head).await.map_err(gone)?;
+    Ok(Next::Tunnel(opened))
+}

@@ -1,0 +1,226 @@
+//! A core's runtime: one thread, its connections and its pools, and nothing shared with other
+//! workers but counts and the snapshot.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+use tokio_util::sync::CancellationToken;
+
+use super::drain::Drain;
+use super::mesh::{Ground, Mesh, Route};
+use super::{inbound, outbound};
+use crate::balance::Endpoint;
+use crate::config::model::Direction;
+use crate::error::Error;
+use crate::pool::{Pools, tune};
+use crate::telemetry::Accepted;
+use crate::tls;
+
+/// How often a worker looks through its idle connections.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// Addresses without an upstream that a worker remembers.
+const MAX_ADDRESSES: usize = 4096;
+
+/// What all workers and the control thread share.
+pub(super) struct Shared {
+    /// The snapshot.
+    pub mesh: ArcSwap<Mesh>,
+    /// Our identity.
+    pub tls: tls::Current,
+    /// Whether we are about to end.
+    pub drain: Drain,
+    /// Counts, names and leases.
+    pub ground: Ground,
+    /// Every port that we listen on.
+    pub ports: Vec<u16>,
+    /// Requests whose host has a route, but whose address is not that upstream's.
+    pub mismatches: AtomicU64,
+    /// Connections to the inbound side, all workers together.
+    pub workers: usize,
+}
+
+impl Shared {
+    /// Open connections of callers.
+    pub(super) fn inbound_connections(&self) -> u64 {
+        self.ground.metrics.open(Direction::Inbound)
+    }
+}
+
+/// An accepted connection, on its way to the worker that will serve it.
+pub(super) struct Accept {
+    stream: std::net::TcpStream,
+    direction: Direction,
+    accepted: Accepted,
+}
+
+/// What a worker is given.
+pub(super) struct Assignment {
+    /// Its number, from 0.
+    pub index: usize,
+    /// Its own listeners.
+    pub listeners: Vec<(Direction, std::net::TcpListener)>,
+    /// Connections that other workers accepted for it.
+    pub handed: mpsc::UnboundedReceiver<Accept>,
+    /// The way to every worker, itself included.
+    pub workers: Vec<mpsc::UnboundedSender<Accept>>,
+}
+
+/// One worker.
+pub(super) struct Worker {
+    /// Its number, from 0.
+    pub index: usize,
+    /// What all share.
+    pub shared: Arc<Shared>,
+    /// Its connections to endpoints.
+    pub pools: Rc<Pools>,
+    mesh: RefCell<Rc<Arc<Mesh>>>,
+    addresses: RefCell<HashMap<SocketAddr, Arc<Endpoint>>>,
+    inbound: CancellationToken,
+    outbound: CancellationToken,
+}
+
+/// Runs a worker on this thread until `end`.
+pub(super) fn run(shared: Arc<Shared>, assignment: Assignment, end: CancellationToken) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    runtime.block_on(async {
+        let worker = Worker::new(assignment.index, shared);
+        let workers = Rc::new(assignment.workers);
+        for (direction, listener) in assignment.listeners {
+            let listener = TcpListener::from_std(listener)?;
+            spawn_local(accept(worker.clone(), workers.clone(), direction, listener));
+        }
+        spawn_local(take(worker.clone(), assignment.handed));
+        let pools = worker.pools.clone();
+        spawn_local(async move {
+            loop {
+                tokio::time::sleep(SWEEP).await;
+                pools.sweep();
+            }
+        });
+        end.cancelled().await;
+        Ok(())
+    })
+}
+
+impl Worker {
+    fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        Rc::new(Self {
+            index,
+            pools: Rc::default(),
+            mesh: RefCell::new(Rc::new(shared.mesh.load_full())),
+            addresses: RefCell::default(),
+            inbound: shared.drain.inbound.child_token(),
+            outbound: shared.drain.outbound.child_token(),
+            shared,
+        })
+    }
+
+    /// The snapshot as it is now. The count that other cores write is touched only when it has
+    /// changed.
+    pub(super) fn mesh(&self) -> Rc<Arc<Mesh>> {
+        let now = self.shared.mesh.load();
+        let mut known = self.mesh.borrow_mut();
+        if !Arc::ptr_eq(&now, &known) {
+            *known = Rc::new(Arc::clone(&now));
+        }
+        known.clone()
+    }
+
+    /// Resolves when idle connections of this direction are to be closed.
+    pub(super) fn closing(&self, direction: Direction) -> impl Future<Output = ()> + use<> {
+        let token = match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
+        };
+        token.clone().cancelled_owned()
+    }
+
+    /// Counts and notes a connection that was refused.
+    pub(super) fn refused(&self, direction: Direction, error: &Error) {
+        tracing::debug!(direction = direction.name(), %error, "refused");
+        self.shared.ground.metrics.refused(direction, self.index, error.reason);
+    }
+
+    /// The endpoint of an address that belongs to no upstream.
+    pub(super) fn endpoint_at(&self, address: SocketAddr, route: &Route) -> Arc<Endpoint> {
+        let mut addresses = self.addresses.borrow_mut();
+        if addresses.len() >= MAX_ADDRESSES && !addresses.contains_key(&address) {
+            addresses.retain(|_, e| e.in_flight() + e.connections() > 0);
+        }
+        let capacity = route.upstream.spec.capacity;
+        addresses.entry(address).or_insert_with(|| Endpoint::new(address, capacity)).clone()
+    }
+}
+
+/// Accepts connections, and gives each to the worker that has the fewest.
+async fn accept(
+    worker: Rc<Worker>,
+    workers: Rc<Vec<mpsc::UnboundedSender<Accept>>>,
+    direction: Direction,
+    listener: TcpListener,
+) {
+    let metrics = worker.shared.ground.metrics.clone();
+    let closing = match direction {
+        Direction::Inbound => worker.inbound.clone(),
+        Direction::Outbound => worker.outbound.clone(),
+    };
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            // Only once the queue is empty: whoever is in it was told that we listen.
+            () = closing.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or a connection that died in the queue: neither is the
+                // listener's end.
+                tracing::warn!(%error, direction = direction.name(), "accept");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        let least = (0..workers.len()).min_by_key(|i| (metrics.connections(*i), *i != worker.index));
+        let least = least.unwrap_or(worker.index);
+        let accepted = metrics.accepted(direction, least);
+        if least == worker.index {
+            spawn_local(serve(worker.clone(), direction, stream, accepted));
+        } else if let Ok(stream) = stream.into_std() {
+            let _ = workers[least].send(Accept { stream, direction, accepted });
+        }
+    }
+}
+
+/// Serves connections that other workers accepted.
+async fn take(worker: Rc<Worker>, mut handed: mpsc::UnboundedReceiver<Accept>) {
+    while let Some(Accept { stream, direction, accepted }) = handed.recv().await {
+        match TcpStream::from_std(stream) {
+            Ok(stream) => drop(spawn_local(serve(worker.clone(), direction, stream, accepted))),
+            Err(error) => tracing::warn!(%error, "a connection could not be handed over"),
+        }
+    }
+}
+
+async fn serve(worker: Rc<Worker>, direction: Direction, stream: TcpStream, _accepted: Accepted) {
+    if tune(&stream).is_err() {
+        return;
+    }
+    match direction {
+        Direction::Outbound => outbound::serve(worker, stream).await,
+        Direction::Inbound => inbound::serve(worker, stream).await,
+    }
+}

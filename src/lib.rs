@@ -6,3 +6,5 @@ pub mod config;
 pub mod error;
 pub mod http;
 pub mod telemetry;
+pub mod identity;
+pub mod tls;

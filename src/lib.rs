@@ -2,9 +2,18 @@
 //! request's path can be read from top to bottom.
 
 pub mod admin;
+pub mod auth;
+pub mod balance;
+pub mod cli;
 pub mod config;
+pub mod dns;
 pub mod error;
 pub mod http;
-pub mod telemetry;
 pub mod identity;
+pub mod intercept;
+pub mod limit;
+pub mod pool;
+pub mod proxy;
+pub mod route;
+pub mod telemetry;
 pub mod tls;

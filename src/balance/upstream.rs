@@ -139,7 +139,7 @@ impl Upstream {
     pub async fn pick(self: &Arc<Self>, tried: &[u64]) -> Result<InFlight> {
         let in_flight = self.begin()?;
         let mut chosen = least_saturated(&self.live.endpoints.load(), tried).cloned();
-        if chosen == Err(None::Empty) && tried.is_empty() {
+        if matches!(chosen, Err(None::Empty)) && tried.is_empty() {
             self.first_resolution().await?;
             chosen = least_saturated(&self.live.endpoints.load(), tried).cloned();
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
 use bytes::Bytes;
 use http::uri::Scheme;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
@@ -323,10 +323,16 @@ pub struct Exchange {
 }
 
 /// Sends a request's head on a connection that is ready. `host` stands in where the request
-/// names nobody.
-pub fn send(sender: &mut Sender, head: &RequestHead, host: &str) -> Result<Exchange, ::h2::Error> {
+/// names nobody; `own` is a field between sidecars.
+pub fn send(
+    sender: &mut Sender,
+    head: &RequestHead,
+    host: &str,
+    own: Option<(HeaderName, HeaderValue)>,
+) -> Result<Exchange, ::h2::Error> {
     let mut fields = head.fields.to_map();
     fields.remove(http::header::HOST);
+    fields.extend(own);
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_2;

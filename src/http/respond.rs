@@ -61,6 +61,19 @@ impl Responder<'_> {
         }
     }
 
+    /// Sends the head of an answer after which the connection is a tunnel (RFC 9110 section 9.3.6).
+    pub async fn tunnel(&mut self, head: ResponseHead) -> io::Result<()> {
+        match self {
+            Responder::H1(answer) => {
+                answer.begun = true;
+                answer.done = true;
+                // Framed as an interim answer is: no body, and no field that says so.
+                answer.writer.interim(head.status, &head.fields).await
+            }
+            Responder::H2(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Sends a piece of the body, as fast as the downstream takes it.
     pub async fn data(&mut self, data: Bytes) -> io::Result<()> {
         match self {

@@ -9,7 +9,7 @@ use super::worker::Worker;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
-use crate::pool::Stream;
+use super::tcp::Opened;
 
 /// One direction's stages.
 pub(super) trait Stages {
@@ -24,7 +24,7 @@ pub(super) trait Stages {
         head: RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> impl Future<Output = Result<Next<Stream>>>;
+    ) -> impl Future<Output = Result<Next<Opened>>>;
 
     /// Whether the downstream is a sidecar, which sends elsewhere what is refused unprocessed.
     fn from_sidecar(&self) -> bool;
@@ -37,14 +37,14 @@ pub(super) struct Requests<S> {
 }
 
 impl<S: Stages> Handler for Requests<S> {
-    type Tunnel = Stream;
+    type Tunnel = Opened;
 
     async fn handle(
         &self,
         head: RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Next<Stream> {
+    ) -> Next<Opened> {
         let mesh = self.worker.mesh();
         let grpc = head.is_grpc();
         match self.stages.request(&self.worker, &mesh, head, body, respond).await {

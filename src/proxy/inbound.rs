@@ -16,7 +16,7 @@ use super::detect::{self, Detected, Protocol};
 use super::forward::{Way, forward};
 use super::mesh::{Destination, Mesh};
 use super::outbound::limit;
-use super::tcp;
+use super::tcp::{self, Opened};
 use super::worker::Worker;
 use crate::config::model::{Direction, InboundMtls};
 use crate::error::{Error, Reason, Result};
@@ -24,7 +24,6 @@ use crate::http::h1::{self, parse::is_own};
 use crate::http::{Body, Next, PROTOCOL_FIELD, RequestHead, Responder, h2};
 use crate::identity::SpiffeId;
 use crate::intercept::{self, INBOUND_SOURCE, Source};
-use crate::pool::Stream;
 use crate::tls::{self, Alpn};
 
 /// The field that tells the application who is calling, as Envoy's `x-forwarded-client-cert` does.
@@ -81,7 +80,7 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
 /// is this pod and no port of ours; any other goes to the configured application.
 fn target(worker: &Worker, mesh: &Mesh, stream: &TcpStream) -> Result<(SocketAddr, Option<Source>)> {
     match (intercept::original_destination(stream), mesh.model.application) {
-        (Some(original), _) if worker.shared.ports.contains(original.port()) => {
+        (Some(original), _) if worker.shared.ports.contains(&original.port()) => {
             Err(Error::new(Reason::InterceptOwnPort, format!("{original} is a port of the sidecar itself")))
         }
         (Some(original), _) if !intercept::is_local(original.ip()) => {
@@ -163,7 +162,7 @@ impl Stages for Inbound {
         mut head: RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Result<Next<Stream>> {
+    ) -> Result<Next<Opened>> {
         let h2 = self.protocol(&head);
         head.fields.remove_where(|name| is_own(name) || name.eq_ignore_ascii_case(CALLER_FIELD.as_bytes()));
         self.authorize(mesh, &head)?;

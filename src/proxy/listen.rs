@@ -50,24 +50,26 @@ pub(super) fn bind(listen: &Listen, workers: usize) -> Result<Listeners, Unbound
     ];
     for (name, direction, addresses, default) in traffic {
         for address in each(name, addresses, default) {
-            let first = all.tcp(name, address)?;
+            // Without SO_REUSEPORT first: another process that listens there is to be noticed.
+            drop(tcp(address, false).map_err(|error| Unbound { name, address, error })?);
+            let first = all.tcp(name, address, true)?;
             let bound = first.local_addr().map_err(|error| Unbound { name, address, error })?;
             all.workers[0].push((direction, first));
             for worker in &mut all.workers[1..] {
-                worker.push((direction, tcp(bound).map_err(|error| Unbound { name, address, error })?));
+                worker.push((direction, tcp(bound, true).map_err(|error| Unbound { name, address, error })?));
             }
         }
     }
     for address in each("admin", &listen.admin, &defaults.admin) {
-        let listener = all.tcp("admin", address)?;
+        let listener = all.tcp("admin", address, false)?;
         all.admin.push(listener);
     }
     for address in each("probes", &listen.probes, &defaults.probes) {
-        let listener = all.tcp("probes", address)?;
+        let listener = all.tcp("probes", address, false)?;
         all.probes.push(listener);
     }
     for address in each("dns", &listen.dns, &defaults.dns) {
-        let listener = all.tcp("dns", address)?;
+        let listener = all.tcp("dns", address, false)?;
         let bound = listener.local_addr().and_then(udp);
         all.dns_udp.push(bound.map_err(|error| Unbound { name: "dns", address, error })?);
         all.dns_tcp.push(listener);
@@ -76,9 +78,9 @@ pub(super) fn bind(listen: &Listen, workers: usize) -> Result<Listeners, Unbound
 }
 
 impl Listeners {
-    fn tcp(&mut self, name: &'static str, address: SocketAddr) -> Result<TcpListener, Unbound> {
+    fn tcp(&mut self, name: &'static str, address: SocketAddr, shared: bool) -> Result<TcpListener, Unbound> {
         let failed = |error| Unbound { name, address, error };
-        let listener = tcp(address).map_err(failed)?;
+        let listener = tcp(address, shared).map_err(failed)?;
         self.bound.push((name, listener.local_addr().map_err(failed)?));
         Ok(listener)
     }
@@ -102,26 +104,27 @@ fn has_ipv6() -> bool {
     UdpSocket::bind("[::1]:0").is_ok()
 }
 
-fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket(address, Type::STREAM, Protocol::TCP)?;
+/// With `shared`, the workers' listeners may all have the address.
+fn tcp(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = socket(address, Type::STREAM, Protocol::TCP, shared)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
 fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    Ok(socket(address, Type::DGRAM, Protocol::UDP)?.into())
+    Ok(socket(address, Type::DGRAM, Protocol::UDP, false)?.into())
 }
 
-fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+fn socket(address: SocketAddr, kind: Type, protocol: Protocol, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if address.is_ipv6() {
         // The IPv4 address has a listener of its own.
         socket.set_only_v6(true)?;
     }
-    socket.set_reuse_address(true)?;
-    if kind == Type::STREAM {
-        socket.set_reuse_port(true)?;
-    }
+    // For TCP: not to wait out connections of a process before us. On UDP it would let two processes
+    // share a port unnoticed.
+    socket.set_reuse_address(kind == Type::STREAM)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket)

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::auth;
 use crate::balance::{Endpoint, Spec, Upstream};
 use crate::config::HostPattern;
@@ -21,7 +23,7 @@ use crate::tls::{Peer, Tls};
 const DEFAULT_RETRIES: u8 = 2;
 
 /// What the sidecar runs.
-pub struct Mesh {
+pub(super) struct Mesh {
     /// What it was compiled from.
     pub model: Model,
     /// Host and path to route.
@@ -44,10 +46,12 @@ pub struct Mesh {
     pub on_mismatch: OnMismatch,
     /// The bounds of messages.
     pub bounds: Bounds,
+    /// Our own SPIFFE id; empty without an identity.
+    pub identity: Box<str>,
 }
 
 /// Where requests go, and on which terms.
-pub struct Route {
+pub(super) struct Route {
     /// The upstream.
     pub upstream: Arc<Upstream>,
     /// From the request's head to the end of the answer.
@@ -62,7 +66,7 @@ pub struct Route {
 
 /// Where one request or connection goes.
 #[derive(Clone)]
-pub struct Destination {
+pub(super) struct Destination {
     /// The route.
     pub route: Arc<Route>,
     /// The one endpoint that was dialled; none: whichever is least saturated.
@@ -70,23 +74,23 @@ pub struct Destination {
 }
 
 /// What compiling needs beside the configuration: what outlives a snapshot.
-pub struct Ground {
+pub(super) struct Ground {
     /// Resolves names.
     pub resolver: Arc<Resolver>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Leases and buckets.
-    pub limits: Arc<limit::State>,
+    pub limits: ArcSwap<limit::State>,
 }
 
 impl Mesh {
     /// Compiles a configuration that has been checked. What `before` has and still holds is kept:
     /// endpoints, counts, pools, leases.
-    pub fn compile(model: Model, tls: Option<&Tls>, ground: &Ground, before: Option<&Mesh>) -> Self {
+    pub(super) fn compile(model: Model, tls: Option<&Tls>, ground: &Ground, before: Option<&Mesh>) -> Self {
         let metrics = &ground.metrics;
         let known = |name: &str| {
-            let before = before?;
-            before.upstreams.iter().map(|r| &r.upstream).find(|u| &*u.spec.name == name)
+            let mut before = before?.upstreams.iter().map(|route| &*route.upstream);
+            before.find(|upstream| &*upstream.spec.name == name)
         };
         let route = |direction, upstream: Arc<Upstream>, label: &str, timeout, retries| {
             let name = upstream.spec.name.clone();
@@ -120,6 +124,7 @@ impl Mesh {
             let host = HostPattern::from(address);
             entries.push(Entry { host, path: model::PathMatch::default(), target });
         }
+        let limits = ground.limits.load_full();
         let fixed = |direction, name: &'static str, retries| {
             let before = before.map(|b| match direction {
                 Direction::Outbound => &*b.original.upstream,
@@ -141,18 +146,19 @@ impl Mesh {
             original: fixed(Direction::Outbound, "original", DEFAULT_RETRIES),
             // Whether to try another endpoint is the caller's sidecar's to say.
             application: fixed(Direction::Inbound, "application", 0),
-            outbound_limits: Limits::compile(&model.limits, Direction::Outbound, &ground.limits),
-            inbound_limits: Limits::compile(&model.limits, Direction::Inbound, &ground.limits),
+            outbound_limits: Limits::compile(&model.limits, Direction::Outbound, &limits),
+            inbound_limits: Limits::compile(&model.limits, Direction::Inbound, &limits),
             policy: auth::Policy::compile(&model.inbound.allow),
             inbound_mtls: model.inbound_mtls(),
             on_mismatch: model.outbound.on_mismatch,
             bounds: bounds(&model.http),
+            identity: tls.map_or_else(Box::default, |tls| tls.id().as_str().into()),
             model,
         }
     }
 
     /// The upstream that an address belongs to, and the endpoint, if it is one's.
-    pub fn by_address(&self, original: std::net::SocketAddr) -> Option<Destination> {
+    pub(super) fn by_address(&self, original: std::net::SocketAddr) -> Option<Destination> {
         let route = self.upstreams.iter().find(|r| r.upstream.owns(original))?;
         Some(Destination { route: route.clone(), pinned: route.upstream.endpoint_at(original) })
     }

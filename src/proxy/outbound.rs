@@ -5,6 +5,8 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http::{Method, StatusCode};
 use tokio::net::TcpStream;
@@ -12,8 +14,8 @@ use tokio::net::TcpStream;
 use super::connection::{Requests, Stages};
 use super::detect::{self, Detected, Protocol};
 use super::forward::{Way, forward};
-use super::mesh::{Destination, Mesh};
-use super::tcp;
+use super::mesh::{Destination, Mesh, Route};
+use super::tcp::{self, Opened};
 use super::worker::Worker;
 use crate::config::model::{Direction, OnMismatch};
 use crate::error::{Error, Reason, Result};
@@ -21,7 +23,6 @@ use crate::http::h1::{self, parse::is_own};
 use crate::http::{Body, Fields, Length, Next, RequestHead, Responder, ResponseHead, h2};
 use crate::intercept;
 use crate::limit::{Decision, Facts, Limits};
-use crate::pool::Stream;
 
 /// Serves one connection of the pod.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
@@ -91,11 +92,10 @@ impl Stages for Outbound {
         mut head: RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Result<Next<Stream>> {
+    ) -> Result<Next<Opened>> {
         head.fields.remove_where(is_own);
         let destination = self.route(worker, mesh, &head)?;
-        let caller = worker.identity();
-        limit(&mesh.outbound_limits, &head, self.original, caller.as_deref().unwrap_or_default()).await?;
+        limit(&mesh.outbound_limits, &head, self.original, &mesh.identity).await?;
         if head.method == Method::CONNECT {
             return connect(worker, &destination, respond).await;
         }
@@ -115,12 +115,12 @@ impl Outbound {
     fn route(&self, worker: &Worker, mesh: &Mesh, head: &RequestHead) -> Result<Destination> {
         let port = head.port().or(self.original.map(|o| o.port()));
         let route = mesh.routes.find(&head.host(), port, head.path.path());
-        let balanced = |route: &std::sync::Arc<_>| Destination { route: route.clone(), pinned: None };
+        let balanced = |route: &Arc<Route>| Destination { route: route.clone(), pinned: None };
         match (route, self.original, &self.destination) {
             (Some(route), None, _) => Ok(balanced(route)),
             (Some(route), Some(original), _) if route.upstream.owns(original) => Ok(balanced(route)),
             (Some(route), Some(original), Some(destination)) => {
-                worker.shared.mismatches.add();
+                worker.shared.mismatches.fetch_add(1, Ordering::Relaxed);
                 match mesh.on_mismatch {
                     OnMismatch::Original => Ok(destination.clone()),
                     OnMismatch::Route => Ok(balanced(route)),
@@ -168,7 +168,7 @@ async fn connect(
     worker: &Rc<Worker>,
     destination: &Destination,
     respond: &mut Responder<'_>,
-) -> Result<Next<Stream>> {
+) -> Result<Next<Opened>> {
     let opened = tcp::open(worker, destination, None).await?;
     let head = ResponseHead { status: StatusCode::OK, fields: Fields::default(), length: Length::Stream };
     let gone = |_| Error::new(Reason::HttpDownstreamGone, "the downstream gave the tunnel up");

@@ -46,8 +46,6 @@ pub(super) struct Shared {
     pub ports: Vec<u16>,
     /// Requests whose host has a route, but whose address is not that upstream's.
     pub mismatches: AtomicU64,
-    /// Connections to the inbound side, all workers together.
-    pub workers: usize,
 }
 
 impl Shared {

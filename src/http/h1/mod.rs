@@ -8,7 +8,7 @@ mod serve;
 mod write;
 
 pub use read::{HeadError, Incoming, Reader};
-pub use serve::serve;
+pub use serve::{Ended, serve};
 pub use write::{Framing, Writer};
 
 use tokio::net::TcpStream;

@@ -1,0 +1,38 @@
+//! The commands, one file each: arguments to one typed call.
+
+pub mod check;
+pub mod init;
+pub mod proxy;
+pub mod schema;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// A service-mesh sidecar: pooled mTLS, least-saturated endpoints, mesh-wide limits.
+///
+/// It runs beside an application that knows nothing of it. `pannier init` redirects the pod's
+/// traffic, `pannier proxy` carries it, and `pannier check` says what a configuration means.
+#[derive(Debug, Parser)]
+#[command(name = "pannier", version, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 it worked, 1 it failed, 2 the command line or the configuration is wrong.")]
+enum Command {
+    /// Run the sidecar
+    Proxy(proxy::Args),
+    /// Redirect this pod's traffic to the sidecar (needs NET_ADMIN)
+    Init(init::Args),
+    /// Say what a configuration means, or where it is wrong
+    Check(check::Args),
+    /// Print the JSON schema of the configuration
+    Schema,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    match Command::parse() {
+        Command::Proxy(args) => proxy::run(&args),
+        Command::Init(args) => init::run(args),
+        Command::Check(args) => check::run(&args),
+        Command::Schema => schema::run(),
+    }
+}

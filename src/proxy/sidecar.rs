@@ -1,0 +1,317 @@
+//! The process: reads the configuration, binds the listeners, starts the workers, and then, on the
+//! control thread, follows changes, signals and the operator until the end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::drain::{self, Drain};
+use super::listen::{self, Listeners, Unbound};
+use super::mesh::{Ground, Mesh};
+use super::view::View;
+use super::worker::{self, Assignment, Shared};
+use crate::config::model::Direction;
+use crate::config::watch::Watcher;
+use crate::config::{self, Model, Problems};
+use crate::dns::{self, Resolver, capture::MeshNames};
+use crate::identity::{self, Identity};
+use crate::telemetry::Metrics;
+use crate::tls::{self, Tls};
+use crate::{admin, limit};
+
+/// Why the sidecar cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] Problems),
+    /// The certificates are.
+    #[error("{0}")]
+    Identity(#[from] identity::Error),
+    /// DNS cannot be asked.
+    #[error("dns: {0}")]
+    Dns(#[from] dns::ConfigError),
+    /// Redis cannot be asked.
+    #[error("{0}")]
+    Redis(String),
+    /// An address cannot be listened on.
+    #[error("{0}")]
+    Listen(#[from] Unbound),
+    /// The system refused something.
+    #[error("{what}: {error}")]
+    System {
+        /// What was asked of it.
+        what: &'static str,
+        /// What it said.
+        error: std::io::Error,
+    },
+}
+
+impl Fatal {
+    fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Fatal::System { what, error }
+    }
+}
+
+/// Runs a sidecar with the configuration at `path` until it has been told to stop and has drained.
+/// Blocks; this thread becomes the control thread.
+pub fn run(path: &Path) -> Result<(), Fatal> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fatal::system("the control runtime"))?;
+    runtime.block_on(async {
+        let sidecar = Sidecar::start(path)?;
+        sidecar.follow().await
+    })
+}
+
+/// A running sidecar, held by the control thread.
+pub struct Sidecar {
+    path: PathBuf,
+    watcher: Watcher,
+    shared: Arc<Shared>,
+    view: Arc<View>,
+    mesh_names: Arc<MeshNames>,
+    rotation: Option<AbortHandle>,
+    workers: Vec<thread::JoinHandle<std::io::Result<()>>>,
+    end: CancellationToken,
+    _doors: admin::Doors,
+    _dns: dns::Server,
+}
+
+impl Sidecar {
+    /// Starts everything. To be called on the control runtime.
+    pub fn start(path: &Path) -> Result<Self, Fatal> {
+        // Before the first read, so that no change is missed.
+        let watcher = Watcher::new(&[path.to_owned()]).map_err(Fatal::system("watching the configuration"))?;
+        let model = config::load(path)?;
+        let identity = model.identity.as_ref().map(Identity::load).transpose()?;
+        let tls = identity.as_ref().map(Tls::new);
+        let workers = workers(&model);
+        let metrics = Metrics::new(workers);
+        metrics.identity(identity.as_ref().map(Identity::not_after));
+        let ground = Ground {
+            resolver: Resolver::new(&model.dns, Handle::current())?,
+            limits: ArcSwap::from(limits(&model)?),
+            metrics: metrics.clone(),
+        };
+        let Listeners { workers: own, admin, probes, dns_udp, dns_tcp, bound } =
+            listen::bind(&model.listen, workers)?;
+        let mesh_names = MeshNames::new([]);
+        let mesh = Mesh::compile(model, tls.as_deref(), &ground, None);
+        mesh_names.replace(names(&mesh).iter().map(String::as_str));
+        let dns = dns::capture::serve(
+            dns_udp,
+            dns_tcp,
+            ground.resolver.clone(),
+            mesh_names.clone(),
+        )
+        .map_err(Fatal::system("listen.dns"))?;
+        for (name, address) in &bound {
+            tracing::info!(%address, "listening: {name}");
+        }
+        let mut ports: Vec<u16> = bound.iter().map(|(_, address)| address.port()).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let shared = Arc::new(Shared {
+            mesh: ArcSwap::from_pointee(mesh),
+            tls: tls::Current::new(tls),
+            drain: Drain::default(),
+            ground,
+            ports,
+            mismatches: AtomicU64::new(0),
+        });
+        let view = View::new(shared.clone(), bound);
+        view.collect();
+        let doors = admin::serve(admin, probes, view.clone(), metrics)
+            .map_err(Fatal::system("listen.admin"))?;
+        let end = CancellationToken::new();
+        let workers = start_workers(&shared, own, &end)?;
+        let rotation = rotation(&shared, identity);
+        say_what_is_open(&shared);
+        Ok(Self {
+            path: path.to_owned(),
+            watcher,
+            shared,
+            view,
+            mesh_names,
+            rotation,
+            workers,
+            end,
+            _doors: doors,
+            _dns: dns,
+        })
+    }
+
+    /// Follows changes and signals until the end.
+    pub async fn follow(mut self) -> Result<(), Fatal> {
+        let signals = |kind| signal(kind).map_err(Fatal::system("signals"));
+        let mut hangup = signals(SignalKind::hangup())?;
+        let mut terminate = signals(SignalKind::terminate())?;
+        let mut interrupt = signals(SignalKind::interrupt())?;
+        loop {
+            tokio::select! {
+                () = self.watcher.changed() => self.reload(),
+                _ = hangup.recv() => self.reload(),
+                _ = terminate.recv() => self.shared.drain.begin(),
+                _ = interrupt.recv() => self.shared.drain.begin(),
+                () = self.shared.drain.begun() => break,
+            }
+        }
+        let config = self.shared.mesh.load().model.drain.clone();
+        tokio::select! {
+            () = drain::drain(&self.shared, &config) => {}
+            // A second word means now.
+            _ = interrupt.recv() => tracing::warn!("interrupted while draining"),
+        }
+        self.end.cancel();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+        Ok(())
+    }
+
+    /// Takes the configuration as it is now, or keeps the running one and says what is wrong.
+    fn reload(&mut self) {
+        match self.compile() {
+            Ok(model) => {
+                self.shared.ground.metrics.reload(true);
+                self.view.refused(None);
+                let generation = self.shared.ground.metrics.generation();
+                tracing::info!(generation, "configuration applied");
+                if model {
+                    say_what_is_open(&self.shared);
+                }
+            }
+            Err(error) => {
+                self.shared.ground.metrics.reload(false);
+                tracing::error!(%error, "configuration refused; the running one is kept");
+                self.view.refused(Some(error.to_string()));
+            }
+        }
+    }
+
+    /// Compiles and swaps. Says whether the identity's files are others than before.
+    fn compile(&mut self) -> Result<bool, Fatal> {
+        let model = config::load(&self.path)?;
+        let shared = &self.shared;
+        let before = shared.mesh.load_full();
+        let moved = model.identity != before.model.identity;
+        let identity = match (&model.identity, moved) {
+            (Some(files), true) => Some(Identity::load(files)?),
+            _ => None,
+        };
+        let tls = if moved { identity.as_ref().map(Tls::new) } else { shared.tls.load() };
+        if model.dns != before.model.dns {
+            shared.ground.resolver.reconfigure(&model.dns)?;
+        }
+        if model.redis != before.model.redis {
+            // Leases of another Redis are worth nothing here.
+            shared.ground.limits.store(limits(&model)?);
+        }
+        self.view.fixed(&before.model, &model);
+        let mesh = Mesh::compile(model, tls.as_deref(), &shared.ground, Some(&before));
+        self.mesh_names.replace(names(&mesh).iter().map(String::as_str));
+        if moved {
+            // First what new connections prove, then what they are asked to.
+            shared.ground.metrics.identity(identity.as_ref().map(Identity::not_after));
+            shared.tls.store(tls);
+        }
+        shared.mesh.store(Arc::new(mesh));
+        if moved {
+            if let Some(rotation) = self.rotation.take() {
+                rotation.abort();
+            }
+            self.rotation = rotation(shared, identity);
+        }
+        Ok(moved)
+    }
+}
+
+fn limits(model: &Model) -> Result<Arc<limit::State>, Fatal> {
+    limit::State::new(model.redis.as_ref(), &Handle::current()).map_err(Fatal::Redis)
+}
+
+/// Worker threads: as configured, or as many as the container may use.
+fn workers(model: &Model) -> usize {
+    // The standard library honours the cgroup's CPU quota and the affinity mask; a quota of less
+    // than a core is one worker.
+    let default = || thread::available_parallelism().map_or(1, |n| n.get());
+    model.workers.map_or_else(default, |n| n.get())
+}
+
+fn start_workers(
+    shared: &Arc<Shared>,
+    listeners: Vec<Vec<(Direction, std::net::TcpListener)>>,
+    end: &CancellationToken,
+) -> Result<Vec<thread::JoinHandle<std::io::Result<()>>>, Fatal> {
+    let (ways, handed): (Vec<_>, Vec<_>) = listeners.iter().map(|_| mpsc::unbounded_channel()).unzip();
+    let mut threads = Vec::with_capacity(listeners.len());
+    for (index, (listeners, handed)) in listeners.into_iter().zip(handed).enumerate() {
+        let assignment = Assignment { index, listeners, handed, workers: ways.clone() };
+        let (shared, end) = (shared.clone(), end.clone());
+        let thread = thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                worker::run(shared, assignment, end).inspect_err(|error| {
+                    tracing::error!(%error, worker = index, "a worker could not run");
+                })
+            })
+            .map_err(Fatal::system("starting a worker"))?;
+        threads.push(thread);
+    }
+    Ok(threads)
+}
+
+/// Follows the identity's files, and has new connections use what they hold.
+fn rotation(shared: &Arc<Shared>, current: Option<Identity>) -> Option<AbortHandle> {
+    let files = shared.mesh.load().model.identity.clone()?;
+    let mut watcher = match Watcher::new(&[files.certificate.clone(), files.key.clone(), files.bundle.clone()]) {
+        Ok(watcher) => watcher,
+        Err(error) => {
+            tracing::error!(%error, "the identity's files cannot be watched; SIGHUP does not read them either");
+            return None;
+        }
+    };
+    let shared = shared.clone();
+    let publish = move |renewed: Result<&Identity, &identity::Error>| {
+        let metrics = &shared.ground.metrics;
+        metrics.identity_renewed(renewed.is_ok());
+        if let Ok(identity) = renewed {
+            metrics.identity(Some(identity.not_after()));
+            shared.tls.store(Some(Tls::new(identity)));
+        }
+    };
+    let changes = async move || watcher.changed().await;
+    Some(tokio::spawn(identity::rotate(files, current, changes, publish)).abort_handle())
+}
+
+/// The names that the cache answers the pod's queries for: what applications dial.
+fn names(mesh: &Mesh) -> Vec<String> {
+    mesh.upstreams.iter().map(|route| route.upstream.spec.address.host.to_string()).collect()
+}
+
+/// Says aloud what is not protected.
+fn say_what_is_open(shared: &Shared) {
+    let mesh = shared.mesh.load();
+    match shared.tls.load() {
+        None => tracing::warn!("no identity is configured: traffic is plaintext, in both directions"),
+        Some(tls) => tracing::info!(id = %tls.id(), inbound = ?mesh.inbound_mtls, "mTLS"),
+    }
+}
+
+impl Shared {
+    /// Requests whose host had a route, but whose address was not that upstream's.
+    pub(super) fn mismatches(&self) -> u64 {
+        self.mismatches.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,216 @@
+//! What the operator's door shows of a running sidecar.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::mesh::{Mesh, Route};
+use super::worker::Shared;
+use crate::admin::{self, Readiness};
+use crate::balance::{Endpoint, Upstream};
+use crate::config::Model;
+use crate::limit::LimitReport;
+
+/// The view of one sidecar.
+pub(super) struct View {
+    shared: Arc<Shared>,
+    bound: Vec<(&'static str, SocketAddr)>,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Default)]
+struct Notes {
+    /// Why the last configuration was refused.
+    refused: Option<String>,
+    /// What was changed and takes a restart.
+    restart: Vec<&'static str>,
+}
+
+impl View {
+    pub(super) fn new(shared: Arc<Shared>, bound: Vec<(&'static str, SocketAddr)>) -> Arc<Self> {
+        Arc::new(Self { shared, bound, notes: Mutex::default() })
+    }
+
+    /// Notes why a configuration was refused; none: it was applied.
+    pub(super) fn refused(&self, why: Option<String>) {
+        self.notes().refused = why;
+    }
+
+    /// Notes what cannot change while running.
+    pub(super) fn fixed(&self, before: &Model, now: &Model) {
+        let mut restart = Vec::new();
+        if before.listen != now.listen {
+            restart.push("listen");
+        }
+        if before.workers != now.workers {
+            restart.push("workers");
+        }
+        if !restart.is_empty() {
+            tracing::warn!(fields = restart.join(", "), "changed; takes effect at the next start");
+        }
+        self.notes().restart.extend(restart);
+    }
+
+    /// Adds the gauges of upstreams to each scrape.
+    pub(super) fn collect(self: &Arc<Self>) {
+        let shared = self.shared.clone();
+        self.shared.ground.metrics.collect(move |scrape| {
+            let mesh = shared.mesh.load();
+            scrape
+                .counter("pannier_host_mismatch_total", "Requests whose host and original address disagree")
+                .set(&[], shared.mismatches());
+            for route in mesh.upstreams.iter().chain([&mesh.original, &mesh.application]) {
+                let upstream = &route.upstream;
+                let labels = [("upstream", &*upstream.spec.name)];
+                scrape
+                    .gauge("pannier_upstream_saturation_ratio", "Requests in flight over the capacity of all endpoints")
+                    .set(&labels, upstream.saturation());
+                scrape
+                    .gauge("pannier_upstream_in_flight", "Requests in flight from this sidecar")
+                    .set(&labels, upstream.in_flight());
+                scrape
+                    .gauge("pannier_upstream_connections", "Open connections from this sidecar")
+                    .set(&labels, upstream.connections());
+                scrape
+                    .gauge("pannier_upstream_endpoints", "Endpoints that take requests")
+                    .set(&labels, upstream.endpoints().len());
+            }
+            for limit in reports(&mesh) {
+                let labels = [("limit", &*limit.name)];
+                let counts = [
+                    ("pannier_limit_admitted_total", "Requests that a limit admitted", limit.admitted),
+                    ("pannier_limit_refused_total", "Requests that a limit refused", limit.refused),
+                    ("pannier_limit_waited_total", "Requests that waited for Redis", limit.waited),
+                ];
+                for (name, help, count) in counts {
+                    scrape.counter(name, help).set(&labels, count);
+                }
+            }
+        });
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl admin::View for View {
+    fn ready(&self) -> Readiness {
+        // Listeners are bound and certificates loaded before the doors open: without either, the
+        // process does not start.
+        let mut ready = Readiness::default();
+        if self.shared.drain.is_draining() {
+            ready.why_not.push("draining".into());
+        }
+        let notes = self.notes();
+        if let Some(why) = &notes.refused {
+            ready.notes.push(format!("the last configuration was refused, and the one before runs on: {why}"));
+        }
+        for field in &notes.restart {
+            ready.notes.push(format!("`{field}` was changed, which takes effect at the next start"));
+        }
+        ready
+    }
+
+    fn config(&self) -> Value {
+        let mesh = self.shared.mesh.load();
+        let mut config = serde_json::to_value(&mesh.model).unwrap_or_default();
+        if let Some(url) = config.pointer_mut("/redis/url")
+            && let Some(text) = url.as_str()
+        {
+            *url = without_password(text).into();
+        }
+        let bound: Vec<Value> =
+            self.bound.iter().map(|(name, address)| json!({ "listener": name, "address": address })).collect();
+        json!({
+            "generation": self.shared.ground.metrics.generation(),
+            "bound": bound,
+            "identity": self.shared.tls.load().map(|tls| tls.id().to_string()),
+            "config": config,
+        })
+    }
+
+    fn upstreams(&self) -> Value {
+        let mesh = self.shared.mesh.load();
+        let all: Vec<Value> = mesh.upstreams.iter().map(|route| upstream(route)).collect();
+        json!({
+            "upstreams": all,
+            "original": bare(&mesh.original.upstream),
+            "application": bare(&mesh.application.upstream),
+            "dns": self.shared.ground.resolver.snapshot(),
+        })
+    }
+
+    fn limits(&self) -> Value {
+        json!({ "limits": reports(&self.shared.mesh.load()), "redis": self.shared.ground.limits.load().redis() })
+    }
+
+    fn drain(&self) {
+        self.shared.drain.begin();
+    }
+}
+
+fn reports(mesh: &Mesh) -> Vec<LimitReport> {
+    let mut reports = mesh.outbound_limits.snapshot();
+    reports.extend(mesh.inbound_limits.snapshot());
+    reports
+}
+
+fn upstream(route: &Route) -> Value {
+    let upstream = &route.upstream;
+    let (spec, resolution) = (&upstream.spec, upstream.resolution());
+    let now = Instant::now();
+    let left = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(now).as_secs_f64());
+    let address = upstream.address();
+    json!({
+        "name": &*spec.name,
+        "address": spec.address.to_string(),
+        "addresses": &*address.addresses,
+        "peer": spec.peer.as_ref().map(ToString::to_string),
+        "saturation": upstream.saturation(),
+        "in_flight": upstream.in_flight(),
+        "connections": upstream.connections(),
+        "dns": { "state": resolution.state.name(), "expires_in_seconds": left(resolution.expires) },
+        "requests": route.traffic.snapshot().requests(),
+        "endpoints": upstream.endpoints().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
+        "leaving": upstream.leaving().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
+    })
+}
+
+fn bare(upstream: &Upstream) -> Value {
+    json!({ "in_flight": upstream.in_flight(), "connections": upstream.connections() })
+}
+
+fn endpoint(endpoint: &Endpoint) -> Value {
+    json!({
+        "address": endpoint.address,
+        "saturation": endpoint.saturation(),
+        "in_flight": endpoint.in_flight(),
+        "capacity": endpoint.capacity(),
+        "connections": endpoint.connections(),
+        "passed_over": endpoint.is_paused(),
+        "plaintext": endpoint.is_plaintext(),
+    })
+}
+
+/// A URL that can be shown: what stands between `://` and `@` is left out.
+fn without_password(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => format!("{}***{}", &url[..scheme + 3], &url[at..]),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(without_password("redis://user:secret@host:6379/0"), "redis://***@host:6379/0");
+        assert_eq!(without_password("redis://host:6379"), "redis://host:6379");
+        assert_eq!(without_password("redis://:p@ss@host"), "redis://***@host");
+    }
+}

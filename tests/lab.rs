@@ -21,8 +21,11 @@ use support::load::Load;
 fn resolve(pod: &Pod, server: SocketAddr, name: &str) -> Result<Vec<(IpAddr, u32)>, String> {
     let name = format!("{name}.");
     pod.enter(|| async {
-        let config = ResolverConfig::from_parts(None, vec![], vec![NameServerConfig::udp_and_tcp(server.ip())]);
-        let resolver = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let config =
+            ResolverConfig::from_parts(None, vec![], vec![NameServerConfig::udp_and_tcp(server.ip())]);
+        let mut resolver = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
+        resolver.options_mut().timeout = Duration::from_secs(1);
+        resolver.options_mut().attempts = 1;
         let resolver = resolver.build().map_err(|e| e.to_string())?;
         let found = resolver.lookup_ip(name.as_str()).await.map_err(|e| e.to_string())?;
         let records = found.as_lookup().answers().iter();
@@ -41,7 +44,10 @@ fn pods_reach_each_other_through_the_node_and_services() {
         assert_eq!((answer.status.as_u16(), answer.pod()), (200, Some("one")));
         let told = answer.json();
         assert_eq!(told["path"], "/x?y=1");
-        assert_eq!(told["peer"].as_str().map(|peer| peer.contains(&caller.addresses(1)[v].ip().to_string())), Some(true));
+        assert_eq!(
+            told["peer"].as_str().map(|peer| peer.contains(&caller.addresses(1)[v].ip().to_string())),
+            Some(true)
+        );
 
         let vip: SocketAddr = ["10.96.0.1:80", "[fd96::1]:80"][v].parse().expect("an address");
         let service = lab.service(vip, &apps.each_ref().map(|app| app.address()));
@@ -72,7 +78,11 @@ fn dns_follows_its_records_and_fails_on_demand() {
     dns.kill();
     assert!(resolve(&caller, server, name).is_err());
     // What programs of a pod ask is what the lab says.
-    let asked = caller.namespace().run("ip", &["netns", "exec", caller.namespace().name(), "cat", "/etc/resolv.conf"], "");
+    let asked = caller.namespace().run(
+        "ip",
+        &["netns", "exec", caller.namespace().name(), "cat", "/etc/resolv.conf"],
+        "",
+    );
     assert!(asked.contains(&server.ip().to_string()), "{asked}");
 }
 
@@ -92,9 +102,12 @@ fn applications_speak_what_they_should() {
     let (caller, pod) = (lab.pod("caller"), lab.pod("app"));
     let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
     let at = |port| SocketAddr::new(pod.v4(), port);
-    let _apps = (pod.app(any(8080)), pod.h2_app(any(8081)), pod.greeting_app(any(3306), b"\x0a8.0.36-greeting"));
+    let _apps =
+        (pod.app(any(8080)), pod.h2_app(any(8081)), pod.greeting_app(any(3306), b"\x0a8.0.36-greeting"));
 
-    let echoed = caller.enter(|| send(at(8080), request("POST", "app", "/echo", vec![b'x'; 300_000]))).expect("an echo");
+    let echoed = caller
+        .enter(|| send(at(8080), request("POST", "app", "/echo", vec![b'x'; 300_000])))
+        .expect("an echo");
     assert_eq!((echoed.body.len(), echoed.pod()), (300_000, Some("app")));
 
     let mut h2 = request("GET", "app", "http://app/", "");
@@ -154,7 +167,11 @@ fn identities_are_spiffe_and_the_sidecar_can_read_them() {
     let lab = Lab::new();
     let pod = lab.pod("orders");
     let files = Authority::new("cluster.local").issue(&pod, "ns/shop/sa/orders");
-    let read = pod.spawn("cat", &[&files.certificate, &files.key, &files.bundle].map(|f| f.to_str().expect("UTF-8")), 1337);
+    let read = pod.spawn(
+        "cat",
+        &[&files.certificate, &files.key, &files.bundle].map(|f| f.to_str().expect("UTF-8")),
+        1337,
+    );
     let mut read = read;
     assert!(read.wait(Duration::from_secs(10)).success(), "{}", read.log());
     assert_eq!(read.log().matches("BEGIN CERTIFICATE").count(), 2);

@@ -59,7 +59,8 @@ fn names(dns: &mut Dns, v: usize, endpoints: &[&Pod]) {
 }
 
 fn call(from: &Pod, to: SocketAddr, host: &str, path: &str) -> Answer {
-    from.enter(|| get(to, host, path)).unwrap_or_else(|e| panic!("{} to {to}, {host}{path}: {e}", from.name()))
+    from.enter(|| get(to, host, path))
+        .unwrap_or_else(|e| panic!("{} to {to}, {host}{path}: {e}", from.name()))
 }
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
@@ -74,8 +75,11 @@ fn a_service_is_called_over_mtls_and_every_endpoint_answers() {
         names(&mut dns, v, &[&one, &two]);
         let apps = [&one, &two].map(|pod| pod.app(pod.addresses(PORT)[v]));
         let _service = lab.service(vip(v, PORT), &[apps[0].address()]);
-        let _sidecars =
-            (orders_sidecar(&one, &authority), orders_sidecar(&two, &authority), caller_sidecar(&caller, &authority, ORDERS));
+        let _sidecars = (
+            orders_sidecar(&one, &authority),
+            orders_sidecar(&two, &authority),
+            caller_sidecar(&caller, &authority, ORDERS),
+        );
 
         let capture = lab.capture("tcp");
         let host = format!("{HOST}:{PORT}");
@@ -137,7 +141,8 @@ fn inbound_reaches_what_listens_on_the_pod_and_nothing_private() {
     for v in 0..2 {
         let lab = Lab::new();
         let (caller, one) = (lab.pod("caller"), lab.pod("one"));
-        let [private_v4, private_v6] = ["127.0.0.1:8082", "[::1]:8082"].map(|a| a.parse().expect("an address"));
+        let [private_v4, private_v6] =
+            ["127.0.0.1:8082", "[::1]:8082"].map(|a| a.parse().expect("an address"));
         let on_pod_ip = one.app(one.addresses(8081)[v]);
         let private = one.app([private_v4, private_v6][v]);
         one.init();
@@ -186,7 +191,8 @@ fn a_server_that_speaks_first_is_heard_through_the_pair() {
         let _app = one.greeting_app(one.addresses(3306)[v], b"\x0a8.0.36-greeting");
         let _sidecars = (orders_sidecar(&one, &authority), caller_sidecar(&caller, &authority, ORDERS));
         let capture = lab.capture("tcp");
-        let got = caller.enter(|| talk(vip(v, 3306), "", |got| got.ends_with(b"greeting"))).expect("a greeting");
+        let got =
+            caller.enter(|| talk(vip(v, 3306), "", |got| got.ends_with(b"greeting"))).expect("a greeting");
         assert_eq!(got, b"\x0a8.0.36-greeting");
         assert!(!capture.stop().contain(b"8.0.36-greeting"), "it went in the clear between pods");
     }

@@ -69,7 +69,9 @@ fn change(args: &Args, families: &[Family]) -> Result<String, Error> {
         return Ok(format!("the {names} rules are removed"));
     }
     if args.uid == 0 {
-        eprintln!("pannier init: the sidecar's uid is 0: whatever else root runs in this pod bypasses the mesh");
+        eprintln!(
+            "pannier init: the sidecar's uid is 0: whatever else root runs in this pod bypasses the mesh"
+        );
     }
     install::install(&args.rules(), families)?;
     Ok(format!(

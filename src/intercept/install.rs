@@ -46,7 +46,8 @@ pub enum Error {
 pub fn families() -> &'static [Family] {
     // `thread-self`: a namespace belongs to a thread, and `/proc/net` shows the process's first.
     let present = Path::new("/proc/thread-self/net/if_inet6").exists();
-    let off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|v| v.trim() == "1");
+    let off =
+        std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|v| v.trim() == "1");
     if present && !off { &Family::ALL } else { &[Family::V4] }
 }
 
@@ -124,7 +125,8 @@ impl Installed {
     fn removal(&self) -> String {
         let mut text = String::new();
         for (table, _) in TABLES {
-            let declared = |chain: &&&str| self.table(table).any(|line| line.starts_with(&format!(":{chain} ")));
+            let declared =
+                |chain: &&&str| self.table(table).any(|line| line.starts_with(&format!(":{chain} ")));
             let ours: Vec<_> = chains(table).iter().filter(declared).collect();
             if ours.is_empty() {
                 continue;
@@ -201,7 +203,9 @@ fn permitted() -> Result<(), Error> {
         u64::from_str_radix(line.trim(), 16).ok()
     });
     match effective {
-        Some(effective) if effective & (NET_ADMIN | NET_RAW) != NET_ADMIN | NET_RAW => Err(Error::NotPermitted),
+        Some(effective) if effective & (NET_ADMIN | NET_RAW) != NET_ADMIN | NET_RAW => {
+            Err(Error::NotPermitted)
+        }
         _ => Ok(()),
     }
 }

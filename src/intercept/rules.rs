@@ -158,7 +158,9 @@ impl RuleSet {
     }
 
     fn inbound(&self, text: &mut String) {
-        text.push_str("# What is sent to the pod goes to the inbound listener, but for probes and exclusions.\n");
+        text.push_str(
+            "# What is sent to the pod goes to the inbound listener, but for probes and exclusions.\n",
+        );
         for port in std::iter::once(&self.probes_port).chain(&self.exclude_inbound_ports) {
             let _ = writeln!(text, "-A {INBOUND} -p tcp --dport {port} -j RETURN");
         }
@@ -175,12 +177,17 @@ impl RuleSet {
         for port in &self.exclude_outbound_ports {
             let _ = writeln!(text, "-A {OUTBOUND} -p tcp --dport {port} -j RETURN");
         }
-        text.push_str("# The sidecar to its own pod: the application called itself through its Service, and\n");
-        text.push_str("# arrives as any other caller. The sidecar to anywhere else: passes, or it would loop.\n");
+        text.push_str(
+            "# The sidecar to its own pod: the application called itself through its Service, and\n",
+        );
+        text.push_str(
+            "# arrives as any other caller. The sidecar to anywhere else: passes, or it would loop.\n",
+        );
         let uid = format!("--uid-owner {}", self.uid);
         let gid = self.gid.map(|gid| format!("--gid-owner {gid}"));
         for owner in std::iter::once(uid).chain(gid) {
-            let _ = writeln!(text, "-A {OUTBOUND} ! -d {loopback} -o lo -p tcp -m owner {owner} -j {INBOUND}");
+            let _ =
+                writeln!(text, "-A {OUTBOUND} ! -d {loopback} -o lo -p tcp -m owner {owner} -j {INBOUND}");
             let _ = writeln!(text, "-A {OUTBOUND} -m owner {owner} -j RETURN");
         }
         text.push_str("# The application to its own pod, localhost first of all.\n");
@@ -202,8 +209,7 @@ mod tests {
             (Family::V6, include_str!("../../iptables/pannier.v6.rules")),
         ];
         for (family, file) in published {
-            let rules: String =
-                file.split_inclusive('\n').skip_while(|line| line.starts_with('#')).collect();
+            let rules: String = file.split_inclusive('\n').skip_while(|line| line.starts_with('#')).collect();
             assert_eq!(rules, RuleSet::default().text(family), "iptables/ is not what the code generates");
         }
     }

@@ -52,7 +52,8 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![uri(&format!("spiffe://{}/{path}", self.trust_domain))];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.issuer).expect("a leaf").pem();
         let dir = pod.dir().join("identity");
         let files = IdentityFiles {
@@ -61,9 +62,11 @@ impl Authority {
             bundle: dir.join("ca.crt"),
         };
         fs::create_dir_all(&dir).expect("the pod's directory");
-        for (path, text) in
-            [(&files.certificate, &certificate), (&files.key, &key.serialize_pem()), (&files.bundle, &self.certificate)]
-        {
+        for (path, text) in [
+            (&files.certificate, &certificate),
+            (&files.key, &key.serialize_pem()),
+            (&files.bundle, &self.certificate),
+        ] {
             fs::write(path, text).expect("the pod's directory");
         }
         files

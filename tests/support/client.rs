@@ -86,7 +86,11 @@ async fn exchange(to: SocketAddr, request: Request<Full<Bytes>>) -> io::Result<A
 }
 
 /// Connects, sends `bytes`, and reads until `enough` says so or the peer closes.
-pub(crate) async fn talk(to: SocketAddr, bytes: impl AsRef<[u8]>, enough: impl Fn(&[u8]) -> bool) -> io::Result<Vec<u8>> {
+pub(crate) async fn talk(
+    to: SocketAddr,
+    bytes: impl AsRef<[u8]>,
+    enough: impl Fn(&[u8]) -> bool,
+) -> io::Result<Vec<u8>> {
     let exchange = async {
         let mut stream = TcpStream::connect(to).await?;
         stream.write_all(bytes.as_ref()).await?;

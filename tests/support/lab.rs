@@ -1,12 +1,11 @@
 //! The node and its pods.
 
-use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use pannier::intercept::install;
 use pannier::intercept::rules::RuleSet;
@@ -21,9 +20,9 @@ pub(crate) const SIDECAR_UID: u32 = 1337;
 /// A node with pods.
 pub(crate) struct Lab {
     number: u32,
-    next: Cell<u8>,
-    node: Rc<Namespace>,
-    dir: Rc<TempDir>,
+    next: AtomicU8,
+    node: Arc<Namespace>,
+    dir: Arc<TempDir>,
 }
 
 /// A pod: a namespace with addresses of its own.
@@ -31,10 +30,10 @@ pub(crate) struct Pod {
     name: String,
     number: u8,
     namespace: Namespace,
-    started: Cell<u32>,
-    dir: Rc<TempDir>,
+    started: AtomicU32,
+    dir: Arc<TempDir>,
     // Packets of the pod pass the node until the pod is gone.
-    _node: Rc<Namespace>,
+    _node: Arc<Namespace>,
 }
 
 /// The last part of the DNS server's address, which every pod's resolv.conf names.
@@ -52,12 +51,12 @@ impl Lab {
         // The sidecars read it as a user of their own.
         let everyone = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(dir.path(), everyone).expect("our own directory");
-        Self { number, next: Cell::new(FIRST_POD), node: Rc::new(node), dir: Rc::new(dir) }
+        Self { number, next: AtomicU8::new(FIRST_POD), node: Arc::new(node), dir: Arc::new(dir) }
     }
 
     /// A new pod. Its name is unique in the lab.
     pub(crate) fn pod(&self, name: &str) -> Pod {
-        let number = self.next.replace(self.next.get() + 1);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.pod_at(name, number)
     }
 
@@ -96,7 +95,7 @@ impl Lab {
             name: name.to_owned(),
             number,
             namespace,
-            started: Cell::new(0),
+            started: AtomicU32::new(0),
             dir: self.dir.clone(),
             _node: self.node.clone(),
         }
@@ -178,7 +177,7 @@ impl Pod {
 
     pub(super) fn process(&self, command: Command, program: &str) -> Process {
         let name = Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let count = self.started.replace(self.started.get() + 1);
+        let count = self.started.fetch_add(1, Ordering::Relaxed);
         let log = self.dir().join(format!("{name}-{count}.log"));
         Process::start(command, &format!("{name} in {}", self.name), &log)
     }

@@ -134,7 +134,8 @@ impl Namespace {
 fn inside<R: Future>(name: &str, f: impl FnOnce() -> R) -> R::Output {
     let path = format!("/run/netns/{name}");
     let namespace = File::open(&path).unwrap_or_else(|e| panic!("cannot open {path}: {e}"));
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("enter a namespace");
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .expect("enter a namespace");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async { f().await })
 }

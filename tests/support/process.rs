@@ -61,7 +61,12 @@ impl Process {
     }
 
     /// Waits until `done` gives a value, and fails at once when the program ends before.
-    pub(crate) fn until<T>(&mut self, limit: Duration, what: &str, mut done: impl FnMut(&Self) -> Option<T>) -> T {
+    pub(crate) fn until<T>(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        mut done: impl FnMut(&Self) -> Option<T>,
+    ) -> T {
         eventually(limit, &format!("{}: {what}", self.what), || {
             if let Some(status) = self.ended() {
                 panic!("{} ended ({status}) before {what}", self.what);

@@ -81,7 +81,9 @@ impl Sidecar<'_> {
     /// Replaces its configuration, in one step, as an editor or a ConfigMap does.
     pub(crate) fn configure(&self, yaml: &str) {
         let new = self.config.with_extension("new");
-        std::fs::write(&new, yaml).and_then(|()| std::fs::rename(&new, &self.config)).expect("the pod's directory");
+        std::fs::write(&new, yaml)
+            .and_then(|()| std::fs::rename(&new, &self.config))
+            .expect("the pod's directory");
     }
 
     /// `GET` on its admin door.
@@ -105,7 +107,8 @@ impl Sidecar<'_> {
         let series = text.text().lines().filter_map(|line| {
             let (series, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
             let whole_name = series.is_empty() || series.starts_with('{');
-            (whole_name && labels.iter().all(|label| series.contains(label))).then(|| value.parse::<f64>().ok())?
+            (whole_name && labels.iter().all(|label| series.contains(label)))
+                .then(|| value.parse::<f64>().ok())?
         });
         series.sum()
     }

@@ -131,7 +131,8 @@ fn every_connection_goes_where_the_rules_say() {
         let there = |port| peer.addresses(port)[v];
         let local = |port| loopback(port)[v];
         let (vip, vip_in_pod, nobody) = (address(VIP[v]), address(VIP_IN_POD[v]), address(NOBODY[v]));
-        let source = Some(INBOUND_SOURCE.towards(here(1).ip()));
+        let inner = INBOUND_SOURCE.towards(here(1).ip());
+        let source = Some(inner);
         let outbound = |original| Answer::Redirected("outbound".into(), original);
         let inbound = |original| Answer::Redirected("inbound".into(), original);
         let direct = |name: &str, from: IpAddr| Answer::Direct(name.into(), from);
@@ -167,10 +168,10 @@ fn every_connection_goes_where_the_rules_say() {
             (&pod, HELPER, None, local(8082), direct("local-app", localhost)),
             (&pod, HELPER, None, here(8080), inbound(here(8080))),
             // The inbound listener's way to the application.
-            (&pod, SIDECAR, source, here(8080), direct("app", source.expect("some"))),
-            (&pod, SIDECAR, source, here(8081), direct("pod-ip-app", source.expect("some"))),
+            (&pod, SIDECAR, source, here(8080), direct("app", inner)),
+            (&pod, SIDECAR, source, here(8081), direct("pod-ip-app", inner)),
             (&pod, SIDECAR, source, here(8082), Answer::Refused),
-            (&pod, SIDECAR, source, local(8082), direct("local-app", source.expect("some"))),
+            (&pod, SIDECAR, source, local(8082), direct("local-app", inner)),
             // What others send.
             (&peer, ROOT, None, here(8080), inbound(here(8080))),
             (&peer, ROOT, None, here(8081), inbound(here(8081))),

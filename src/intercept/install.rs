@@ -1,8 +1,8 @@
 //! Puts the rules into this network namespace, and takes them out again, by the `iptables` that
 //! the image has.
 //!
-//! It promises that each family's tables change in one step or not at all, that a second run
-//! leaves what one run leaves, and that an error says what to do.
+//! It promises that each table changes in one step or not at all, that a second run leaves what
+//! one run leaves, that a failed one leaves nothing of ours, and that an error says what to do.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -52,7 +52,8 @@ pub fn families() -> &'static [Family] {
 }
 
 /// Installs `rules` in place of any that an earlier run installed. Every family is tried before
-/// the first is changed.
+/// the first is changed; where the kernel refuses all the same, everything of ours is taken away,
+/// since half a redirection would look like a whole one.
 pub fn install(rules: &RuleSet, families: &[Family]) -> Result<(), Error> {
     permitted()?;
     let mut texts = Vec::with_capacity(families.len());
@@ -65,22 +66,29 @@ pub fn install(rules: &RuleSet, families: &[Family]) -> Result<(), Error> {
     if families.contains(&Family::V6) {
         inbound_source("replace")?;
     }
-    for (family, text) in texts {
-        restore(family, &text, &["--noflush", "--wait"])?;
+    let applied =
+        texts.iter().try_for_each(|(family, text)| restore(*family, text, &["--noflush", "--wait"]));
+    if applied.is_err() {
+        for &family in families {
+            // The first failure is the one to report.
+            let _ = take_away(family);
+        }
     }
-    Ok(())
+    applied
 }
 
 /// Takes away whatever an earlier run installed. Where there is nothing, nothing happens.
 pub fn remove(families: &[Family]) -> Result<(), Error> {
     permitted()?;
-    for &family in families {
-        let text = Installed::read(family)?.removal();
-        if !text.is_empty() {
-            restore(family, &text, &["--noflush", "--wait"])?;
-        }
+    families.iter().try_for_each(|&family| take_away(family))
+}
+
+fn take_away(family: Family) -> Result<(), Error> {
+    let text = Installed::read(family)?.removal();
+    if !text.is_empty() {
+        restore(family, &text, &["--noflush", "--wait"])?;
     }
-    if families.contains(&Family::V6) && super::is_assigned(INBOUND_SOURCE.v6.into()) {
+    if family == Family::V6 && super::is_assigned(INBOUND_SOURCE.v6.into()) {
         inbound_source("delete")?;
     }
     Ok(())

@@ -17,3 +17,4 @@ pub mod proxy;
 pub mod route;
 pub mod telemetry;
 pub mod tls;
+pub mod intercept;

@@ -36,3 +36,6 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::run(),
     }
 }
+//! The commands: each turns its arguments into one typed call, and says what came of it.
+
+pub mod init;

@@ -1,0 +1,143 @@
+//! The real binary beside an application.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::client::{self, Answer, request};
+use super::lab::{Pod, SIDECAR_UID};
+use super::process::Process;
+
+/// The sidecar's own doors, by its defaults.
+const ADMIN: SocketAddr = loopback(15000);
+const PROBES: SocketAddr = loopback(15020);
+
+/// How long a sidecar may take to be ready.
+const READY: Duration = Duration::from_secs(15);
+
+/// A running sidecar. Killed when dropped.
+pub(crate) struct Sidecar<'a> {
+    pod: &'a Pod,
+    process: Process,
+    config: PathBuf,
+}
+
+impl Pod {
+    /// Runs `pannier init`, with its default rules.
+    pub(crate) fn init(&self) {
+        let binary = self.binary().display().to_string();
+        self.namespace().run(&binary, &["init"], "");
+    }
+
+    /// Starts a sidecar with this configuration, and waits until it is ready.
+    pub(crate) fn sidecar(&self, yaml: &str) -> Sidecar<'_> {
+        let mut sidecar = self.sidecar_starting(yaml);
+        let pod = self;
+        sidecar.process.until(READY, "ready", |_| {
+            let answer = pod.enter(|| client::get(PROBES, "probes", "/ready"));
+            answer.ok().filter(|answer| answer.status == 200)
+        });
+        sidecar
+    }
+
+    /// As [`sidecar`](Self::sidecar), without waiting: for one that is not going to be ready.
+    pub(crate) fn sidecar_starting(&self, yaml: &str) -> Sidecar<'_> {
+        // A directory of its own, as a mounted ConfigMap is.
+        let dir = self.dir().join("config");
+        std::fs::create_dir_all(&dir).expect("the pod's directory");
+        let config = dir.join("pannier.yaml");
+        std::fs::write(&config, yaml).expect("the pod's directory");
+        let binary = self.binary().display().to_string();
+        let mut command = self.namespace().command(&binary, SIDECAR_UID);
+        command.args(["proxy", "--config"]).arg(&config);
+        Sidecar { pod: self, process: self.process(command, "pannier"), config }
+    }
+
+    /// The binary under test, where the sidecar's user can run it.
+    fn binary(&self) -> PathBuf {
+        let built = PathBuf::from(env!("CARGO_BIN_EXE_pannier"));
+        if built.ancestors().skip(1).all(everyone_enters) {
+            return built;
+        }
+        // A checkout below /root, say.
+        let reachable = self.dir().join("pannier");
+        if !reachable.exists() && std::fs::hard_link(&built, &reachable).is_err() {
+            std::fs::copy(&built, &reachable).expect("a copy of the binary");
+        }
+        reachable
+    }
+}
+
+impl Sidecar<'_> {
+    /// The program.
+    pub(crate) fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Replaces its configuration, in one step, as an editor or a ConfigMap does.
+    pub(crate) fn configure(&self, yaml: &str) {
+        let new = self.config.with_extension("new");
+        std::fs::write(&new, yaml)
+            .and_then(|()| std::fs::rename(&new, &self.config))
+            .expect("the pod's directory");
+    }
+
+    /// `GET` on its admin door.
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.admin("GET", path)
+    }
+
+    /// `POST` on its admin door.
+    pub(crate) fn post(&self, path: &str) -> Answer {
+        self.admin("POST", path)
+    }
+
+    fn admin(&self, method: &str, path: &str) -> Answer {
+        let answer = self.pod.enter(|| client::send(ADMIN, request(method, "admin", path, "")));
+        answer.unwrap_or_else(|e| panic!("{} {path} on the admin door of {}: {e}", method, self.pod.name()))
+    }
+
+    /// The sum of a metric over all series that carry every one of `labels` (`key="value"`).
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.get("/metrics");
+        let series = text.text().lines().filter_map(|line| {
+            let (series, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+            let whole_name = series.is_empty() || series.starts_with('{');
+            (whole_name && labels.iter().all(|label| series.contains(label)))
+                .then(|| value.parse::<f64>().ok())?
+        });
+        series.sum()
+    }
+
+    /// SIGTERM: it drains.
+    pub(crate) fn terminate(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits until it ends.
+    pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
+        self.process.wait(limit)
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+fn everyone_enters(dir: &Path) -> bool {
+    std::fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0)
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}

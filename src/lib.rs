@@ -2,4 +2,5 @@
 //! request's path can be read from top to bottom.
 
 pub mod config;
+pub mod dns;
 pub mod error;

@@ -1,0 +1,79 @@
+//! Passes queries on as they are, bytes for bytes but the id, so that every type works, known or
+//! not.
+//!
+//! Each query has a socket, a port and an id of its own, and the socket is connected: an answer
+//! counts only from the server that was asked, to the question that was asked. The transport is
+//! the client's: where a server truncates, the client comes again over TCP, and so do we.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use super::query::Asker;
+use super::server::{Transport, read_message, write_message};
+use super::wire;
+
+/// Asks the servers in turn; `None` where none answered within the configured timeout each.
+pub(super) async fn forward(asker: &Asker, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    if !wire::is_query(query) {
+        return None;
+    }
+    let mut ours = query.to_vec();
+    for (index, server) in asker.servers() {
+        ours[..2].copy_from_slice(&fastrand::u16(..).to_be_bytes());
+        let answer = match transport {
+            Transport::Udp => over_udp(server, &ours, asker.timeout).await,
+            Transport::Tcp => {
+                timeout(asker.timeout, over_tcp(server, &ours)).await.unwrap_or_else(|late| Err(late.into()))
+            }
+        };
+        match answer {
+            Ok(mut answer) => {
+                asker.prefer(index);
+                answer[..2].copy_from_slice(&query[..2]);
+                return Some(answer);
+            }
+            Err(error) => tracing::debug!(%server, %error, "DNS server did not answer a forwarded query"),
+        }
+    }
+    None
+}
+
+/// Sends the query, and once more when a quarter of the time has passed in silence.
+async fn over_udp(server: SocketAddr, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
+    let local: SocketAddr = match server {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(local).await?;
+    socket.connect(server).await?;
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    for patience in [limit / 4, limit - limit / 4] {
+        socket.send(query).await?;
+        if let Ok(received) = timeout(patience, receive(&socket, query, &mut buffer)).await {
+            buffer.truncate(received?);
+            return Ok(buffer);
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Waits for the answer to `query`, past whatever else arrives.
+async fn receive(socket: &UdpSocket, query: &[u8], buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let length = socket.recv(buffer).await?;
+        if wire::answers(query, &buffer[..length]) {
+            return Ok(length);
+        }
+    }
+}
+
+async fn over_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    write_message(&mut stream, query).await?;
+    let answer = read_message(&mut stream).await?;
+    if wire::answers(query, &answer) { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
+}

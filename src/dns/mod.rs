@@ -1,0 +1,104 @@
+//! Names to addresses, for exactly as long as their records live.
+//!
+//! - [`Resolver`] keeps every watched name fresh in the background: one task and one query in
+//!   flight per name and family, refreshed ahead of expiry, so that no request ever waits for DNS
+//!   once a name is known. A failure, or one answer that a name is gone, never empties a set that
+//!   works; see [`State`].
+//! - [`EndpointSource`] is where an upstream's endpoints come from, a list or names, behind one
+//!   interface.
+//! - [`capture`] answers the pod's own queries; [`Responder`] serves a small table of names for
+//!   trials.
+//!
+//! Everything here runs on the control runtime. What workers see is a `watch` channel.
+
+pub mod capture;
+mod forward;
+mod query;
+mod record;
+mod resolver;
+mod responder;
+mod server;
+mod source;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::error::Reason;
+
+pub use query::ConfigError;
+pub use resolver::{NameSnapshot, Resolver, Snapshot};
+pub use responder::{Responder, Zone};
+pub use server::Server;
+pub use source::{EndpointSource, Resolution, Target};
+
+/// What is known of a name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// IPv4 first, then IPv6, each in ascending order without duplicates. The same `Arc` for as
+    /// long as the set is the same.
+    pub addresses: Arc<[IpAddr]>,
+    /// When the first of the addresses is past its TTL; `None` without addresses, or where nothing
+    /// expires (an address given as such).
+    pub expires: Option<Instant>,
+    /// How far to trust it.
+    pub state: State,
+}
+
+/// How far an answer can be trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// No answer yet; the first query is under way.
+    Pending,
+    /// Within its TTL, or being refreshed this moment.
+    Fresh,
+    /// Past its TTL, served because no server could refresh it (RFC 8767).
+    Stale {
+        /// Which server said what.
+        why: Arc<str>,
+    },
+    /// There is no address.
+    Failed {
+        /// [`Reason::DnsNoSuchName`] where servers say that there is none, or
+        /// [`Reason::DnsNoAnswer`] where none could say.
+        reason: Reason,
+        /// Which server said what.
+        why: Arc<str>,
+    },
+}
+
+impl State {
+    /// `pending`, `fresh`, `stale` or `failed`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Pending => "pending",
+            State::Fresh => "fresh",
+            State::Stale { .. } => "stale",
+            State::Failed { .. } => "failed",
+        }
+    }
+
+    /// What went wrong, where something did.
+    pub fn why(&self) -> Option<&Arc<str>> {
+        match self {
+            State::Pending | State::Fresh => None,
+            State::Stale { why } | State::Failed { why, .. } => Some(why),
+        }
+    }
+}
+
+impl Answer {
+    /// Nothing known yet.
+    pub(crate) fn pending() -> Self {
+        Self { addresses: Arc::new([]), expires: None, state: State::Pending }
+    }
+
+    /// An address given as such: it is its own answer, for good.
+    pub(crate) fn literal(address: IpAddr) -> Self {
+        Self { addresses: Arc::new([address]), expires: None, state: State::Fresh }
+    }
+}

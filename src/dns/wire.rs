@@ -1,0 +1,219 @@
+//! Messages as bytes: reading a query, making the answer to it, and matching a forwarded answer to
+//! its query. Nothing here panics on any bytes.
+
+use hickory_resolver::proto::op::{Edns, Message, Metadata, ResponseCode};
+
+use super::server::Transport;
+
+/// The fixed part of every message (RFC 1035 section 4.1.1).
+const HEADER: usize = 12;
+
+/// The largest datagram that we send, and announce to take: one that no path fragments.
+const MAX_DATAGRAM: u16 = 1232;
+
+/// The query in a message, or what to say to one that is not readable: `None` where it is no query
+/// at all, and an answer could only feed a loop.
+pub(super) fn read_query(message: &[u8]) -> Result<Message, Option<Vec<u8>>> {
+    if !is_query(message) {
+        return Err(None);
+    }
+    Message::from_vec(message).map_err(|_| refusal(message, ResponseCode::FormErr))
+}
+
+/// Whether a message has a whole header that says it is a query.
+pub(super) fn is_query(message: &[u8]) -> bool {
+    message.len() >= HEADER && message[2] & 0x80 == 0
+}
+
+/// The beginning of the answer to a query: its id and question, and EDNS where it has it.
+pub(super) fn reply_to(query: &Message) -> Message {
+    let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
+    reply.metadata = Metadata::response_from_request(&query.metadata);
+    reply.metadata.recursion_available = true;
+    reply.add_queries(query.queries.iter().cloned());
+    if query.edns.is_some() {
+        let mut edns = Edns::new();
+        edns.set_max_payload(MAX_DATAGRAM);
+        reply.set_edns(edns);
+    }
+    reply
+}
+
+/// An answer's bytes, cut to a truncated one where the asker's datagram cannot hold it.
+pub(super) fn encode(reply: &Message, query: &Message, transport: Transport) -> Option<Vec<u8>> {
+    let room = match transport {
+        Transport::Tcp => usize::from(u16::MAX),
+        Transport::Udp => usize::from(query.max_payload().min(MAX_DATAGRAM)),
+    };
+    let bytes = reply.to_vec().ok()?;
+    if bytes.len() <= room { Some(bytes) } else { reply.truncate().to_vec().ok() }
+}
+
+/// An answer with nothing but a code: to the question where that can be read, else to the header.
+pub(super) fn refusal(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
+    if !is_query(query) {
+        return None;
+    }
+    let question = question(query).unwrap_or_default();
+    let mut reply = Vec::with_capacity(HEADER + question.len());
+    reply.extend_from_slice(&query[..2]);
+    // A response of the same operation, with recursion desired as it was and available.
+    reply.push(0x80 | (query[2] & 0x79));
+    reply.push(0x80 | code.low());
+    reply.extend_from_slice(&[0, u8::from(!question.is_empty()), 0, 0, 0, 0, 0, 0]);
+    reply.extend_from_slice(question);
+    Some(reply)
+}
+
+/// Whether `answer` answers `query`: a response with its id and its question. A server that could
+/// not read the question may leave it out.
+pub(super) fn answers(query: &[u8], answer: &[u8]) -> bool {
+    if answer.len() < HEADER || query.len() < HEADER {
+        return false;
+    }
+    let is_response = answer[2] & 0x80 != 0;
+    let same_id = answer[..2] == query[..2];
+    let failed = matches!(answer[3] & 0x0f, 1 | 2 | 4 | 5);
+    let same_question = match (question(query), question(answer)) {
+        (Some(asked), Some(answered)) => same_question(asked, answered),
+        (asked, None) => asked.is_none() || (failed && answer[4..6] == [0, 0]),
+        (None, Some(_)) => false,
+    };
+    is_response && same_id && same_question
+}
+
+/// Whether an answer was cut to fit a datagram.
+#[cfg(test)]
+pub(super) fn is_truncated(answer: &[u8]) -> bool {
+    answer.get(2).is_some_and(|flags| flags & 0x02 != 0)
+}
+
+/// The bytes of the one question: its name, type and class. `None` where there is not exactly one,
+/// or its name is compressed, which a first name cannot be.
+fn question(message: &[u8]) -> Option<&[u8]> {
+    if message.get(4..6)? != [0, 1] {
+        return None;
+    }
+    let mut at = HEADER;
+    loop {
+        let length = usize::from(*message.get(at)?);
+        match length {
+            0 => return message.get(HEADER..at + 5),
+            1..=63 => at += 1 + length,
+            _ => return None,
+        }
+    }
+}
+
+/// Names match in any case (RFC 1035 section 2.3.3), type and class exactly.
+fn same_question(a: &[u8], b: &[u8]) -> bool {
+    let (Some((a_name, a_type)), Some((b_name, b_type))) =
+        (a.split_last_chunk::<4>(), b.split_last_chunk::<4>())
+    else {
+        return false;
+    };
+    a_name.eq_ignore_ascii_case(b_name) && a_type == b_type
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::op::{MessageType, OpCode, Query};
+    use hickory_resolver::proto::rr::{Name, RecordType};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn query(name: &str) -> Message {
+        let mut query = Message::new(7, MessageType::Query, OpCode::Query);
+        query.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+        query
+    }
+
+    #[test]
+    fn a_refusal_repeats_the_question() {
+        let bytes = query("orders.mesh.").to_vec().unwrap();
+        let refusal = refusal(&bytes, ResponseCode::ServFail).unwrap();
+        let read = Message::from_vec(&refusal).unwrap();
+        assert_eq!(read.metadata.message_type, MessageType::Response);
+        assert_eq!(read.metadata.response_code, ResponseCode::ServFail);
+        assert_eq!((read.metadata.id, &read.queries), (7, &query("orders.mesh.").queries));
+        assert!(answers(&bytes, &refusal));
+    }
+
+    #[test]
+    fn an_unreadable_query_is_refused_and_a_response_is_not_answered() {
+        let mut bytes = query("orders.mesh.").to_vec().unwrap();
+        bytes.truncate(bytes.len() - 3);
+        let refusal = read_query(&bytes).unwrap_err().unwrap();
+        assert_eq!(Message::from_vec(&refusal).unwrap().metadata.response_code, ResponseCode::FormErr);
+        bytes[2] |= 0x80;
+        assert_eq!(read_query(&bytes).unwrap_err(), None);
+    }
+
+    #[test]
+    fn an_answer_is_to_the_same_question() {
+        let asked = query("orders.mesh.").to_vec().unwrap();
+        let reply = |name: &str| reply_to(&query(name)).to_vec().unwrap();
+        assert!(answers(&asked, &reply("ORDERS.mesh.")));
+        assert!(!answers(&asked, &reply("orders.mess.")));
+        assert!(!answers(&asked, &asked), "a query is no answer");
+        let mut other_type = reply("orders.mesh.");
+        let at = other_type.len() - 3;
+        other_type[at] = 28;
+        assert!(!answers(&asked, &other_type));
+        let header = [0, 7, 0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(answers(&asked, &header), "FORMERR without a question");
+        assert!(!answers(&asked, &[0, 7, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]), "but not NOERROR");
+    }
+
+    #[test]
+    fn a_datagram_holds_what_the_asker_can_take() {
+        use hickory_resolver::proto::rr::{RData, Record};
+        let mut asked = query("orders.mesh.");
+        let mut reply = reply_to(&asked);
+        let address = RData::from(std::net::IpAddr::from([10, 0, 0, 1]));
+        let name = asked.queries[0].name.clone();
+        reply.add_answers((0..60).map(|_| Record::from_rdata(name.clone(), 1, address.clone())));
+        let cut = |asked: &Message, transport| is_truncated(&encode(&reply, asked, transport).unwrap());
+        assert!(cut(&asked, Transport::Udp));
+        assert!(!cut(&asked, Transport::Tcp));
+        let mut edns = Edns::new();
+        edns.set_max_payload(4096);
+        asked.set_edns(edns);
+        assert!(!cut(&asked, Transport::Udp));
+    }
+
+    proptest! {
+        /// Whatever bytes come, reading ends, and what is said to them is a response to them.
+        #[test]
+        fn any_bytes_are_read_without_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            other in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            match read_query(&bytes) {
+                Ok(query) => {
+                    let reply = encode(&reply_to(&query), &query, Transport::Udp);
+                    prop_assert!(reply.is_none_or(|reply| reply[..2] == bytes[..2]));
+                }
+                Err(refusal) => prop_assert!(refusal.is_none_or(|refusal| answers(&bytes, &refusal))),
+            }
+            answers(&bytes, &other);
+            answers(&other, &bytes);
+        }
+
+        /// The same for a readable query with some of its bytes changed.
+        #[test]
+        fn a_damaged_query_is_read_without_panic(changes in prop::collection::vec((0usize..29, any::<u8>()), 1..6)) {
+            let mut bytes = query("orders.mesh.").to_vec().unwrap();
+            for (at, byte) in changes {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            if let Ok(query) = read_query(&bytes) {
+                encode(&reply_to(&query), &query, Transport::Udp);
+            }
+            refusal(&bytes, ResponseCode::ServFail);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+# The contributor's day. `make` alone lists the targets.
+
+# A machine whose `stable` is the Rust of rust-toolchain.toml need not have it twice.
+ifeq ($(findstring rustc 1.95.,$(shell rustup run stable rustc --version 2>/dev/null)),rustc 1.95.)
+export RUSTUP_TOOLCHAIN ?= stable
+endif
+
+BUILT := $(or $(CARGO_TARGET_DIR),target)
+SCRIPTS := .ci/run tests/support/install benches/peers/certs.sh
+
+# Given to the program that a target runs: make demo ARGS=--stay
+ARGS ?=
+# How long `make fuzz` spends on each of its targets.
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo test prove lint bench fuzz fmt clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: ## a small mesh with real traffic, which changes while it runs (ARGS=--stay keeps it up)
+	@tests/support/install demo
+	cargo build --profile test-release --locked --bin pannier
+	$(BUILT)/test-release/pannier demo $(ARGS)
+
+test: ## every test; installs what it needs as root on Debian, else says what is missing
+	@tests/support/install test
+	cargo test --profile test-release --locked $(ARGS)
+
+prove: ## everything a release needs to have passed: lint, test, fuzz, bench
+	$(MAKE) lint
+	$(MAKE) test
+	$(MAKE) fuzz
+	$(MAKE) bench
+
+lint: ## format, clippy, scripts, and dependencies where cargo-deny is installed
+	@tests/support/install lint
+	cargo fmt --all -- --check
+	cargo clippy --all-targets --locked -- -D warnings
+	shellcheck $(SCRIPTS)
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny --locked check bans licenses sources; \
+	else \
+		echo "Not checked: deny.toml, because cargo-deny is not installed (cargo install --locked cargo-deny)."; \
+	fi
+
+bench: ## the same work through Pannier, nginx, HAProxy and Envoy; the result goes into the README
+	@tests/support/install bench
+	cargo build --release --locked --bin pannier --example floor
+	python3 benches/peers/bench.py --pannier $(BUILT)/release/pannier --floor $(BUILT)/release/examples/floor \
+		$(or $(ARGS),--readme README.md)
+
+fuzz: ## generated and mutated input against every parser, FUZZ_SECONDS (60) for each
+	@tests/support/install test
+	PANNIER_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --profile test-release --locked --test fuzz -- --nocapture $(ARGS)
+
+fmt: ## format the code
+	cargo fmt --all
+
+clean: ## remove everything that was built
+	cargo clean
+	rm -rf target benches/peers/__pycache__

@@ -17,4 +17,3 @@ pub mod proxy;
 pub mod route;
 pub mod telemetry;
 pub mod tls;
-pub mod intercept;

@@ -15,14 +15,18 @@ use clap::Parser;
 /// traffic, `pannier proxy` carries it, and `pannier check` says what a configuration means.
 #[derive(Debug, Parser)]
 #[command(name = "pannier", version, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 it worked, 1 it failed, 2 the command line or the configuration is wrong.")]
+#[command(after_help = "Exit codes: 0 it worked; 1 it failed, or the configuration is wrong; 2 the command line is wrong, or a file cannot be read.")]
 enum Command {
     /// Run the sidecar
     Proxy(proxy::Args),
     /// Redirect this pod's traffic to the sidecar (needs NET_ADMIN)
     Init(init::Args),
     /// Say what a configuration means, or where it is wrong
-    Check(check::Args),
+    Check {
+        /// The configuration
+        #[arg(value_name = "FILE")]
+        file: std::path::PathBuf,
+    },
     /// Print the JSON schema of the configuration
     Schema,
 }
@@ -32,10 +36,7 @@ pub fn main() -> ExitCode {
     match Command::parse() {
         Command::Proxy(args) => proxy::run(&args),
         Command::Init(args) => init::run(args),
-        Command::Check(args) => check::run(&args),
+        Command::Check { file } => check::run(&file),
         Command::Schema => schema::run(),
     }
 }
-//! The commands: each turns its arguments into one typed call, and says what came of it.
-
-pub mod init;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::proxy::{self, Fatal};
+use crate::proxy;
 use crate::telemetry;
 
 /// Arguments of `pannier proxy`.
@@ -21,10 +21,7 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pannier: cannot start\n{error}");
-            match error {
-                Fatal::Config(_) => ExitCode::from(2),
-                _ => ExitCode::FAILURE,
-            }
+            ExitCode::FAILURE
         }
     }
 }

@@ -86,6 +86,20 @@ impl Default for PathMatch {
 }
 
 impl Upstream {
+    /// An upstream of which only the address is known.
+    pub fn at(address: super::units::HostPort) -> Self {
+        Self {
+            address,
+            endpoints: None,
+            mtls: None,
+            capacity: Self::default_capacity(),
+            max_in_flight: None,
+            max_connections: None,
+            connect_timeout: Self::default_connect_timeout(),
+            idle_timeout: Self::default_idle_timeout(),
+        }
+    }
+
     pub(super) fn default_capacity() -> NonZeroU32 {
         NonZeroU32::new(1024).expect("not zero")
     }
@@ -110,7 +124,7 @@ impl Route {
         OneOrMany::One("*".into())
     }
 
-    pub(super) fn default_retries() -> u8 {
+    pub(crate) fn default_retries() -> u8 {
         2
     }
 }

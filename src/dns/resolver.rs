@@ -126,7 +126,8 @@ impl Resolver {
         }
     }
 
-    pub(super) fn handle(&self) -> &Handle {
+    /// The runtime that refreshes names.
+    pub fn handle(&self) -> &Handle {
         &self.handle
     }
 

@@ -90,7 +90,7 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
         }
     }
     if let Responder::H2(answer) = responder {
-        answer.finish(&body);
+        answer.finish();
     }
 }
 
@@ -199,12 +199,11 @@ impl Answer {
         drop(gone);
     }
 
-    /// Ends the stream as far as it has not been ended.
-    fn finish(mut self, body: &Body<'_>) {
+    /// Ends the stream as far as it has not been ended. A whole answer before the end of the request
+    /// (RFC 9113 section 8.1) is ended by the crate, which resets the stream without an error once
+    /// the answer has left.
+    fn finish(mut self) {
         match self.sink {
-            // RFC 9113 section 8.1: a whole answer before the end of the request; the rest is
-            // not wanted, and that is no error.
-            Some(mut sink) if sink.ended && !body.is_done() => sink.stream.send_reset(Code::NO_ERROR),
             Some(sink) if sink.ended => {}
             Some(mut sink) => sink.stream.send_reset(Code::INTERNAL_ERROR),
             None => self.respond.send_reset(Code::CANCEL),

@@ -51,23 +51,25 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
         detect::detect(&stream, settings.detect_timeout.0, server).await?
     };
     let inbound = |caller| Inbound { target, source, destination: destination.clone(), caller };
+    let http = !settings.opaque_ports.contains(&target.port());
     match detected.protocol {
         Protocol::Tls { ours: true } if mesh.inbound_mtls != InboundMtls::Off => {
             secured(worker, &mesh, stream, inbound).await
         }
-        _ if !plain => Err(Error::new(Reason::AuthPlaintext, "mTLS is required here (inbound.mtls: strict)")),
-        Protocol::Http1 if !settings.opaque_ports.contains(&target.port()) => {
+        // Requests in plaintext are read even where none is let in, so that their sender is told.
+        Protocol::Http1 if http => {
             let requests = Requests { worker: worker.clone(), stages: inbound(None) };
             h1::serve(stream, &requests).await;
             Ok(())
         }
-        Protocol::Http2 if !settings.opaque_ports.contains(&target.port()) => {
+        Protocol::Http2 if http => {
             let requests = Rc::new(Requests { worker: worker.clone(), stages: inbound(None) });
             if let Err(error) = h2::serve(stream, requests).await {
                 tracing::debug!(%error, "an HTTP/2 connection to the application ended");
             }
             Ok(())
         }
+        _ if !plain => Err(unencrypted()),
         _ => {
             permit_bytes(&mesh, None)?;
             tcp::carry(worker, Direction::Inbound, stream, &destination, source, detected).await;
@@ -135,6 +137,10 @@ async fn secured(
     }
 }
 
+fn unencrypted() -> Error {
+    Error::new(Reason::AuthPlaintext, "mTLS is required here (inbound.mtls: strict)")
+}
+
 /// Authorize, for bytes: they have no method and no path, so only a rule for all of them permits.
 fn permit_bytes(mesh: &Mesh, caller: Option<&SpiffeId>) -> Result<()> {
     if mesh.policy.check_connection(caller.map(SpiffeId::as_str)) {
@@ -196,6 +202,9 @@ impl Inbound {
 
     /// Authorize: may this caller do this.
     fn authorize(&self, mesh: &Mesh, head: &RequestHead) -> Result<()> {
+        if self.caller.is_none() && mesh.inbound_mtls == InboundMtls::Strict {
+            return Err(unencrypted());
+        }
         let caller = self.caller.as_ref().map(SpiffeId::as_str);
         if mesh.policy.check(caller, head.method.as_str(), head.path.path()) {
             return Ok(());

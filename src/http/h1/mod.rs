@@ -5,6 +5,8 @@ mod chunked;
 pub mod parse;
 mod read;
 mod serve;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use read::{HeadError, Incoming, Reader};

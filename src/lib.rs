@@ -1,5 +1,8 @@
 //! Pannier: a service-mesh sidecar proxy. ARCHITECTURE.md draws the house; `proxy` is where a
 //! request's path can be read from top to bottom.
 
+pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod error;
+pub mod route;

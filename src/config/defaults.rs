@@ -110,7 +110,7 @@ impl Route {
         OneOrMany::One("*".into())
     }
 
-    pub(super) fn default_retries() -> u8 {
+    pub(crate) fn default_retries() -> u8 {
         2
     }
 }

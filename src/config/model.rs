@@ -2,14 +2,17 @@
 //! operator would choose; unknown fields are errors.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::units::{Addresses, HostPort, OneOrMany, Rate, Size, Time};
+use super::units::{Addresses, HostPort, OneOrMany, Rate, Size, Time, addresses, socket, socket_list};
 
 /// A sidecar's whole configuration. An empty file is valid.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -18,10 +21,13 @@ pub struct Model {
     /// Where the sidecar listens.
     pub listen: Listen,
     /// Where inbound requests go when nothing is redirected (explicit mode).
+    #[serde(deserialize_with = "socket", skip_serializing_if = "Option::is_none")]
     pub application: Option<SocketAddr>,
     /// Worker threads. Default: the container's CPU limit, rounded up; else the machine's cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
     /// This workload's certificate. Without it, nothing is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
     /// How names are resolved.
     pub dns: Dns,
@@ -37,6 +43,7 @@ pub struct Model {
     /// Traffic that is sent to the pod.
     pub inbound: Inbound,
     /// The Redis that mesh-wide limits share.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<Redis>,
     /// Limits on HTTP messages, both directions.
     pub http: Http,
@@ -49,14 +56,19 @@ pub struct Model {
 #[serde(default, deny_unknown_fields)]
 pub struct Listen {
     /// What the pod sends. Default `[127.0.0.1:15001, "[::1]:15001"]`.
+    #[serde(deserialize_with = "addresses")]
     pub outbound: Addresses,
     /// What is sent to the pod. Default `[0.0.0.0:15006, "[::]:15006"]`.
+    #[serde(deserialize_with = "addresses")]
     pub inbound: Addresses,
     /// The pod's DNS queries, UDP and TCP. Default `127.0.0.1:15053`.
+    #[serde(deserialize_with = "addresses")]
     pub dns: Addresses,
     /// Configuration, drain, status: loopback only. Default `127.0.0.1:15000`.
+    #[serde(deserialize_with = "addresses")]
     pub admin: Addresses,
     /// `/live`, `/ready` and `/metrics`, nothing else. Default `0.0.0.0:15020`.
+    #[serde(deserialize_with = "addresses")]
     pub probes: Addresses,
 }
 
@@ -77,6 +89,7 @@ pub struct Identity {
 #[serde(default, deny_unknown_fields)]
 pub struct Dns {
     /// Servers to ask. Default: those of `/etc/resolv.conf`.
+    #[serde(deserialize_with = "socket_list")]
     pub servers: Vec<SocketAddr>,
     /// The shortest time an answer is kept, whatever its TTL. Default 0s.
     pub min_ttl: Time,
@@ -97,19 +110,19 @@ pub struct Upstream {
     pub address: HostPort,
     /// What requests are balanced over: a name that resolves to every endpoint (a headless
     /// Service) with the target port, or a list of `ip:port`. Default: `address`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<OneOrMany<HostPort>>,
     /// Mutual TLS towards its endpoints. Default: `prefer` with an identity, else `off`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Mtls>,
     /// Requests that one endpoint serves at once, for all callers together. Default 1024.
     #[serde(default = "Upstream::default_capacity")]
     pub capacity: NonZeroU32,
     /// The most requests that this sidecar has in flight to the upstream. Default: no bound.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_in_flight: Option<NonZeroU32>,
     /// The most connections that this sidecar opens to the upstream. Default: no bound.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<NonZeroU32>,
     /// How long a connection, with its TLS handshake, may take. Default 1s.
     #[serde(default = "Upstream::default_connect_timeout")]
@@ -128,7 +141,7 @@ pub struct Mtls {
     #[serde(default = "Mtls::default_mode")]
     pub mode: MtlsMode,
     /// The SPIFFE id that every endpoint must prove. Default: any id of our own trust domain.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
 }
 
@@ -159,7 +172,7 @@ pub struct Route {
     /// The upstream that takes the request.
     pub upstream: String,
     /// From the request's head to the end of the answer. Default: none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Time>,
     /// How often a request that failed may be sent again, where that is safe. Default 2.
     #[serde(default = "Route::default_retries")]
@@ -167,13 +180,38 @@ pub struct Route {
 }
 
 /// How a path is matched.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PathMatch {
     /// A prefix of whole segments.
     Prefix(String),
     /// Exactly this path.
     Exact(ExactPath),
+}
+
+/// By hand, not `untagged`: an error inside keeps its place and its words.
+impl<'de> Deserialize<'de> for PathMatch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = PathMatch;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path, as `/v1/` for a prefix, or `{ exact: /health }`")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<PathMatch, E> {
+                Ok(PathMatch::Prefix(text.into()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PathMatch, A::Error> {
+                ExactPath::deserialize(MapAccessDeserializer::new(map)).map(PathMatch::Exact)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// `{ exact: /path }`.
@@ -194,13 +232,13 @@ pub struct Limit {
     #[serde(default)]
     pub direction: Direction,
     /// The host or hosts it holds for. Default: every host.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<OneOrMany<String>>,
     /// The path it holds for, matched as a route's. Default: every path.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
     /// The method or methods it holds for. Default: every method.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<OneOrMany<String>>,
     /// What is counted apart: `caller`, `host`, `method`, `header:NAME`. Default: one count.
     #[serde(default)]
@@ -208,7 +246,7 @@ pub struct Limit {
     /// Requests per time: `500/s`, `30/m`, `1000/h`, `10000/d`.
     pub rate: Rate,
     /// Requests that may come at once. Default: one second's worth, at least 2.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<NonZeroU32>,
     /// `mesh`: together with every sidecar on the same Redis; `pod`: this one alone.
     /// Default `mesh`; without `redis`, a mesh limit holds per pod.
@@ -312,8 +350,10 @@ pub enum OnMismatch {
 pub struct Inbound {
     /// `strict`: mTLS only; `permissive`: plaintext too; `off`. Default `permissive` with an
     /// identity, else `off`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mtls: Option<InboundMtls>,
     /// Who may call. Default: whoever `mtls` lets in.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<Allow>>,
     /// Ports carried as bytes. Default as outbound's.
     pub opaque_ports: Vec<u16>,
@@ -340,18 +380,20 @@ pub struct Allow {
     /// A SPIFFE id; `*` at its end takes any rest.
     pub caller: String,
     /// The path, matched as a route's. Default: every path.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
     /// The method or methods. Default: every method.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<OneOrMany<String>>,
 }
 
-/// The Redis that mesh-wide limits share.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// The Redis that mesh-wide limits share. Neither its `Debug` nor its serialized form shows the
+/// password.
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
     /// `redis://[user:password@]host:port[/db]`, or `rediss://` for TLS.
+    #[serde(serialize_with = "serialize_without_password")]
     pub url: String,
     /// How long a request may wait for Redis where no lease is at hand. Default 20ms.
     #[serde(default = "Redis::default_budget")]
@@ -359,6 +401,34 @@ pub struct Redis {
     /// What every key begins with; sidecars with another prefix share nothing. Default `pannier`.
     #[serde(default = "Redis::default_prefix")]
     pub prefix: String,
+}
+
+/// A Redis URL as it may be shown: `redis://user:***@host`.
+pub(super) fn without_password(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => match rest.rsplit_once('@') {
+            Some((user, host)) => {
+                let user = user.split_once(':').map_or("", |(user, _)| user);
+                format!("{scheme}://{user}:***@{host}")
+            }
+            None => url.into(),
+        },
+        None => "***".into(),
+    }
+}
+
+fn serialize_without_password<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&without_password(url))
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("url", &without_password(&self.url))
+            .field("budget", &self.budget)
+            .field("prefix", &self.prefix)
+            .finish()
+    }
 }
 
 /// Limits on HTTP messages.

@@ -3,11 +3,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::model::KeyPart;
@@ -23,7 +26,7 @@ pub struct Size(pub u64);
 /// So many per time: `500/s`, `30/m`, `1000/h`, `10000/d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// How many; never 0.
+    /// How many: 1 to 2^32-1.
     pub count: u64,
     /// In which time; never zero.
     pub per: Duration,
@@ -48,7 +51,7 @@ pub enum Host {
 }
 
 /// One value, or a list of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum OneOrMany<T> {
     /// One value.
@@ -77,45 +80,66 @@ impl Rate {
     }
 }
 
-/// The words after a number that [`Time`] knows, in nanoseconds, longest first.
-const TIME_UNITS: [(&str, u64); 7] = [
+/// The units of [`Time`], with their nanoseconds, longest first.
+const TIME_UNITS: [(&str, u128); 7] = [
+    ("d", 86_400_000_000_000),
+    ("h", 3_600_000_000_000),
+    ("m", 60_000_000_000),
+    ("s", 1_000_000_000),
     ("ms", 1_000_000),
     ("us", 1_000),
     ("ns", 1),
-    ("s", 1_000_000_000),
-    ("m", 60_000_000_000),
-    ("h", 3_600_000_000_000),
-    ("d", 86_400_000_000_000),
 ];
+
+/// A hundred years: more is a slip of the pen, and would overflow clocks when added to now.
+const LONGEST: u128 = 36_525 * 86_400_000_000_000;
+
+/// The text cut after its leading digits; `None` where it begins with none. Stricter than
+/// `parse::<u64>()`, which takes a sign.
+fn split_digits(text: &str) -> Option<(&str, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    (end > 0).then(|| text.split_at(end))
+}
 
 impl FromStr for Time {
     type Err = String;
 
+    /// Exact integer arithmetic: what [`Display`](fmt::Display) writes reads back as the same.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!("`{text}` is not a time; expected a number and a unit, as `250ms`, `2s`, `5m` or `1h`")
         };
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = text[..digits].parse().map_err(|_| wrong())?;
-        let (_, nanos) =
-            TIME_UNITS.iter().find(|(unit, _)| *unit == text[digits..].trim()).ok_or_else(wrong)?;
-        let nanos = number * *nanos as f64;
-        if nanos > 3.2e18 {
-            return Err(format!("`{text}` is more than a hundred years"));
+        let (whole, rest) = split_digits(text).ok_or_else(wrong)?;
+        let (fraction, unit) = match rest.strip_prefix('.') {
+            Some(rest) => split_digits(rest).ok_or_else(wrong)?,
+            None => ("", rest),
+        };
+        let unit = unit.strip_prefix(' ').unwrap_or(unit);
+        let (_, size) = TIME_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+        let too_long = || format!("`{text}` is more than a hundred years");
+        let whole: u64 = whole.parse().map_err(|_| too_long())?;
+        let mut nanos = u128::from(whole) * size;
+        let mut digit_size = *size;
+        for digit in fraction.bytes() {
+            digit_size /= 10;
+            nanos += u128::from(digit - b'0') * digit_size;
         }
-        Ok(Time(Duration::from_nanos(nanos.round() as u64)))
+        if nanos > LONGEST {
+            return Err(too_long());
+        }
+        let per_second = TIME_UNITS[3].1;
+        Ok(Time(Duration::new((nanos / per_second) as u64, (nanos % per_second) as u32)))
     }
 }
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let nanos = self.0.as_nanos() as u64;
-        let (unit, size) = [("d", 5), ("h", 4), ("m", 3), ("s", 2), ("ms", 1), ("us", 0)]
-            .iter()
-            .map(|(unit, _)| TIME_UNITS.iter().find(|(name, _)| name == unit).expect("a unit of the table"))
-            .find(|(_, size)| nanos != 0 && nanos.is_multiple_of(*size))
-            .copied()
-            .unwrap_or(if nanos == 0 { ("s", 1_000_000_000) } else { ("ns", 1) });
+        let nanos = self.0.as_nanos();
+        if nanos == 0 {
+            return f.write_str("0s");
+        }
+        let (unit, size) =
+            TIME_UNITS.iter().find(|(_, size)| nanos.is_multiple_of(*size)).unwrap_or(&("ns", 1));
         write!(f, "{}{unit}", nanos / size)
     }
 }
@@ -125,16 +149,17 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is not a size; expected bytes, as `512`, `64KiB` or `1MiB`");
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-        let scale = match text[digits..].trim() {
+        let (number, unit) = split_digits(text).ok_or_else(wrong)?;
+        let too_large = || format!("`{text}` is more bytes than can be counted");
+        let number: u64 = number.parse().map_err(|_| too_large())?;
+        let scale = match unit.strip_prefix(' ').unwrap_or(unit) {
             "" | "B" => 1,
             "KiB" => 1 << 10,
             "MiB" => 1 << 20,
             "GiB" => 1 << 30,
             _ => return Err(wrong()),
         };
-        number.checked_mul(scale).map(Size).ok_or_else(wrong)
+        number.checked_mul(scale).map(Size).ok_or_else(too_large)
     }
 }
 
@@ -149,20 +174,27 @@ impl fmt::Display for Size {
     }
 }
 
+/// The largest count of a [`Rate`]: a burst's largest too.
+const MOST_PER_TIME: u64 = u32::MAX as u64;
+
 impl FromStr for Rate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is not a rate; expected `500/s`, `30/m`, `1000/h` or `10000/d`");
-        let (count, unit) = text.split_once('/').ok_or_else(wrong)?;
-        let count: u64 = count.trim().parse().map_err(|_| wrong())?;
-        let per = match unit.trim() {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3_600,
-            "d" => 86_400,
+        let (count, unit) = split_digits(text).ok_or_else(wrong)?;
+        let per = match unit {
+            "/s" => 1,
+            "/m" => 60,
+            "/h" => 3_600,
+            "/d" => 86_400,
             _ => return Err(wrong()),
         };
+        let count: u64 = count
+            .parse()
+            .ok()
+            .filter(|count| *count <= MOST_PER_TIME)
+            .ok_or_else(|| format!("`{text}` is too much; a rate is at most {MOST_PER_TIME}"))?;
         if count == 0 {
             return Err(format!("`{text}` lets nothing through; a rate is at least 1"));
         }
@@ -187,30 +219,68 @@ impl FromStr for HostPort {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| format!("`{text}` is not `host:port`: {why}");
-        if let Ok(address) = text.parse::<SocketAddr>() {
-            if address.port() == 0 {
-                return Err(wrong("the port is 0"));
-            }
-            return Ok(HostPort { host: Host::Address(address.ip()), port: address.port() });
+        let (host, port) = split_port(text);
+        let port = port.ok_or_else(|| wrong("the port is missing"))?;
+        let port = parse_port(port).map_err(wrong)?;
+        let host = host.parse().map_err(|why: &str| wrong(why))?;
+        Ok(HostPort { host, port })
+    }
+}
+
+impl FromStr for Host {
+    type Err = &'static str;
+
+    /// A DNS name, an IPv4 address, or an IPv6 address in brackets.
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        if let Some(inner) = text.strip_prefix('[') {
+            return match inner.strip_suffix(']').map(str::parse::<Ipv6Addr>) {
+                Some(Ok(address)) => Ok(Host::Address(IpAddr::V6(address).to_canonical())),
+                _ => Err("what stands in brackets is not an IPv6 address"),
+            };
         }
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
-        let port: u16 = port.parse().map_err(|_| wrong("the port is not a number from 1 to 65535"))?;
-        if port == 0 {
-            return Err(wrong("the port is 0"));
+        if text.contains(':') {
+            return Err("an IPv6 address stands in brackets, as `[fd00::7]:80`");
         }
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        if name.contains(':') {
-            return Err(wrong("an IPv6 address stands in brackets, as `[fd00::7]:80`"));
+        if let Ok(address) = text.parse::<Ipv4Addr>() {
+            return Ok(Host::Address(IpAddr::V4(address)));
         }
+        let name = text.strip_suffix('.').unwrap_or(text);
         let label_ok = |label: &str| {
-            !label.is_empty()
-                && label.len() <= 63
+            (1..=63).contains(&label.len())
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
         };
         if name.len() > 253 || !name.split('.').all(label_ok) {
-            return Err(wrong("the host is not a DNS name"));
+            return Err("the host is not a DNS name");
         }
-        Ok(HostPort { host: Host::Name(name), port })
+        if name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit())) {
+            return Err("the host is neither an IPv4 address nor a DNS name");
+        }
+        Ok(Host::Name(name.to_ascii_lowercase()))
+    }
+}
+
+/// Cuts `host:port` in two, the colons of an IPv6 address in brackets apart. A bare IPv6 address
+/// is left whole, for [`Host`] to refuse.
+pub(super) fn split_port(text: &str) -> (&str, Option<&str>) {
+    let after_brackets = text.rfind(']').map_or(0, |end| end + 1);
+    match text[after_brackets..].rfind(':') {
+        Some(colon) if after_brackets > 0 || text.matches(':').count() == 1 => {
+            let colon = after_brackets + colon;
+            (&text[..colon], Some(&text[colon + 1..]))
+        }
+        _ => (text, None),
+    }
+}
+
+/// A port from 1 to 65535, in digits alone.
+pub(super) fn parse_port(text: &str) -> Result<u16, &'static str> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse() {
+        Ok(0) => Err("the port is 0"),
+        Ok(port) if digits => Ok(port),
+        _ => Err("the port is not a number from 1 to 65535"),
     }
 }
 
@@ -263,13 +333,13 @@ impl fmt::Display for KeyPart {
     }
 }
 
-/// Reads a value from its text, or from a bare number where one makes sense.
+/// A type that is written as text: reads it with its own words for what was expected, writes it,
+/// and describes it to the schema.
 macro_rules! textual {
-    ($type:ident, $description:literal, $pattern:literal) => {
+    ($type:ident, $expected:literal, $schema:tt) => {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = Cow::<'de, str>::deserialize(deserializer)?;
-                text.parse().map_err(de::Error::custom)
+                deserializer.deserialize_str(Text::new($expected))
             }
         }
 
@@ -285,14 +355,241 @@ macro_rules! textual {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "description": $description, "pattern": $pattern })
+                json_schema!($schema)
             }
         }
     };
 }
 
-textual!(Time, "A time: 250ms, 2s, 5m, 1h, 1d", "^[0-9]+(\\.[0-9]+)? ?(ns|us|ms|s|m|h|d)$");
-textual!(Size, "Bytes: 512, 64KiB, 1MiB", "^[0-9]+ ?(B|KiB|MiB|GiB)?$");
-textual!(Rate, "A rate: 500/s, 30/m, 1000/h, 10000/d", "^[0-9]+/(s|m|h|d)$");
-textual!(HostPort, "host:port", "^.+:[0-9]+$");
-textual!(KeyPart, "caller, host, method, or header:NAME", "^(caller|host|method|header:.+)$");
+textual!(Time, "a time, as `250ms`, `2s`, `5m` or `1h`", {
+    "type": "string",
+    "description": "A time: 250ms, 2s, 5m, 1h, 1d",
+    "pattern": "^[0-9]+(\\.[0-9]+)? ?(ns|us|ms|s|m|h|d)$"
+});
+textual!(Size, "a size, as `512`, `64KiB` or `1MiB`", {
+    "type": ["string", "integer"],
+    "description": "Bytes: 512, 64KiB, 1MiB",
+    "minimum": 0,
+    "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB)?$"
+});
+textual!(Rate, "a rate, as `500/s`, `30/m`, `1000/h` or `10000/d`", {
+    "type": "string",
+    "description": "A rate: 500/s, 30/m, 1000/h, 10000/d",
+    "pattern": "^[0-9]+/(s|m|h|d)$"
+});
+textual!(HostPort, "`host:port`, as `orders.shop:8080` or `[fd00::7]:80`", {
+    "type": "string",
+    "description": "host:port",
+    "pattern": "^.+:[0-9]+$"
+});
+textual!(KeyPart, "`caller`, `host`, `method` or `header:NAME`", {
+    "type": "string",
+    "description": "caller, host, method, or header:NAME",
+    "pattern": "^(caller|host|method|header:.+)$"
+});
+
+/// Reads a value from its text.
+struct Text<T> {
+    expected: &'static str,
+    value: PhantomData<T>,
+}
+
+impl<T> Text<T> {
+    fn new(expected: &'static str) -> Self {
+        Self { expected, value: PhantomData }
+    }
+}
+
+impl<T: FromStr<Err = String>> Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+/// A socket address, read with words of our own where it is wrong.
+pub(super) struct Socket(SocketAddr);
+
+impl FromStr for Socket {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Socket).map_err(|_| {
+            format!("`{text}` is not `ip:port`; expected an address, as `127.0.0.1:8080` or `[::1]:8080`")
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Socket {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text::new("`ip:port`, as `127.0.0.1:8080` or `[::1]:8080`"))
+    }
+}
+
+/// `deserialize_with` of an optional socket address.
+pub(super) fn socket<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    Socket::deserialize(deserializer).map(|socket| Some(socket.0))
+}
+
+/// `deserialize_with` of a list of socket addresses.
+pub(super) fn socket_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    Vec::<Socket>::deserialize(deserializer).map(|list| list.into_iter().map(|socket| socket.0).collect())
+}
+
+/// `deserialize_with` of [`Addresses`].
+pub(super) fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Addresses, D::Error> {
+    Ok(match OneOrMany::<Socket>::deserialize(deserializer)? {
+        OneOrMany::One(one) => OneOrMany::One(one.0),
+        OneOrMany::Many(many) => OneOrMany::Many(many.into_iter().map(|socket| socket.0).collect()),
+    })
+}
+
+/// By hand, not `untagged`: an error inside keeps its place and its words.
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+            type Value = OneOrMany<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("one value, or a list of them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany<T>, E> {
+                T::deserialize(text.into_deserializer()).map(OneOrMany::One)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<OneOrMany<T>, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(list)).map(OneOrMany::Many)
+            }
+        }
+
+        deserializer.deserialize_any(Either(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn time(text: &str) -> Result<Duration, String> {
+        text.parse::<Time>().map(|time| time.0)
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(time("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(time("2 m"), Ok(Duration::from_secs(120)));
+        assert_eq!(time("0s"), Ok(Duration::ZERO));
+        assert_eq!(time("0.1ns"), Ok(Duration::ZERO));
+        assert_eq!(time("36525d"), Ok(Duration::from_secs(36_525 * 86_400)));
+        for text in [
+            "", "5", "s", "1.5.5s", ".5s", "5.s", "-5s", "+5s", " 5s", "5s ", "5  s", "NaNs", "infs", "1e3s",
+            "5S", "٣s",
+        ] {
+            assert!(time(text).unwrap_err().contains("is not a time"), "{text:?}");
+        }
+        for text in
+            ["36525.1d", "18446744073709551615d", "18446744073709551616ns", "99999999999999999999999s"]
+        {
+            assert!(time(text).unwrap_err().contains("more than a hundred years"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!("512".parse(), Ok(Size(512)));
+        assert_eq!("64 KiB".parse(), Ok(Size(64 << 10)));
+        assert_eq!("18446744073709551615".parse(), Ok(Size(u64::MAX)));
+        for text in ["", "KiB", "1.5KiB", "-1", "+1", "1kb", "1 ", " 1"] {
+            assert!(text.parse::<Size>().unwrap_err().contains("is not a size"), "{text:?}");
+        }
+        for text in ["18446744073709551616", "18446744073709551615KiB", "17179869184GiB"] {
+            assert!(text.parse::<Size>().unwrap_err().contains("more bytes"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!("30/m".parse(), Ok(Rate { count: 30, per: Duration::from_secs(60) }));
+        for text in ["", "5", "/s", "5/", "5/ms", "+5/s", "-5/s", "5 /s", "1.5/s", "5/s/s"] {
+            assert!(text.parse::<Rate>().unwrap_err().contains("is not a rate"), "{text:?}");
+        }
+        assert!("0/s".parse::<Rate>().unwrap_err().contains("at least 1"));
+        assert!("4294967296/s".parse::<Rate>().unwrap_err().contains("at most 4294967295"));
+        assert!("99999999999999999999/s".parse::<Rate>().unwrap_err().contains("at most 4294967295"));
+    }
+
+    #[test]
+    fn hosts_with_ports() {
+        for (text, shown) in [
+            ("Orders.Shop.:8080", "orders.shop:8080"),
+            ("10.0.0.7:80", "10.0.0.7:80"),
+            ("[FD00::7]:80", "[fd00::7]:80"),
+            ("[::ffff:10.0.0.7]:80", "10.0.0.7:80"),
+            ("_grpc.x:1", "_grpc.x:1"),
+        ] {
+            assert_eq!(text.parse::<HostPort>().unwrap().to_string(), shown);
+        }
+        for (text, why) in [
+            ("orders", "the port is missing"),
+            ("orders:", "the port is not a number"),
+            ("orders:0", "the port is 0"),
+            ("orders:+80", "the port is not a number"),
+            ("orders:65536", "the port is not a number"),
+            (":80", "not a DNS name"),
+            ("fd00::7:80", "the port is missing"),
+            ("[fd00::7]", "the port is missing"),
+            ("[fe80::1%3]:80", "not an IPv6 address"),
+            ("[orders]:80", "not an IPv6 address"),
+            ("a]:80", "not a DNS name"),
+            ("300.1.1.1:80", "neither an IPv4 address nor a DNS name"),
+            ("a..b:80", "not a DNS name"),
+            ("-a:80", "not a DNS name"),
+            ("a b:80", "not a DNS name"),
+            ("http://orders:80", "the port is missing"),
+        ] {
+            let error = text.parse::<HostPort>().unwrap_err();
+            assert!(error.contains(why), "{text:?}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(nanos in 0..=LONGEST as u64, size: u64, count in 1..=MOST_PER_TIME, unit in 0..4usize) {
+            let time = Time(Duration::from_nanos(nanos));
+            prop_assert_eq!(time.to_string().parse(), Ok(time));
+            let size = Size(size);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+            let rate = Rate { count, per: Duration::from_secs([1, 60, 3_600, 86_400][unit]) };
+            prop_assert_eq!(rate.to_string().parse(), Ok(rate));
+        }
+
+        #[test]
+        fn round_times_too(count in 0..1000u64, unit in 0..TIME_UNITS.len()) {
+            let time = Time(Duration::from_nanos(count * TIME_UNITS[unit].1 as u64));
+            prop_assert_eq!(format!("{count}{}", TIME_UNITS[unit].0).parse(), Ok(time));
+            prop_assert_eq!(time.to_string().parse(), Ok(time));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC*|[0-9.:/a-z\\[\\] ]{0,12}") {
+            let _ = text.parse::<Time>();
+            let _ = text.parse::<Size>();
+            let _ = text.parse::<Rate>();
+            let _ = text.parse::<KeyPart>();
+            if let Ok(parsed) = text.parse::<HostPort>() {
+                prop_assert_eq!(parsed.to_string().parse(), Ok(parsed));
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! `pannier check`: what a configuration means, in short tables, or where it is wrong.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::config::model::{InboundMtls, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis};
+use crate::config::units::OneOrMany;
+use crate::config::{self, Problem};
+
+/// The file cannot be read.
+const UNREADABLE: u8 = 2;
+/// The file is wrong, or the answer cannot be written.
+const WRONG: u8 = 1;
+
+/// Prints what the file means to stdout and succeeds; or everything that is wrong with it to
+/// stderr, with exit code 1, or 2 where it cannot be read.
+pub fn run(file: &Path) -> ExitCode {
+    let (stdout, stderr, code) = outcome(file);
+    let written = io::stderr().write_all(stderr.as_bytes()).and(io::stdout().write_all(stdout.as_bytes()));
+    ExitCode::from(if written.is_ok() { code } else { WRONG })
+}
+
+/// What goes to stdout and to stderr, and the exit code.
+fn outcome(file: &Path) -> (String, String, u8) {
+    let source = file.display().to_string();
+    let text = match config::read_text(file) {
+        Ok(text) => text,
+        // A place is known where the file was read, but is not text.
+        Err(problem @ Problem { line: None, .. }) => {
+            return (String::new(), format!("{problem}\n"), UNREADABLE);
+        }
+        Err(problem) => return (String::new(), format!("{problem}\n"), WRONG),
+    };
+    match config::parse(&text, &source) {
+        Ok(model) => (explain(&model), String::new(), 0),
+        Err(problems) => {
+            let count = problems.iter().count();
+            let faults = if count == 1 { "fault" } else { "faults" };
+            (String::new(), format!("{problems}\n{count} {faults}\n"), WRONG)
+        }
+    }
+}
+
+/// What a model means.
+fn explain(model: &Model) -> String {
+    let mut out = String::new();
+    for table in [mtls(model), listeners(model), routes(model), upstreams(model), limits(model)] {
+        table.write(&mut out);
+    }
+    let warnings = config::warnings(model);
+    if !warnings.is_empty() {
+        out.push_str("WARNINGS\n");
+        for warning in warnings {
+            let _ = writeln!(out, "  {warning}");
+        }
+        out.push('\n');
+    }
+    out.push_str("The configuration is valid.\n");
+    out
+}
+
+fn mtls(model: &Model) -> Table {
+    let mut table = Table::new("MTLS", &[]);
+    match &model.identity {
+        None => table.row(["nothing is encrypted: no `identity` is configured"]),
+        Some(identity) => {
+            table.row(["certificate".into(), identity.certificate.display().to_string()]);
+            table.row(["bundle".into(), identity.bundle.display().to_string()]);
+            let inbound = match model.inbound_mtls() {
+                InboundMtls::Strict => "strict: mTLS only",
+                InboundMtls::Permissive => "permissive: plaintext is let in too",
+                InboundMtls::Off => "off: callers are not asked for an identity",
+            };
+            table.row(["inbound", inbound]);
+        }
+    }
+    match &model.inbound.allow {
+        None => {}
+        Some(rules) if rules.is_empty() => table.row(["allowed".into(), "nobody".to_owned()]),
+        Some(rules) => {
+            for rule in rules {
+                let methods =
+                    rule.method.as_ref().map_or("every method".into(), |methods| list(methods.as_slice()));
+                let path = rule.path.as_ref().map_or("every path".into(), path);
+                table.row(["allowed".into(), rule.caller.clone(), methods, path]);
+            }
+        }
+    }
+    table
+}
+
+fn listeners(model: &Model) -> Table {
+    let mut table = Table::new("LISTENERS", &["for", "addresses"]);
+    let listen = &model.listen;
+    for (name, addresses) in [
+        ("outbound", &listen.outbound),
+        ("inbound", &listen.inbound),
+        ("dns", &listen.dns),
+        ("admin", &listen.admin),
+        ("probes", &listen.probes),
+    ] {
+        table.row([name.to_owned(), list(addresses.as_slice())]);
+    }
+    if let Some(application) = model.application {
+        table.row(["application".into(), application.to_string()]);
+    }
+    table
+}
+
+fn routes(model: &Model) -> Table {
+    let mut table = Table::new("ROUTES", &["host", "path", "upstream", "timeout", "retries", ""]);
+    for route in &model.routes {
+        for host in route.host.as_slice() {
+            table.row([
+                host.to_lowercase(),
+                path(&route.path),
+                route.upstream.clone(),
+                route.timeout.map_or("none".into(), |timeout| timeout.to_string()),
+                route.retries.to_string(),
+            ]);
+        }
+    }
+    for (upstream, address) in model.implicit_routes() {
+        let (timeout, retries) = ("none".into(), config::model::Route::default_retries().to_string());
+        let note = "by its address".into();
+        table.row([address.to_string(), "/".into(), upstream.into(), timeout, retries, note]);
+    }
+    let rest = if model.upstreams.is_empty() { "everything" } else { "everything else" };
+    table.row([rest, "", "its original destination"]);
+    table
+}
+
+fn upstreams(model: &Model) -> Table {
+    let columns = ["upstream", "address", "endpoints", "mtls", "capacity", "in flight", "connections"];
+    let mut table = Table::new("UPSTREAMS", &columns);
+    for (name, upstream) in &model.upstreams {
+        let endpoints = match &upstream.endpoints {
+            None => "of its address".into(),
+            Some(endpoints) => list(endpoints.as_slice()),
+        };
+        let bound =
+            |bound: Option<std::num::NonZeroU32>| bound.map_or("no bound".into(), |bound| bound.to_string());
+        table.row([
+            name.clone(),
+            upstream.address.to_string(),
+            endpoints,
+            upstream_mtls(model, upstream),
+            upstream.capacity.to_string(),
+            bound(upstream.max_in_flight),
+            bound(upstream.max_connections),
+        ]);
+    }
+    table
+}
+
+fn upstream_mtls(model: &Model, upstream: &Upstream) -> String {
+    let mode = match model.upstream_mtls(upstream) {
+        MtlsMode::Off => return "off".into(),
+        MtlsMode::Require => "require",
+        MtlsMode::Prefer => "prefer",
+    };
+    match upstream.mtls.as_ref().and_then(|mtls| mtls.peer.as_ref()) {
+        Some(peer) => format!("{mode} {peer}"),
+        None => format!("{mode}, any id of our trust domain"),
+    }
+}
+
+fn limits(model: &Model) -> Table {
+    let columns = ["limit", "direction", "host", "path", "method", "key", "rate", "burst", "scope"];
+    let mut table = Table::new("LIMITS", &columns);
+    for limit in &model.limits {
+        let any = |texts: &Option<OneOrMany<String>>| match texts {
+            Some(texts) => list(texts.as_slice()),
+            None => "*".into(),
+        };
+        table.row([
+            limit.name.clone(),
+            limit.direction.name().into(),
+            any(&limit.host),
+            limit.path.as_ref().map_or("*".into(), path),
+            any(&limit.method),
+            if limit.key.is_empty() { "one count".into() } else { list(&limit.key) },
+            limit.rate.to_string(),
+            limit.effective_burst().to_string(),
+            scope(model, limit),
+        ]);
+    }
+    table
+}
+
+fn scope(model: &Model, limit: &Limit) -> String {
+    let without = match limit.without_redis {
+        WithoutRedis::Open => "open",
+        WithoutRedis::Closed => "closed",
+        WithoutRedis::Share => "share",
+    };
+    match (limit.scope, &model.redis) {
+        (Scope::Pod, _) => "pod".into(),
+        (Scope::Mesh, None) => "mesh, but no redis: per pod".into(),
+        (Scope::Mesh, Some(_)) => format!("mesh, {without} without redis"),
+    }
+}
+
+fn path(matched: &PathMatch) -> String {
+    match matched {
+        PathMatch::Prefix(prefix) => prefix.clone(),
+        PathMatch::Exact(exact) => format!("= {}", exact.exact),
+    }
+}
+
+fn list<T: fmt::Display>(values: &[T]) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Rows under a title, in columns as wide as their widest cell.
+struct Table {
+    title: &'static str,
+    rows: Vec<Vec<String>>,
+    has_head: bool,
+}
+
+impl Table {
+    fn new(title: &'static str, head: &[&str]) -> Self {
+        let rows =
+            if head.is_empty() { vec![] } else { vec![head.iter().map(|cell| cell.to_string()).collect()] };
+        Self { title, rows, has_head: !head.is_empty() }
+    }
+
+    fn row<const N: usize>(&mut self, cells: [impl Into<String>; N]) {
+        self.rows.push(cells.into_iter().map(Into::into).collect());
+    }
+
+    /// Writes the table; one that has no row but its head is left out.
+    fn write(&self, out: &mut String) {
+        if self.rows.len() == usize::from(self.has_head) {
+            return;
+        }
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..columns).map(width).collect();
+        let _ = writeln!(out, "{}", self.title);
+        for row in &self.rows {
+            let mut line = String::from(" ");
+            for (cell, width) in row.iter().zip(&widths) {
+                let _ = write!(line, " {cell:width$} ");
+            }
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+        out.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> (String, String, u8) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pannier.yaml");
+        std::fs::write(&file, text).unwrap();
+        outcome(&file)
+    }
+
+    #[test]
+    fn an_empty_file_is_explained() {
+        let (stdout, stderr, code) = check("");
+        assert_eq!((stderr.as_str(), code), ("", 0));
+        assert!(stdout.contains("NOTHING IS ENCRYPTED"), "{stdout}");
+        assert!(stdout.contains("everything"), "{stdout}");
+        assert!(stdout.ends_with("The configuration is valid.\n"), "{stdout}");
+    }
+
+    #[test]
+    fn a_whole_configuration_is_explained() {
+        let (stdout, stderr, code) = check(
+            "identity: { certificate: /i/tls.crt, key: /i/tls.key, bundle: /i/ca.crt }
+upstreams:
+  orders: { address: orders.shop:8080, endpoints: orders-all:8080, capacity: 200,
+            mtls: { peer: spiffe://td/ns/shop/sa/orders } }
+  mail: { address: mail:25, endpoints: [10.0.0.1:25, 10.0.0.2:25], mtls: { mode: off } }
+routes:
+  - { host: [Orders.Shop, orders], path: { exact: /v1 }, upstream: orders, timeout: 1500ms }
+limits:
+  - { name: writes, host: orders, method: [POST, PUT], key: [caller, 'header:X-Tenant'], rate: 90/m }
+redis: { url: 'redis://r:hush@h' }
+inbound: { mtls: strict, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
+",
+        );
+        assert_eq!((stderr.as_str(), code), ("", 0));
+        let squeezed: Vec<_> =
+            stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        for line in [
+            "inbound strict: mTLS only",
+            "allowed spiffe://td/* every method /v1",
+            "inbound 0.0.0.0:15006, [::]:15006",
+            "orders.shop = /v1 orders 1500ms 2",
+            "orders = /v1 orders 1500ms 2",
+            "mail:25 / mail none 2 by its address",
+            "everything else its original destination",
+            "orders orders.shop:8080 orders-all:8080 require spiffe://td/ns/shop/sa/orders 200 no bound no bound",
+            "mail mail:25 10.0.0.1:25, 10.0.0.2:25 off 1024 no bound no bound",
+            "writes outbound orders * POST, PUT caller, header:x-tenant 90/m 2 mesh, share without redis",
+        ] {
+            assert!(squeezed.iter().any(|have| have == line), "no `{line}` in\n{stdout}");
+        }
+        assert!(!stdout.contains("WARNINGS") && !stdout.contains("hush"), "{stdout}");
+    }
+
+    #[test]
+    fn faults_go_to_stderr_all_of_them() {
+        let (stdout, stderr, code) = check("routes: [ { upstream: a } ]\nworkers: 0\n");
+        assert_eq!((stdout.as_str(), code), ("", 1));
+        assert!(
+            stderr.contains("pannier.yaml:1:23: routes[0].upstream: no upstream is named `a`"),
+            "{stderr}"
+        );
+        assert!(stderr.contains("pannier.yaml:2:10: workers: expected a whole number from 1"), "{stderr}");
+        assert!(stderr.ends_with("2 faults\n"), "{stderr}");
+    }
+
+    #[test]
+    fn what_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, stderr, code) = outcome(dir.path());
+        assert!(code == 2 && stderr.contains("this is a directory"), "{stderr}");
+        let (_, stderr, code) = outcome(&dir.path().join("none.yaml"));
+        assert!(code == 2 && stderr.contains("none.yaml: cannot read the file: "), "{stderr}");
+    }
+}

@@ -1,0 +1,428 @@
+//! What serde cannot see: names that must resolve, texts that must be well-formed, values that
+//! must agree. Every fault is reported, at the value that would have to change.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
+use super::model::*;
+use super::problem::did_you_mean;
+use super::syntax::{self, HostPattern};
+use super::tree::{Fault, Kind, Mark, Node, index, push_key};
+use super::units::{Host, HostPort, OneOrMany, Size, Time};
+
+/// Checks a model that was read from the tree below `root`.
+pub(super) fn check(model: &Model, root: &Node, faults: &mut Vec<Fault>) {
+    let root = Place { node: Some(root), at: root.at, path: String::new() };
+    let mut checker = Checker { faults, root };
+    checker.listen(model);
+    checker.times(model);
+    checker.dns(&model.dns);
+    checker.identity(model);
+    for (name, upstream) in &model.upstreams {
+        checker.upstream(name, upstream);
+    }
+    checker.shared_addresses(model);
+    checker.routes(model);
+    checker.limits(model);
+    checker.inbound(model);
+    checker.ports(model);
+    checker.redis(model);
+    checker.http(&model.http);
+}
+
+/// A key or element, and where it stands in the text: at itself, or at the nearest thing above
+/// it where a default stands for it.
+#[derive(Clone)]
+struct Place<'a> {
+    node: Option<&'a Node>,
+    at: Mark,
+    path: String,
+}
+
+impl<'a> Place<'a> {
+    fn key(&self, key: &str) -> Place<'a> {
+        let mut path = self.path.clone();
+        push_key(&mut path, key);
+        match self.node.map(|node| &node.kind) {
+            Some(Kind::Block(entries)) => match entries.iter().find(|entry| entry.key == key) {
+                Some(entry) => {
+                    let node = &*entry.slot.value;
+                    // A block is pointed at by its key, a value by itself.
+                    let at = if matches!(node.kind, Kind::Block(_)) { entry.key_at } else { node.at };
+                    Place { node: Some(node), at, path }
+                }
+                None => Place { node: None, at: self.at, path },
+            },
+            _ => Place { node: None, at: self.at, path },
+        }
+    }
+
+    /// An element of a list; where one value stands instead of a list of one, that.
+    fn item(&self, i: usize) -> Place<'a> {
+        match self.node.map(|node| &node.kind) {
+            Some(Kind::List(slots)) => {
+                let node = slots.get(i).map(|slot| &*slot.value);
+                let at = node.map_or(self.at, |node| node.at);
+                Place { node, at, path: format!("{}{}", self.path, index(i)) }
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// The elements that were read into the model, in its order.
+    fn items(&self) -> Vec<Place<'a>> {
+        match self.node.map(|node| &node.kind) {
+            Some(Kind::List(slots)) => {
+                let read = slots.iter().enumerate().filter(|(_, slot)| !slot.gone.get());
+                read.map(|(i, _)| self.item(i)).collect()
+            }
+            _ => vec![self.clone()],
+        }
+    }
+
+    /// The places of values that may all be defaults.
+    fn items_of<T>(&self, values: &OneOrMany<T>) -> Vec<Place<'a>> {
+        match self.node {
+            Some(_) => self.items(),
+            None => vec![self.clone(); values.as_slice().len()],
+        }
+    }
+
+    /// Whether something stands here, even something wrong.
+    fn is_written(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// The keys of a block, those with wrong values included.
+    fn keys(&self) -> Vec<&'a str> {
+        match self.node.map(|node| &node.kind) {
+            Some(Kind::Block(entries)) => entries.iter().map(|entry| entry.key.as_str()).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+struct Checker<'a, 'f> {
+    faults: &'f mut Vec<Fault>,
+    root: Place<'a>,
+}
+
+impl<'a> Checker<'a, '_> {
+    fn fault(&mut self, place: &Place<'_>, message: impl Into<String>) {
+        self.faults.push(Fault { at: place.at, path: place.path.clone(), message: message.into() });
+    }
+
+    fn require(&mut self, place: &Place<'_>, result: Result<(), String>) {
+        if let Err(message) = result {
+            self.fault(place, message);
+        }
+    }
+
+    /// Addresses that collide, and doors that must not be open to others.
+    fn listen(&mut self, model: &Model) {
+        let place = self.root.key("listen");
+        let listen = &model.listen;
+        let doors = [
+            ("outbound", &listen.outbound),
+            ("inbound", &listen.inbound),
+            ("dns", &listen.dns),
+            ("admin", &listen.admin),
+            ("probes", &listen.probes),
+        ];
+        let mut seen: Vec<(&str, SocketAddr)> = Vec::new();
+        for (door, addresses) in doors {
+            let door_place = place.key(door);
+            for (address, place) in addresses.as_slice().iter().zip(door_place.items_of(addresses)) {
+                if let Some((other, taken)) = seen.iter().find(|(_, taken)| collide(*taken, *address)) {
+                    self.fault(&place, format!("{address} is taken already by `{other}`, at {taken}"));
+                }
+                seen.push((door, *address));
+                if door == "admin" && !address.ip().is_loopback() {
+                    let message = "the admin door can drain and shows the configuration; expected a loopback \
+                                   address (`probes` is for others)";
+                    self.fault(&place, message);
+                }
+            }
+        }
+        if let Some(application) = model.application {
+            let place = self.root.key("application");
+            if application.port() == 0 {
+                self.fault(&place, "the port is 0; expected the port that the application listens on");
+            } else if let Some((door, _)) = seen.iter().find(|(_, taken)| collide(*taken, application)) {
+                self.fault(
+                    &place,
+                    format!("this is the sidecar's own `listen.{door}`; expected the application's"),
+                );
+            }
+        }
+        if model.workers.is_some_and(|workers| workers.get() > 1024) {
+            self.fault(&self.root.key("workers"), "expected at most 1024 threads");
+        }
+    }
+
+    /// Times that must not be zero.
+    fn times(&mut self, model: &Model) {
+        let root = self.root.clone();
+        self.not_zero(&root.key("dns").key("timeout"), model.dns.timeout);
+        self.not_zero(&root.key("outbound").key("detect_timeout"), model.outbound.detect_timeout);
+        self.not_zero(&root.key("inbound").key("detect_timeout"), model.inbound.detect_timeout);
+        let http = root.key("http");
+        self.not_zero(&http.key("header_timeout"), model.http.header_timeout);
+        self.not_zero(&http.key("body_timeout"), model.http.body_timeout);
+        self.not_zero(&http.key("idle_timeout"), model.http.idle_timeout);
+        for (name, upstream) in &model.upstreams {
+            let place = root.key("upstreams").key(name).key("connect_timeout");
+            self.not_zero(&place, upstream.connect_timeout);
+        }
+        for (route, place) in model.routes.iter().zip(root.key("routes").items()) {
+            if route.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+                self.fault(&place.key("timeout"), "nothing is done in no time; leave it out for no timeout");
+            }
+        }
+    }
+
+    fn not_zero(&mut self, place: &Place<'_>, time: Time) {
+        if time.0.is_zero() {
+            self.fault(place, "nothing is done in no time; expected more than `0s`");
+        }
+    }
+
+    fn dns(&mut self, dns: &Dns) {
+        let place = self.root.key("dns");
+        if dns.min_ttl > dns.max_ttl {
+            let key = if place.key("min_ttl").is_written() { "min_ttl" } else { "max_ttl" };
+            let message = format!("`min_ttl` ({}) is above `max_ttl` ({})", dns.min_ttl, dns.max_ttl);
+            self.fault(&place.key(key), message);
+        }
+        for (server, place) in dns.servers.iter().zip(place.key("servers").items()) {
+            if server.port() == 0 {
+                self.fault(&place, "the port is 0; expected the server's, usually 53");
+            }
+        }
+    }
+
+    fn identity(&mut self, model: &Model) {
+        let Some(identity) = &model.identity else { return };
+        let place = self.root.key("identity");
+        let files =
+            [("certificate", &identity.certificate), ("key", &identity.key), ("bundle", &identity.bundle)];
+        for (key, file) in files {
+            if file.as_os_str().is_empty() {
+                self.fault(&place.key(key), "expected a file's path");
+            }
+        }
+    }
+
+    fn has_identity(&self) -> bool {
+        self.root.key("identity").is_written()
+    }
+
+    fn upstream(&mut self, name: &str, upstream: &Upstream) {
+        let place = self.root.key("upstreams").key(name);
+        self.require(&place, syntax::name(name));
+        if let Some(endpoints) = &upstream.endpoints {
+            self.endpoints(&place.key("endpoints"), endpoints);
+        }
+        if let Some(mtls) = &upstream.mtls {
+            let place = place.key("mtls");
+            if mtls.mode == MtlsMode::Require && !self.has_identity() {
+                let mode = place.key("mode");
+                self.fault(&mode, "mTLS is required, but no `identity` is configured to prove who we are");
+            }
+            if let Some(peer) = &mtls.peer {
+                let place = place.key("peer");
+                self.require(&place, syntax::spiffe_id(peer));
+                if mtls.mode == MtlsMode::Off {
+                    self.fault(&place, "nobody proves an id where `mode` is `off`");
+                }
+            }
+        }
+    }
+
+    /// Two upstreams may share an address where written routes tell them apart, not otherwise.
+    fn shared_addresses(&mut self, model: &Model) {
+        let mut seen: HashMap<&HostPort, &str> = HashMap::new();
+        for (name, address) in model.implicit_routes() {
+            if let Some(twin) = seen.insert(address, name) {
+                let place = self.root.key("upstreams").key(name).key("address");
+                let message = format!(
+                    "`{address}` is the address of `{twin}` too, and no route names it to say which takes what"
+                );
+                self.fault(&place, message);
+            }
+        }
+    }
+
+    fn endpoints(&mut self, place: &Place<'_>, endpoints: &OneOrMany<HostPort>) {
+        let list = endpoints.as_slice();
+        if list.is_empty() {
+            self.fault(place, "an empty list has no endpoint; leave it out to balance over `address`");
+        }
+        for (i, endpoint) in list.iter().enumerate() {
+            let place = place.item(i);
+            if list.len() > 1 && matches!(endpoint.host, Host::Name(_)) {
+                self.fault(&place, "a list is of `ip:port`; expected one name alone, or addresses");
+            }
+            if list[..i].contains(endpoint) {
+                self.fault(&place, format!("`{endpoint}` is in the list already"));
+            }
+        }
+    }
+
+    fn routes(&mut self, model: &Model) {
+        let names: HashSet<&str> = self.root.key("upstreams").keys().into_iter().collect();
+        let mut seen: HashMap<(HostPattern, bool, String), usize> = HashMap::new();
+        for (route, place) in model.routes.iter().zip(self.root.key("routes").items()) {
+            let hosts = self.hosts(&place.key("host"), &route.host);
+            let path_place = place.key("path");
+            let path_sound = syntax::path(&route.path);
+            for (host, place) in hosts {
+                let (exact, path) = match &route.path {
+                    PathMatch::Exact(exact) => (true, exact.exact.clone()),
+                    PathMatch::Prefix(prefix) => (false, prefix.trim_end_matches('/').to_owned()),
+                };
+                if let Some(line) = seen.get(&(host.clone(), exact, path.clone())) {
+                    self.fault(
+                        &place,
+                        format!("`{host}` with this path has a route already, on line {line}"),
+                    );
+                } else {
+                    seen.insert((host, exact, path), place.at.line);
+                }
+            }
+            self.require(&path_place, path_sound);
+            if !names.contains(route.upstream.as_str()) {
+                let hint = did_you_mean(&route.upstream, names.iter().copied());
+                let message = format!("no upstream is named `{}`{hint}", route.upstream);
+                self.fault(&place.key("upstream"), message);
+            }
+        }
+    }
+
+    /// Reports hosts that are none, and gives the others with their places.
+    fn hosts(&mut self, place: &Place<'a>, hosts: &OneOrMany<String>) -> Vec<(HostPattern, Place<'a>)> {
+        if hosts.as_slice().is_empty() {
+            self.fault(place, "an empty list names no host; leave it out, or write `*`, for every host");
+        }
+        let mut good = Vec::new();
+        for (i, host) in hosts.as_slice().iter().enumerate() {
+            let place = place.item(i);
+            match host.parse() {
+                Ok(host) => good.push((host, place)),
+                Err(message) => self.fault(&place, message),
+            }
+        }
+        good
+    }
+
+    fn methods(&mut self, place: &Place<'_>, methods: Option<&OneOrMany<String>>) {
+        let Some(methods) = methods.map(OneOrMany::as_slice) else { return };
+        if methods.is_empty() {
+            self.fault(place, "an empty list names no method; leave it out for every method");
+        }
+        for (i, method) in methods.iter().enumerate() {
+            self.require(&place.item(i), syntax::method(method));
+        }
+    }
+
+    fn limits(&mut self, model: &Model) {
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        for (limit, place) in model.limits.iter().zip(self.root.key("limits").items()) {
+            let name = place.key("name");
+            self.require(&name, syntax::name(&limit.name));
+            if let Some(line) = seen.insert(&limit.name, name.at.line) {
+                self.fault(&name, format!("`{}` is the name of another limit, on line {line}", limit.name));
+            }
+            if let Some(hosts) = &limit.host {
+                self.hosts(&place.key("host"), hosts);
+            }
+            if let Some(path) = &limit.path {
+                self.require(&place.key("path"), syntax::path(path));
+            }
+            self.methods(&place.key("method"), limit.method.as_ref());
+            for (i, part) in limit.key.iter().enumerate() {
+                if limit.key[..i].contains(part) {
+                    self.fault(&place.key("key").item(i), format!("`{part}` is in the key already"));
+                }
+            }
+            if limit.scope == Scope::Mesh && limit.burst.is_some_and(|burst| burst.get() < 2) {
+                let message = "expected at least 2: a mesh limit hands out tokens ahead, one of which is in \
+                               flight (`scope: pod` takes 1)";
+                self.fault(&place.key("burst"), message);
+            }
+        }
+    }
+
+    fn inbound(&mut self, model: &Model) {
+        let place = self.root.key("inbound");
+        let inbound = &model.inbound;
+        if inbound.mtls == Some(InboundMtls::Strict) && !self.has_identity() {
+            let message = "mTLS is required, but no `identity` is configured to prove who we are";
+            self.fault(&place.key("mtls"), message);
+        }
+        let Some(allow) = &inbound.allow else { return };
+        let allow_place = place.key("allow");
+        if !allow.is_empty() && !self.has_identity() {
+            let message = "callers prove who they are by mTLS, which needs an `identity`; without one every \
+                           request would be refused";
+            self.fault(&allow_place, message);
+        } else if !allow.is_empty() && inbound.mtls == Some(InboundMtls::Off) {
+            let message = "callers prove who they are by mTLS, and `inbound.mtls` is `off`; every request \
+                           would be refused";
+            self.fault(&allow_place, message);
+        }
+        for (rule, place) in allow.iter().zip(allow_place.items()) {
+            self.require(&place.key("caller"), syntax::spiffe_pattern(&rule.caller));
+            if let Some(path) = &rule.path {
+                self.require(&place.key("path"), syntax::path(path));
+            }
+            self.methods(&place.key("method"), rule.method.as_ref());
+        }
+    }
+
+    fn ports(&mut self, model: &Model) {
+        for (key, ports) in
+            [("outbound", &model.outbound.opaque_ports), ("inbound", &model.inbound.opaque_ports)]
+        {
+            let place = self.root.key(key).key("opaque_ports");
+            for (i, (port, place)) in ports.iter().zip(place.items()).enumerate() {
+                if *port == 0 {
+                    self.fault(&place, "expected a port from 1 to 65535");
+                } else if place.is_written() && ports[..i].contains(port) {
+                    self.fault(&place, format!("{port} is in the list already"));
+                }
+            }
+        }
+    }
+
+    fn redis(&mut self, model: &Model) {
+        let Some(redis) = &model.redis else { return };
+        let place = self.root.key("redis");
+        self.require(&place.key("url"), syntax::redis_url(&redis.url));
+        self.not_zero(&place.key("budget"), redis.budget);
+        let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+        if redis.prefix.is_empty() || redis.prefix.len() > 64 || !redis.prefix.bytes().all(ok) {
+            let message = "expected 1 to 64 of letters, digits, `-`, `_`, `.` and `:`";
+            self.fault(&place.key("prefix"), message);
+        }
+    }
+
+    fn http(&mut self, http: &Http) {
+        let (least, most) = (Size(1 << 10), Size(1 << 20));
+        if !(least..=most).contains(&http.max_header_bytes) {
+            let place = self.root.key("http").key("max_header_bytes");
+            self.fault(&place, format!("expected from {least} to {most}"));
+        }
+        if http.max_headers.get() > 10_000 {
+            self.fault(&self.root.key("http").key("max_headers"), "expected at most 10000");
+        }
+    }
+}
+
+/// Whether two listeners cannot be bound both: the same port, on the same address or on all.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() != 0
+        && a.port() == b.port()
+        && a.is_ipv4() == b.is_ipv4()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}

@@ -1,0 +1,93 @@
+//! What a configuration means where it says nothing. One answer for `proxy`, which runs it, and
+//! `check`, which explains it.
+
+use std::collections::HashSet;
+use std::num::NonZeroU32;
+
+use super::model::{InboundMtls, Limit, Model, MtlsMode, Upstream};
+use super::syntax::HostPattern;
+use super::units::HostPort;
+
+impl Model {
+    /// How this upstream is spoken to: as it says, `prefer` where it says nothing; without an
+    /// identity always `off`.
+    pub fn upstream_mtls(&self, upstream: &Upstream) -> MtlsMode {
+        match (&self.identity, &upstream.mtls) {
+            (None, _) => MtlsMode::Off,
+            (Some(_), None) => MtlsMode::Prefer,
+            (Some(_), Some(mtls)) => mtls.mode,
+        }
+    }
+
+    /// Which connections are let in: as `inbound.mtls` says, `permissive` where it says nothing;
+    /// without an identity always `off`.
+    pub fn inbound_mtls(&self) -> InboundMtls {
+        match self.identity {
+            None => InboundMtls::Off,
+            Some(_) => self.inbound.mtls.unwrap_or(InboundMtls::Permissive),
+        }
+    }
+
+    /// The routes that nobody wrote: from each upstream's `address` to itself, every path, unless
+    /// a written route names that host, with the same port or with none.
+    pub fn implicit_routes(&self) -> impl Iterator<Item = (&str, &HostPort)> {
+        let named: HashSet<HostPattern> = self
+            .routes
+            .iter()
+            .flat_map(|route| route.host.as_slice())
+            .filter_map(|host| host.parse().ok())
+            .collect();
+        self.upstreams.iter().filter_map(move |(name, upstream)| {
+            let address = &upstream.address;
+            let any_port = HostPattern::Host { host: address.host.to_string(), port: None };
+            let is_named = named.contains(&HostPattern::from(address)) || named.contains(&any_port);
+            (!is_named).then_some((name.as_str(), address))
+        })
+    }
+}
+
+impl Limit {
+    /// `burst`, or one second's worth, at least 2.
+    pub fn effective_burst(&self) -> NonZeroU32 {
+        let one_second = self.rate.per_second().ceil() as u32;
+        self.burst.or(NonZeroU32::new(one_second.max(2))).unwrap_or(NonZeroU32::MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::parse;
+
+    #[test]
+    fn implicit_routes_give_way_to_written_ones() {
+        let model = parse(
+            "upstreams:
+  a: { address: A.shop:80 }
+  b: { address: b.shop:80 }
+  c: { address: c.shop:80 }
+  d: { address: \"[fd00::7]:80\" }
+routes:
+  - { host: [a.shop, \"b.shop:80\"], upstream: a }
+  - { host: \"c.shop:81\", upstream: c }
+  - { upstream: b }
+",
+            "t",
+        )
+        .unwrap();
+        let implicit: Vec<_> = model.implicit_routes().map(|(name, to)| format!("{name} {to}")).collect();
+        assert_eq!(implicit, ["c c.shop:80", "d [fd00::7]:80"]);
+    }
+
+    #[test]
+    fn bursts() {
+        let burst = |rate: &str| {
+            let text = format!("limits: [{{ name: x, rate: {rate} }}]");
+            parse(&text, "t").unwrap().limits[0].effective_burst().get()
+        };
+        assert_eq!(burst("500/s"), 500);
+        assert_eq!(burst("90/m"), 2);
+        assert_eq!(burst("200/m"), 4);
+        assert_eq!(burst("1/d"), 2);
+        assert_eq!(burst("4294967295/s"), u32::MAX);
+    }
+}

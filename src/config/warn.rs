@@ -1,0 +1,191 @@
+//! What is allowed, but may not be meant. `check` shows it, and the log at start and reload.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use super::model::{InboundMtls, KeyPart, Model, MtlsMode, Scope};
+use super::units::{Host, HostPort};
+
+/// Something that works otherwise than one may think.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The key concerned, as `upstreams.orders`; empty where it is the whole configuration.
+    pub path: String,
+    /// What is so, and what to do where it is not meant.
+    pub message: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Everything that may not be meant in a model that [`parse`](super::parse) has returned.
+pub fn warnings(model: &Model) -> Vec<Warning> {
+    let mut found = Found(Vec::new());
+    encryption(model, &mut found);
+    listeners(model, &mut found);
+    upstreams(model, &mut found);
+    limits(model, &mut found);
+    found.0
+}
+
+struct Found(Vec<Warning>);
+
+impl Found {
+    fn push(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Warning { path: path.into(), message: message.into() });
+    }
+}
+
+fn encryption(model: &Model, found: &mut Found) {
+    let Some(_) = model.identity else {
+        found.push("", "no `identity` is configured: NOTHING IS ENCRYPTED, and nobody's identity is checked");
+        for (name, upstream) in &model.upstreams {
+            if upstream.mtls.as_ref().is_some_and(|mtls| mtls.mode == MtlsMode::Prefer) {
+                let path = format!("upstreams.{name}.mtls");
+                found.push(path, "`prefer` without an `identity` is plaintext");
+            }
+        }
+        if model.inbound.mtls == Some(InboundMtls::Permissive) {
+            found.push("inbound.mtls", "`permissive` without an `identity` is plaintext");
+        }
+        return;
+    };
+    if model.inbound_mtls() == InboundMtls::Off {
+        found.push("inbound.mtls", "an identity is configured, but callers are not asked for theirs");
+    }
+    match &model.inbound.allow {
+        Some(rules) if rules.is_empty() => {
+            found.push("inbound.allow", "an empty list lets nobody in; leave it out for everybody");
+        }
+        Some(_) if model.inbound_mtls() == InboundMtls::Permissive => {
+            found.push("inbound.allow", "a plaintext caller proves no id, so that no rule lets it in");
+        }
+        _ => {}
+    }
+}
+
+fn listeners(model: &Model, found: &mut Found) {
+    for (path, addresses) in [("listen.outbound", &model.listen.outbound), ("listen.dns", &model.listen.dns)]
+    {
+        for address in addresses.as_slice().iter().filter(|address| !address.ip().is_loopback()) {
+            found.push(path, format!("{address} is open to others than this pod"));
+        }
+    }
+}
+
+fn upstreams(model: &Model, found: &mut Found) {
+    let routed: HashSet<&str> = model
+        .routes
+        .iter()
+        .map(|route| route.upstream.as_str())
+        .chain(model.implicit_routes().map(|(name, _)| name))
+        .collect();
+    for (name, upstream) in &model.upstreams {
+        if !routed.contains(name.as_str()) {
+            found.push(format!("upstreams.{name}"), "no route leads here");
+        }
+        if upstream.endpoints.is_none() && looks_like_service(&upstream.address) {
+            found.push(
+                format!("upstreams.{name}"),
+                format!(
+                    "{} looks like a Kubernetes Service: where that has one virtual address, requests cannot be \
+                     spread by saturation; set `endpoints` to a headless Service's name and target port",
+                    upstream.address
+                ),
+            );
+        }
+    }
+}
+
+/// `name.namespace.svc`, with or without a cluster's domain.
+fn looks_like_service(address: &HostPort) -> bool {
+    match &address.host {
+        Host::Name(name) => name.split('.').nth(2) == Some("svc"),
+        Host::Address(_) => false,
+    }
+}
+
+fn limits(model: &Model, found: &mut Found) {
+    let mut mesh_limits = 0;
+    for (i, limit) in model.limits.iter().enumerate() {
+        let path = format!("limits[{i}]");
+        if limit.scope == Scope::Mesh {
+            mesh_limits += 1;
+            if model.redis.is_none() {
+                let message = format!(
+                    "no `redis` is configured, so that `{}` holds for each pod apart; `scope: pod` says so",
+                    limit.name
+                );
+                found.push(&path, message);
+            }
+        }
+        if limit.key.contains(&KeyPart::Caller) && model.identity.is_none() {
+            let message =
+                format!("without an `identity` `{}` counts every caller as the same one", limit.name);
+            found.push(&path, message);
+        }
+    }
+    if model.redis.is_some() && mesh_limits == 0 {
+        found.push("redis", "no limit has `scope: mesh`, so that nothing uses it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    fn of(text: &str) -> Vec<String> {
+        warnings(&parse(text, "t").unwrap()).iter().map(Warning::to_string).collect()
+    }
+
+    const IDENTITY: &str = "identity: { certificate: a, key: b, bundle: c }\n";
+
+    #[track_caller]
+    fn one(text: &str, expected: &str) {
+        let found = of(text);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
+    }
+
+    #[test]
+    fn each_once() {
+        one("", "no `identity` is configured: NOTHING IS ENCRYPTED");
+        assert_eq!(of(IDENTITY), [""; 0]);
+        let with = |text: &str| format!("{IDENTITY}{text}");
+        one(&with("inbound: { mtls: off }"), "inbound.mtls: an identity is configured, but");
+        one(&with("inbound: { allow: [] }"), "inbound.allow: an empty list lets nobody in");
+        one(&with("inbound: { allow: [ { caller: \"*\" } ] }"), "inbound.allow: a plaintext caller");
+        one(&with("listen: { outbound: 0.0.0.0:15001 }"), "listen.outbound: 0.0.0.0:15001 is open");
+        one(&with("upstreams: { a: { address: a.b.svc:80 } }"), "upstreams.a: a.b.svc:80 looks like");
+        one(
+            &with(
+                "upstreams: { a: { address: a:80 }, b: { address: b:80 } }\nroutes: [ { host: a, upstream: b } ]",
+            ),
+            "upstreams.a: no route leads here",
+        );
+        one(&with("limits: [ { name: x, rate: 1/s } ]"), "limits[0]: no `redis` is configured");
+        one(
+            &with("redis: { url: \"redis://h\" }\nlimits: [ { name: x, rate: 1/s, scope: pod } ]"),
+            "redis: no limit has `scope: mesh`",
+        );
+    }
+
+    #[test]
+    fn without_identity() {
+        let text = "upstreams: { a: { address: a:80, mtls: { mode: prefer } } }
+inbound: { mtls: permissive }
+limits: [ { name: x, rate: 1/s, scope: pod, key: [caller] } ]
+";
+        let found = of(text);
+        assert_eq!(found.len(), 4, "{found:#?}");
+        assert!(found[1].starts_with("upstreams.a.mtls: `prefer` without"));
+        assert!(found[2].starts_with("inbound.mtls: `permissive` without"));
+        assert!(found[3].starts_with("limits[0]: without an `identity`"));
+    }
+}

@@ -28,7 +28,9 @@ fn outcome(file: &Path) -> (String, String, u8) {
     let text = match config::read_text(file) {
         Ok(text) => text,
         // A place is known where the file was read, but is not text.
-        Err(problem @ Problem { line: None, .. }) => return (String::new(), format!("{problem}\n"), UNREADABLE),
+        Err(problem @ Problem { line: None, .. }) => {
+            return (String::new(), format!("{problem}\n"), UNREADABLE);
+        }
         Err(problem) => return (String::new(), format!("{problem}\n"), WRONG),
     };
     match config::parse(&text, &source) {
@@ -79,7 +81,8 @@ fn mtls(model: &Model) -> Table {
         Some(rules) if rules.is_empty() => table.row(["allowed".into(), "nobody".to_owned()]),
         Some(rules) => {
             for rule in rules {
-                let methods = rule.method.as_ref().map_or("every method".into(), |methods| list(methods.as_slice()));
+                let methods =
+                    rule.method.as_ref().map_or("every method".into(), |methods| list(methods.as_slice()));
                 let path = rule.path.as_ref().map_or("every path".into(), path);
                 table.row(["allowed".into(), rule.caller.clone(), methods, path]);
             }
@@ -137,7 +140,8 @@ fn upstreams(model: &Model) -> Table {
             None => "of its address".into(),
             Some(endpoints) => list(endpoints.as_slice()),
         };
-        let bound = |bound: Option<std::num::NonZeroU32>| bound.map_or("no bound".into(), |bound| bound.to_string());
+        let bound =
+            |bound: Option<std::num::NonZeroU32>| bound.map_or("no bound".into(), |bound| bound.to_string());
         table.row([
             name.clone(),
             upstream.address.to_string(),
@@ -219,7 +223,8 @@ struct Table {
 
 impl Table {
     fn new(title: &'static str, head: &[&str]) -> Self {
-        let rows = if head.is_empty() { vec![] } else { vec![head.iter().map(|cell| cell.to_string()).collect()] };
+        let rows =
+            if head.is_empty() { vec![] } else { vec![head.iter().map(|cell| cell.to_string()).collect()] };
         Self { title, rows, has_head: !head.is_empty() }
     }
 
@@ -310,7 +315,10 @@ inbound: { mtls: strict, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
     fn faults_go_to_stderr_all_of_them() {
         let (stdout, stderr, code) = check("routes: [ { upstream: a } ]\nworkers: 0\n");
         assert_eq!((stdout.as_str(), code), ("", 1));
-        assert!(stderr.contains("pannier.yaml:1:23: routes[0].upstream: no upstream is named `a`"), "{stderr}");
+        assert!(
+            stderr.contains("pannier.yaml:1:23: routes[0].upstream: no upstream is named `a`"),
+            "{stderr}"
+        );
         assert!(stderr.contains("pannier.yaml:2:10: workers: expected a whole number from 1"), "{stderr}");
         assert!(stderr.ends_with("2 faults\n"), "{stderr}");
     }

@@ -149,7 +149,10 @@ impl<'a> Checker<'a, '_> {
             if application.port() == 0 {
                 self.fault(&place, "the port is 0; expected the port that the application listens on");
             } else if let Some((door, _)) = seen.iter().find(|(_, taken)| collide(*taken, application)) {
-                self.fault(&place, format!("this is the sidecar's own `listen.{door}`; expected the application's"));
+                self.fault(
+                    &place,
+                    format!("this is the sidecar's own `listen.{door}`; expected the application's"),
+                );
             }
         }
         if model.workers.is_some_and(|workers| workers.get() > 1024) {
@@ -201,7 +204,8 @@ impl<'a> Checker<'a, '_> {
     fn identity(&mut self, model: &Model) {
         let Some(identity) = &model.identity else { return };
         let place = self.root.key("identity");
-        let files = [("certificate", &identity.certificate), ("key", &identity.key), ("bundle", &identity.bundle)];
+        let files =
+            [("certificate", &identity.certificate), ("key", &identity.key), ("bundle", &identity.bundle)];
         for (key, file) in files {
             if file.as_os_str().is_empty() {
                 self.fault(&place.key(key), "expected a file's path");
@@ -278,7 +282,10 @@ impl<'a> Checker<'a, '_> {
                     PathMatch::Prefix(prefix) => (false, prefix.trim_end_matches('/').to_owned()),
                 };
                 if let Some(line) = seen.get(&(host.clone(), exact, path.clone())) {
-                    self.fault(&place, format!("`{host}` with this path has a route already, on line {line}"));
+                    self.fault(
+                        &place,
+                        format!("`{host}` with this path has a route already, on line {line}"),
+                    );
                 } else {
                     seen.insert((host, exact, path), place.at.line);
                 }

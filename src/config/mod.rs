@@ -82,11 +82,7 @@ pub fn read_text(path: &Path) -> Result<String, Problem> {
         let good = String::from_utf8_lossy(&error.as_bytes()[..good]).into_owned();
         let line = good.matches('\n').count() + 1;
         let column = good.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
-        Problem {
-            line: Some(line),
-            column: Some(column),
-            ..wrong("the byte here is not UTF-8".into())
-        }
+        Problem { line: Some(line), column: Some(column), ..wrong("the byte here is not UTF-8".into()) }
     })
 }
 

@@ -156,7 +156,8 @@ pub(super) fn spiffe_pattern(text: &str) -> Result<(), String> {
         return Ok(());
     }
     let wrong = |why: &str| Err(format!("`{text}` is not a caller: {why}"));
-    let Some((domain, path)) = beginning.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')) else {
+    let Some((domain, path)) = beginning.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'))
+    else {
         return wrong("expected `*` alone, or after `spiffe://TRUST-DOMAIN/`");
     };
     if let Err(why) = trust_domain(domain) {
@@ -309,7 +310,9 @@ mod tests {
         for good in ["redis://redis.mesh:6379", "rediss://u:p@[::1]:6380/2", "redis://redis.mesh"] {
             redis_url(good).unwrap();
         }
-        for bad in ["", "redis.mesh:6379", "http://redis", "unix:///x", "redis://", "redis://h:0", "redis://h/x"] {
+        for bad in
+            ["", "redis.mesh:6379", "http://redis", "unix:///x", "redis://", "redis://h:0", "redis://h/x"]
+        {
             assert!(redis_url(bad).is_err(), "{bad}");
         }
         let error = redis_url("redis://user:hush@host:port").unwrap_err();

@@ -37,7 +37,10 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) enum Kind {
     /// Text; `plain` where it stands without quotes.
-    Scalar { text: String, plain: bool },
+    Scalar {
+        text: String,
+        plain: bool,
+    },
     List(Vec<Slot>),
     Block(Vec<Entry>),
 }
@@ -93,7 +96,8 @@ impl Slot {
 /// not keep it from being read on; or the one that did.
 pub(super) fn parse(text: &str) -> Result<(Option<Rc<Node>>, Vec<Fault>), Fault> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let options = options! { emit_comments: false, flow_nesting_limit: DEEPEST, block_nesting_limit: DEEPEST };
+    let options =
+        options! { emit_comments: false, flow_nesting_limit: DEEPEST, block_nesting_limit: DEEPEST };
     let mut builder = Builder::default();
     for next in Parser::new_from_str_with_options(text, options) {
         let (event, span) = next.map_err(|error| Fault {
@@ -214,7 +218,9 @@ impl Builder {
                     let known = match node.text() {
                         None => Err("expected text as a key".to_owned()),
                         Some(text) => match lines.insert(text.to_owned(), at.line) {
-                            Some(first) => Err(format!("`{text}` is here twice; the first is on line {first}")),
+                            Some(first) => {
+                                Err(format!("`{text}` is here twice; the first is on line {first}"))
+                            }
                             None => Ok(Key::Text(text.to_owned())),
                         },
                     };
@@ -292,7 +298,15 @@ mod tests {
             Kind::List(items) => items.iter().map(|slot| shape(&slot.value)).collect::<Vec<_>>(),
             Kind::Block(entries) => entries
                 .iter()
-                .map(|entry| format!("{}@{}:{}={}", entry.key, entry.key_at.line, entry.key_at.column, shape(&entry.slot.value)))
+                .map(|entry| {
+                    format!(
+                        "{}@{}:{}={}",
+                        entry.key,
+                        entry.key_at.line,
+                        entry.key_at.column,
+                        shape(&entry.slot.value)
+                    )
+                })
                 .collect(),
         };
         format!("{}:{}({})", node.at.line, node.at.column, children.join(" "))
@@ -301,10 +315,7 @@ mod tests {
     #[test]
     fn everything_has_a_place() {
         let (root, faults) = parse("# c\na: 1\nb:\n  - 'x'\n  - é: {q: !!str 2}\n    r:\n").unwrap();
-        assert_eq!(
-            shape(&root.unwrap()),
-            "2:1(a@2:1=1 b@3:1=4:3('x 5:5(é@5:5=5:8(q@5:9='2) r@6:5=)))"
-        );
+        assert_eq!(shape(&root.unwrap()), "2:1(a@2:1=1 b@3:1=4:3('x 5:5(é@5:5=5:8(q@5:9='2) r@6:5=)))");
         assert_eq!(faults, []);
     }
 

@@ -492,12 +492,15 @@ mod tests {
         assert_eq!(time("0s"), Ok(Duration::ZERO));
         assert_eq!(time("0.1ns"), Ok(Duration::ZERO));
         assert_eq!(time("36525d"), Ok(Duration::from_secs(36_525 * 86_400)));
-        for text in
-            ["", "5", "s", "1.5.5s", ".5s", "5.s", "-5s", "+5s", " 5s", "5s ", "5  s", "NaNs", "infs", "1e3s", "5S", "٣s"]
-        {
+        for text in [
+            "", "5", "s", "1.5.5s", ".5s", "5.s", "-5s", "+5s", " 5s", "5s ", "5  s", "NaNs", "infs", "1e3s",
+            "5S", "٣s",
+        ] {
             assert!(time(text).unwrap_err().contains("is not a time"), "{text:?}");
         }
-        for text in ["36525.1d", "18446744073709551615d", "18446744073709551616ns", "99999999999999999999999s"] {
+        for text in
+            ["36525.1d", "18446744073709551615d", "18446744073709551616ns", "99999999999999999999999s"]
+        {
             assert!(time(text).unwrap_err().contains("more than a hundred years"), "{text:?}");
         }
     }

@@ -71,7 +71,8 @@ fn encryption(model: &Model, found: &mut Found) {
 }
 
 fn listeners(model: &Model, found: &mut Found) {
-    for (path, addresses) in [("listen.outbound", &model.listen.outbound), ("listen.dns", &model.listen.dns)] {
+    for (path, addresses) in [("listen.outbound", &model.listen.outbound), ("listen.dns", &model.listen.dns)]
+    {
         for address in addresses.as_slice().iter().filter(|address| !address.ip().is_loopback()) {
             found.push(path, format!("{address} is open to others than this pod"));
         }
@@ -125,7 +126,8 @@ fn limits(model: &Model, found: &mut Found) {
             }
         }
         if limit.key.contains(&KeyPart::Caller) && model.identity.is_none() {
-            let message = format!("without an `identity` `{}` counts every caller as the same one", limit.name);
+            let message =
+                format!("without an `identity` `{}` counts every caller as the same one", limit.name);
             found.push(&path, message);
         }
     }
@@ -162,7 +164,9 @@ mod tests {
         one(&with("listen: { outbound: 0.0.0.0:15001 }"), "listen.outbound: 0.0.0.0:15001 is open");
         one(&with("upstreams: { a: { address: a.b.svc:80 } }"), "upstreams.a: a.b.svc:80 looks like");
         one(
-            &with("upstreams: { a: { address: a:80 }, b: { address: b:80 } }\nroutes: [ { host: a, upstream: b } ]"),
+            &with(
+                "upstreams: { a: { address: a:80 }, b: { address: b:80 } }\nroutes: [ { host: a, upstream: b } ]",
+            ),
             "upstreams.a: no route leads here",
         );
         one(&with("limits: [ { name: x, rate: 1/s } ]"), "limits[0]: no `redis` is configured");

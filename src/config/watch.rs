@@ -215,7 +215,8 @@ fn watch_events(names: BTreeSet<PathBuf>, signal: Arc<Signal>) -> Option<Recomme
             })
         };
         // Reading is an event too; ours would wake us for ever.
-        let reading = matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write));
+        let reading =
+            matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write));
         event.need_rescan() || (!reading && event.paths.iter().any(ours))
     };
     let handler = move |event: notify::Result<notify::Event>| {

@@ -39,11 +39,7 @@ fn hosts_from_narrow_to_wide() {
 
 #[test]
 fn the_next_wider_host_where_the_path_has_nothing() {
-    let table = table(&[
-        ("a:1", prefix("/x"), "a:1"),
-        ("a", prefix("/y"), "a"),
-        ("*", prefix("/z"), "any"),
-    ]);
+    let table = table(&[("a:1", prefix("/x"), "a:1"), ("a", prefix("/y"), "a"), ("*", prefix("/z"), "any")]);
     let find = |path| table.find("a", Some(1), path).copied();
     assert_eq!(find("/x"), Some("a:1"));
     assert_eq!(find("/y"), Some("a"));
@@ -76,7 +72,10 @@ fn exact_first_then_the_longest_prefix() {
 
 #[test]
 fn the_first_of_two_is_kept() {
-    assert_eq!(table(&[("*", prefix("/v1"), "1"), ("*", prefix("/v1/"), "2")]).find("", None, "/v1"), Some(&"1"));
+    assert_eq!(
+        table(&[("*", prefix("/v1"), "1"), ("*", prefix("/v1/"), "2")]).find("", None, "/v1"),
+        Some(&"1")
+    );
 }
 
 #[test]
@@ -92,7 +91,8 @@ fn path_matchers() {
 
 #[test]
 fn host_matchers() {
-    let of = |hosts: &[&str]| HostMatcher::new(&hosts.iter().map(|host| host.to_string()).collect::<Vec<_>>());
+    let of =
+        |hosts: &[&str]| HostMatcher::new(&hosts.iter().map(|host| host.to_string()).collect::<Vec<_>>());
     let some = of(&["A.shop", "b:80", "b:81"]);
     assert!(some.matches("a.shop", None) && some.matches("a.shop", Some(9)));
     assert!(some.matches("b", Some(80)) && some.matches("b", Some(81)));
@@ -131,8 +131,11 @@ fn naive<'a>(routes: &'a [Entry<usize>], host: &str, port: Option<u16>, path: &s
 }
 
 fn some_path() -> impl Strategy<Value = String> {
-    (prop::collection::vec(prop::sample::select(vec!["a", "b", "ab", "v1"]), 0..5), any::<bool>())
-        .prop_map(|(segments, slash)| format!("/{}{}", segments.join("/"), if slash && !segments.is_empty() { "/" } else { "" }))
+    (prop::collection::vec(prop::sample::select(vec!["a", "b", "ab", "v1"]), 0..5), any::<bool>()).prop_map(
+        |(segments, slash)| {
+            format!("/{}{}", segments.join("/"), if slash && !segments.is_empty() { "/" } else { "" })
+        },
+    )
 }
 
 fn some_route() -> impl Strategy<Value = (HostPattern, PathMatch)> {
@@ -141,7 +144,8 @@ fn some_route() -> impl Strategy<Value = (HostPattern, PathMatch)> {
         (prop::sample::select(vec!["x", "y", "[::1]"]), prop::option::of(1..3u16))
             .prop_map(|(host, port)| HostPattern::Host { host: host.into(), port }),
     ];
-    let path = (some_path(), any::<bool>()).prop_map(|(path, is_exact)| if is_exact { exact(&path) } else { prefix(&path) });
+    let path = (some_path(), any::<bool>())
+        .prop_map(|(path, is_exact)| if is_exact { exact(&path) } else { prefix(&path) });
     (host, path)
 }
 

@@ -1,0 +1,147 @@
+//! The keys that this sidecar knows, bounded, and each thread's own shortcut to those it met
+//! last. Only a key that its thread has not met lately takes a lock.
+//!
+//! A key may be forgotten when that gives nothing away: its local count is full again, and what
+//! it holds of the mesh's tokens dies unspent. Where no such key makes room, the newcomer counts
+//! on its limit's common bucket.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque, hash_map::Entry};
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::bucket::Bucket;
+use super::limit::Limit;
+
+/// The most keys of a process: about 16 MiB.
+const CAPACITY: usize = 1 << 16;
+const SHARDS: usize = 16;
+/// Keys that are looked at to make room for one.
+const TRIES: usize = 16;
+/// A thread's shortcuts.
+const FRONT: usize = 1 << 10;
+
+/// A key's bucket, as a thread keeps it: cloned without touching what threads share.
+pub(super) type Shortcut = Rc<(u128, Arc<Bucket>)>;
+
+thread_local! {
+    static SHORTCUTS: RefCell<Box<[Option<Shortcut>]>> = RefCell::new(vec![None; FRONT].into());
+}
+
+/// All keys of all limits.
+#[derive(Debug)]
+pub(super) struct Table {
+    shards: Box<[Mutex<Shard>]>,
+    per_shard: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    keys: HashMap<u128, Known>,
+    /// The same keys, in the order in which they are looked at to make room.
+    order: VecDeque<u128>,
+}
+
+#[derive(Debug)]
+struct Known {
+    limit: Arc<Limit>,
+    bucket: Arc<Bucket>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new(CAPACITY)
+    }
+}
+
+impl Table {
+    fn new(capacity: usize) -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), per_shard: capacity.div_ceil(SHARDS) }
+    }
+
+    /// The bucket of `key`; `make` makes it where the key is new.
+    pub(super) fn bucket(
+        &self,
+        key: u128,
+        limit: &Arc<Limit>,
+        now: u64,
+        make: impl FnOnce() -> Bucket,
+    ) -> Shortcut {
+        SHORTCUTS.with_borrow_mut(|shortcuts| {
+            let place = &mut shortcuts[key as usize % FRONT];
+            match place {
+                Some(known) if known.0 == key && !known.1.local.retired() => known.clone(),
+                _ => match self.find(key, limit, now, make) {
+                    Some(bucket) => place.insert(Rc::new((key, bucket))).clone(),
+                    None => Rc::new((key, limit.common.clone())),
+                },
+            }
+        })
+    }
+
+    /// Finds or makes the bucket, under a lock; None where there is no room.
+    fn find(
+        &self,
+        key: u128,
+        limit: &Arc<Limit>,
+        now: u64,
+        make: impl FnOnce() -> Bucket,
+    ) -> Option<Arc<Bucket>> {
+        let Shard { keys, order } = &mut *self.shard(key);
+        if keys.len() >= self.per_shard && !keys.contains_key(&key) && !make_room(keys, order, now) {
+            limit.lost_at.fetch_max(now, Relaxed);
+            return None;
+        }
+        Some(match keys.entry(key) {
+            Entry::Occupied(known) => known.get().bucket.clone(),
+            Entry::Vacant(place) => {
+                order.push_back(key);
+                limit.keys.fetch_add(1, Relaxed);
+                place.insert(Known { limit: limit.clone(), bucket: Arc::new(make()) }).bucket.clone()
+            }
+        })
+    }
+
+    /// Forgets the keys that were not used since the last sweep.
+    pub(super) fn sweep(&self, now: u64) {
+        for shard in &self.shards {
+            let Shard { keys, order } = &mut *lock(shard);
+            order.retain(|key| !forget(keys, *key, now));
+            keys.shrink_to(2 * order.len());
+        }
+    }
+
+    fn shard(&self, key: u128) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[(key >> 64) as usize % SHARDS])
+    }
+}
+
+/// The map is whole whenever the lock is free, whatever happened to a thread that held it.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets one key, the first in order that was not used since it was last looked at.
+fn make_room(keys: &mut HashMap<u128, Known>, order: &mut VecDeque<u128>, now: u64) -> bool {
+    for _ in 0..TRIES {
+        let Some(key) = order.pop_front() else { return false };
+        if forget(keys, key, now) {
+            return true;
+        }
+        order.push_back(key);
+    }
+    false
+}
+
+/// Forgets a key if it was not used since it was last looked at, and if that is safe.
+fn forget(keys: &mut HashMap<u128, Known>, key: u128, now: u64) -> bool {
+    let Entry::Occupied(known) = keys.entry(key) else { return true };
+    let Known { limit, bucket } = known.get();
+    if bucket.take_used() || !bucket.retire(now) {
+        return false;
+    }
+    limit.keys.fetch_sub(1, Relaxed);
+    known.remove();
+    true
+}

@@ -51,13 +51,23 @@ impl Policy {
         Self { rules: Some(rules) }
     }
 
+    /// Whether the caller may send bytes that are no requests: only a rule for every path and
+    /// method says so.
+    pub fn check_connection(&self, caller: Option<&str>) -> bool {
+        self.any(caller, |rule| rule.path.is_none() && rule.methods.is_none())
+    }
+
     /// Whether the caller, by its proven SPIFFE id, may send this. `path` comes without query.
     pub fn check(&self, caller: Option<&str>, method: &str, path: &str) -> bool {
+        self.any(caller, |rule| rule.takes(method, path))
+    }
+
+    fn any(&self, caller: Option<&str>, takes: impl Fn(&Rule) -> bool) -> bool {
         let Some(rules) = &self.rules else { return true };
         let Some(caller) = caller else { return false };
         let exact = rules.exact.get(caller).into_iter().flatten();
         let beginnings = rules.beginnings.iter().filter(|(beginning, _)| caller.starts_with(&**beginning));
-        exact.chain(beginnings.map(|(_, rule)| rule)).any(|rule| rule.takes(method, path))
+        exact.chain(beginnings.map(|(_, rule)| rule)).any(takes)
     }
 }
 

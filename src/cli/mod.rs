@@ -40,7 +40,3 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::run(),
     }
 }
-//! The commands: arguments to one typed call each.
-
-pub mod check;
-pub mod schema;

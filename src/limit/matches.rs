@@ -1,7 +1,8 @@
 //! Which requests a limit holds for: host, path and method.
 
-use crate::config::model::{self, PathMatch};
+use crate::config::model;
 use crate::config::units::OneOrMany;
+use crate::route::{HostMatcher, PathMatcher};
 
 use super::Facts;
 
@@ -17,7 +18,7 @@ pub(super) struct Matcher {
 impl Matcher {
     pub(super) fn new(limit: &model::Limit) -> Self {
         Self {
-            host: HostMatcher::new(limit.host.as_ref().map_or(&[], OneOrMany::as_slice)),
+            host: limit.host.as_ref().map_or_else(HostMatcher::any, |hosts| HostMatcher::new(hosts.as_slice())),
             path: PathMatcher::new(&limit.path.clone().unwrap_or_default()),
             methods: limit.method.as_ref().map(|methods| methods.as_slice().into()),
         }
@@ -27,57 +28,6 @@ impl Matcher {
         self.methods.as_ref().is_none_or(|methods| methods.iter().any(|method| method == facts.method))
             && self.host.matches(facts.host, facts.port)
             && self.path.matches(facts.path)
-    }
-}
-
-/// A set of hosts, with or without a port. Empty, or with `*`: every host.
-#[derive(Debug)]
-struct HostMatcher(Box<[(String, Option<u16>)]>);
-
-impl HostMatcher {
-    fn new(hosts: &[String]) -> Self {
-        if hosts.iter().any(|host| host == "*") {
-            return Self([].into());
-        }
-        let parse = |host: &String| {
-            let host = host.to_ascii_lowercase();
-            match host.rsplit_once(':').and_then(|(name, port)| Some((name, port.parse().ok()?))) {
-                Some((name, port)) => (name.to_owned(), Some(port)),
-                None => (host, None),
-            }
-        };
-        Self(hosts.iter().map(parse).collect())
-    }
-
-    fn matches(&self, host: &str, port: Option<u16>) -> bool {
-        let same = |(name, only): &(String, Option<u16>)| name == host && (only.is_none() || *only == port);
-        self.0.is_empty() || self.0.iter().any(same)
-    }
-}
-
-/// One path, or a prefix of whole segments.
-#[derive(Debug)]
-enum PathMatcher {
-    Exact(String),
-    /// Without its final `/`.
-    Prefix(String),
-}
-
-impl PathMatcher {
-    fn new(path: &PathMatch) -> Self {
-        match path {
-            PathMatch::Exact(path) => Self::Exact(path.exact.clone()),
-            PathMatch::Prefix(path) => Self::Prefix(path.strip_suffix('/').unwrap_or(path).into()),
-        }
-    }
-
-    fn matches(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(exact) => exact == path,
-            Self::Prefix(prefix) => path
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-        }
     }
 }
 
@@ -94,7 +44,7 @@ mod tests {
 
         limit.host =
             Some(OneOrMany::Many(vec!["Orders.shop".into(), "b:8080".into(), "[fd00::7]:80".into()]));
-        limit.path = Some(PathMatch::Prefix("/v1/".into()));
+        limit.path = Some(model::PathMatch::Prefix("/v1/".into()));
         limit.method = Some(OneOrMany::One("POST".into()));
         let matcher = Matcher::new(&limit);
         assert!(matcher.matches(&facts("orders.shop", Some(80), "/v1", "POST")));

@@ -29,11 +29,46 @@ fn fuzz<S: Strategy>(name: &str, strategy: S, mut check: impl FnMut(S::Value)) {
 /// Pieces of HTTP/1 messages, good and bad.
 fn http1() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop::sample::select(vec![
-        "GET ", "POST ", "CONNECT ", "/", "/a%2Fb", "*", "http://a", "#", " HTTP/1.1", " HTTP/1.0", " HTTP/2.0",
-        "HTTP/1.1 200 OK", "HTTP/1.0 304 x", "HTTP/1.1 101 s", "\r\n", "\n", "\r", "\r\n\r\n", " ", "\t", ":",
-        "Host: a", "Host: b", "host:", "Content-Length: 3", "Content-Length: 3, 3", "Transfer-Encoding: chunked",
-        "Transfer-Encoding: identity", "Connection: close", "Connection: host", "Upgrade: h2c", "TE: trailers",
-        "X-A: b", "x-pannier-refused: x", "\0", "\u{7f}", "\u{e9}", "5;a=b", "0", "ffffffffffffffff",
+        "GET ",
+        "POST ",
+        "CONNECT ",
+        "/",
+        "/a%2Fb",
+        "*",
+        "http://a",
+        "#",
+        " HTTP/1.1",
+        " HTTP/1.0",
+        " HTTP/2.0",
+        "HTTP/1.1 200 OK",
+        "HTTP/1.0 304 x",
+        "HTTP/1.1 101 s",
+        "\r\n",
+        "\n",
+        "\r",
+        "\r\n\r\n",
+        " ",
+        "\t",
+        ":",
+        "Host: a",
+        "Host: b",
+        "host:",
+        "Content-Length: 3",
+        "Content-Length: 3, 3",
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: identity",
+        "Connection: close",
+        "Connection: host",
+        "Upgrade: h2c",
+        "TE: trailers",
+        "X-A: b",
+        "x-pannier-refused: x",
+        "\0",
+        "\u{7f}",
+        "\u{e9}",
+        "5;a=b",
+        "0",
+        "ffffffffffffffff",
     ])
     .prop_map(|s| s.as_bytes().to_vec());
     let noise = prop::collection::vec(any::<u8>(), 0..8);
@@ -50,7 +85,10 @@ fn request_heads() {
             parsed.head.fields.each(|name, value| {
                 assert!(!name.is_empty() && value.iter().all(|b| !matches!(b, b'\r' | b'\n' | 0)));
                 let name = name.to_ascii_lowercase();
-                assert!(!matches!(&name[..], b"connection" | b"transfer-encoding" | b"content-length" | b"upgrade"));
+                assert!(!matches!(
+                    &name[..],
+                    b"connection" | b"transfer-encoding" | b"content-length" | b"upgrade"
+                ));
                 hosts += usize::from(name == b"host");
             });
             assert!(hosts <= 1);
@@ -112,8 +150,33 @@ fn client_hellos() {
 #[test]
 fn configurations() {
     let piece = prop::sample::select(vec![
-        "upstreams:", "\n  ", "\n", "orders:", " ", "address: a:1", "routes:", "- ", "{", "}", "[", "]", "host: x",
-        "limits:", "rate: 5/s", "*a", "&a ", "? ", "\"", "'", "|", "listen:", "outbound: 1", "!!int ", "%", "\t", "é",
+        "upstreams:",
+        "\n  ",
+        "\n",
+        "orders:",
+        " ",
+        "address: a:1",
+        "routes:",
+        "- ",
+        "{",
+        "}",
+        "[",
+        "]",
+        "host: x",
+        "limits:",
+        "rate: 5/s",
+        "*a",
+        "&a ",
+        "? ",
+        "\"",
+        "'",
+        "|",
+        "listen:",
+        "outbound: 1",
+        "!!int ",
+        "%",
+        "\t",
+        "é",
     ])
     .prop_map(str::to_owned);
     let text = prop::collection::vec(piece, 0..20).prop_map(|pieces| pieces.concat());

@@ -145,7 +145,8 @@ impl Upstream {
         }
         match chosen {
             Ok(endpoint) => Ok(in_flight.at(endpoint)),
-            Err(None::Full) => Err(self.error(Reason::BalanceFull, "every endpoint is at its capacity")
+            Err(None::Full) => Err(self
+                .error(Reason::BalanceFull, "every endpoint is at its capacity")
                 .retry_after(Duration::from_secs(1))),
             Err(None::Empty) if tried.is_empty() => {
                 Err(self.error(Reason::BalanceNoEndpoint, "its source gives no endpoint"))

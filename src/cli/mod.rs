@@ -15,7 +15,9 @@ use clap::Parser;
 /// traffic, `pannier proxy` carries it, and `pannier check` says what a configuration means.
 #[derive(Debug, Parser)]
 #[command(name = "pannier", version, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 it worked; 1 it failed, or the configuration is wrong; 2 the command line is wrong, or a file cannot be read.")]
+#[command(
+    after_help = "Exit codes: 0 it worked; 1 it failed, or the configuration is wrong; 2 the command line is wrong, or a file cannot be read."
+)]
 enum Command {
     /// Run the sidecar
     Proxy(proxy::Args),

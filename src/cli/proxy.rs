@@ -10,7 +10,13 @@ use crate::telemetry;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration; it is followed while the sidecar runs
-    #[arg(long, short, value_name = "FILE", default_value = "/etc/pannier/pannier.yaml", env = "PANNIER_CONFIG")]
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        default_value = "/etc/pannier/pannier.yaml",
+        env = "PANNIER_CONFIG"
+    )]
     config: PathBuf,
 }
 

@@ -104,8 +104,9 @@ impl Upstream {
         NonZeroU32::new(1024).expect("not zero")
     }
 
+    /// One lost SYN is sent again after a second.
     pub(super) fn default_connect_timeout() -> Time {
-        seconds(1)
+        seconds(2)
     }
 
     pub(super) fn default_idle_timeout() -> Time {

@@ -124,7 +124,7 @@ pub struct Upstream {
     /// The most connections that this sidecar opens to the upstream. Default: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<NonZeroU32>,
-    /// How long a connection, with its TLS handshake, may take. Default 1s.
+    /// How long a connection, with its TLS handshake, may take. Default 2s.
     #[serde(default = "Upstream::default_connect_timeout")]
     pub connect_timeout: Time,
     /// How long an idle plain connection may wait and still be reused. Below the shortest

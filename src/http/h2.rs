@@ -34,7 +34,8 @@ const MAX_STREAMS: u32 = 1000;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Fields of one hop, which HTTP/2 has no place for (RFC 9113 section 8.2.2).
-const HOP_FIELDS: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
+const HOP_FIELDS: [&str; 5] =
+    ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
 /// Serves one connection until it ends. Each request is served by a task of its own.
 pub async fn serve<H: Handler + 'static>(
@@ -112,7 +113,9 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
     let host = headers.remove(http::header::HOST);
     let authority = match (parts.uri.authority().cloned(), host) {
         (Some(authority), None) => Some(authority),
-        (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+        (Some(authority), Some(host))
+            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
+        {
             Some(authority)
         }
         (Some(_), Some(_)) => return Err(malformed("Host is not :authority")),

@@ -40,11 +40,7 @@ pub enum Broken {
 }
 
 /// Carries a whole body. `silence` is the longest that nothing may come.
-pub async fn pump(
-    source: &mut impl Source,
-    sink: &mut impl Sink,
-    silence: Duration,
-) -> Result<(), Broken> {
+pub async fn pump(source: &mut impl Source, sink: &mut impl Sink, silence: Duration) -> Result<(), Broken> {
     loop {
         // What is there already is gathered into one write; before waiting, all is sent.
         let frame = match source.frame().now_or_never() {

@@ -1,7 +1,6 @@
 //! Which requests a limit holds for: host, path and method.
 
 use crate::config::model;
-use crate::config::units::OneOrMany;
 use crate::route::{HostMatcher, PathMatcher};
 
 use super::Facts;
@@ -18,7 +17,10 @@ pub(super) struct Matcher {
 impl Matcher {
     pub(super) fn new(limit: &model::Limit) -> Self {
         Self {
-            host: limit.host.as_ref().map_or_else(HostMatcher::any, |hosts| HostMatcher::new(hosts.as_slice())),
+            host: limit
+                .host
+                .as_ref()
+                .map_or_else(HostMatcher::any, |hosts| HostMatcher::new(hosts.as_slice())),
             path: PathMatcher::new(&limit.path.clone().unwrap_or_default()),
             methods: limit.method.as_ref().map(|methods| methods.as_slice().into()),
         }
@@ -34,6 +36,7 @@ impl Matcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::units::OneOrMany;
 
     #[test]
     fn hosts_paths_and_methods() {

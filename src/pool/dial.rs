@@ -52,7 +52,9 @@ pub async fn dial(upstream: &Upstream, endpoint: &Endpoint, dial: &Dial) -> Resu
 pub(super) async fn tcp(upstream: &Upstream, endpoint: &Endpoint, dial_as: &Dial) -> Result<TcpStream> {
     match dial(upstream, endpoint, &Dial { source: dial_as.source, ..Dial::default() }).await? {
         Either::Left(stream) => Ok(stream),
-        Either::Right(_) => Err(failed(upstream, Reason::TlsHandshake, "an encrypted stream where none was asked for".into())),
+        Either::Right(_) => {
+            Err(failed(upstream, Reason::TlsHandshake, "an encrypted stream where none was asked for".into()))
+        }
     }
 }
 
@@ -87,7 +89,10 @@ async fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpS
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(source) = source {
         socket.bind(SocketAddr::new(source, 0)).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot connect from {source} ({error}): has `pannier init` run?"))
+            io::Error::new(
+                error.kind(),
+                format!("cannot connect from {source} ({error}): has `pannier init` run?"),
+            )
         })?;
     }
     let stream = socket.connect(address).await?;
@@ -101,7 +106,8 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(DEAD_PEER))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(2))
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(2))
 }
 
 /// No connection, so nothing was sent: any request may go elsewhere.

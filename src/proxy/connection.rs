@@ -5,11 +5,11 @@ use std::future::Future;
 use std::rc::Rc;
 
 use super::mesh::Mesh;
+use super::tcp::Opened;
 use super::worker::Worker;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
-use super::tcp::Opened;
 
 /// One direction's stages.
 pub(super) trait Stages {

@@ -71,7 +71,9 @@ pub(super) async fn drain(shared: &Shared, config: &model::Drain) {
     });
     match finished.await {
         Ok(()) => tracing::info!("drained: nothing is in flight"),
-        Err(_) => tracing::warn!(in_flight = in_flight(shared), "drain.timeout ran out with requests in flight"),
+        Err(_) => {
+            tracing::warn!(in_flight = in_flight(shared), "drain.timeout ran out with requests in flight")
+        }
     }
     shared.drain.outbound.cancel();
     // The last answers leave their buffers.

@@ -93,7 +93,9 @@ async fn h1_head(
                     .retry(Retry::Unprocessed)
             }
             HeadError::Closed => lost("the connection was closed before an answer"),
-            HeadError::Lost(error) => lost(format!("the connection was lost within the answer's head: {error}")),
+            HeadError::Lost(error) => {
+                lost(format!("the connection was lost within the answer's head: {error}"))
+            }
             HeadError::Refused(Refused::TooLarge) => malformed("its head is too large"),
             HeadError::Refused(Refused::Malformed(why) | Refused::Unsupported(why)) => malformed(why),
             HeadError::Refused(Refused::Version) => malformed("its version is not HTTP/1"),
@@ -123,9 +125,7 @@ pub(super) async fn over_h2(
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
     let h2::Exchange { mut sink, mut response } = exchange;
     let sends = !body.is_empty();
-    let send = async {
-        if sends { pump(body, &mut sink, terms.bounds.body_timeout).await } else { Ok(()) }
-    };
+    let send = async { if sends { pump(body, &mut sink, terms.bounds.body_timeout).await } else { Ok(()) } };
     let receive = async {
         let (head_back, mut body) = h2_head(&mut response, &head.method, respond).await?;
         let status = head_back.status;
@@ -240,7 +240,9 @@ fn reset(error: &::h2::Error) -> Error {
             .retry(Retry::Unprocessed);
     }
     let detail = match error.get_io().map(io::Error::kind) {
-        Some(io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof) => "the connection was lost before an answer".into(),
+        Some(io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof) => {
+            "the connection was lost before an answer".into()
+        }
         _ => format!("the stream was lost before an answer: {error}"),
     };
     lost(detail)

@@ -105,7 +105,9 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
         return upstream.place_at(endpoint);
     }
     match upstream.pick(tried).await {
-        Err(error) if error.reason == Reason::BalanceNoEndpoint && !tried.is_empty() => upstream.pick(&[]).await,
+        Err(error) if error.reason == Reason::BalanceNoEndpoint && !tried.is_empty() => {
+            upstream.pick(&[]).await
+        }
         picked => picked,
     }
 }
@@ -125,11 +127,8 @@ async fn attempt(
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
     let bounds = mesh.bounds;
     let mut sidecar = upstream.spec.peer.is_some() && !endpoint.is_plaintext();
-    let mut dial = Dial {
-        source: way.source,
-        secure: sidecar.then_some(Alpn::H2),
-        tls: worker.shared.tls.clone(),
-    };
+    let mut dial =
+        Dial { source: way.source, secure: sidecar.then_some(Alpn::H2), tls: worker.shared.tls.clone() };
     let sender = if sidecar {
         match worker.pools.h2(upstream, endpoint, &dial, bounds).await {
             Err(error) if endpoint.is_plaintext() => {

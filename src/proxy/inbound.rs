@@ -44,12 +44,13 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
     let destination = Destination { route: mesh.application.clone(), pinned };
     let settings = &mesh.model.inbound;
     let plain = mesh.inbound_mtls != InboundMtls::Strict;
-    let detected = if plain && settings.opaque_ports.contains(&target.port()) && worker.shared.tls.load().is_none() {
-        Detected::server(tcp::open(worker, &destination, source).await?)
-    } else {
-        let server = plain.then(|| tcp::open(worker, &destination, source));
-        detect::detect(&stream, settings.detect_timeout.0, server).await?
-    };
+    let detected =
+        if plain && settings.opaque_ports.contains(&target.port()) && worker.shared.tls.load().is_none() {
+            Detected::server(tcp::open(worker, &destination, source).await?)
+        } else {
+            let server = plain.then(|| tcp::open(worker, &destination, source));
+            detect::detect(&stream, settings.detect_timeout.0, server).await?
+        };
     let inbound = |caller| Inbound { target, source, destination: destination.clone(), caller };
     let http = !settings.opaque_ports.contains(&target.port());
     match detected.protocol {

@@ -111,8 +111,7 @@ impl Mesh {
             let Some(upstream) = upstreams.get(written.upstream.as_str()) else { continue };
             let timeout = written.timeout.map(|t| t.0);
             let label = label(written);
-            let target =
-                route(Direction::Outbound, upstream.clone(), &label, timeout, written.retries);
+            let target = route(Direction::Outbound, upstream.clone(), &label, timeout, written.retries);
             for host in written.host.as_slice().iter().filter_map(|h| h.parse().ok()) {
                 entries.push(Entry { host, path: written.path.clone(), target: target.clone() });
             }

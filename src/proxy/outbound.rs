@@ -58,7 +58,9 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
             }
         }
         Protocol::Opaque | Protocol::Tls { .. } => match outbound.destination {
-            Some(destination) => tcp::carry(&worker, Direction::Outbound, stream, &destination, None, detected).await,
+            Some(destination) => {
+                tcp::carry(&worker, Direction::Outbound, stream, &destination, None, detected).await
+            }
             None => {
                 let why = "bytes that are not HTTP, and no original destination";
                 worker.refused(Direction::Outbound, &Error::new(Reason::InterceptNoDestination, why));
@@ -131,9 +133,10 @@ impl Outbound {
                 }
             }
             (None, _, Some(destination)) => Ok(destination.clone()),
-            (_, _, None) => {
-                Err(Error::new(Reason::RouteNone, "no route takes this host and path, and nothing was redirected"))
-            }
+            (_, _, None) => Err(Error::new(
+                Reason::RouteNone,
+                "no route takes this host and path, and nothing was redirected",
+            )),
         }
     }
 }

@@ -92,7 +92,8 @@ impl Sidecar {
     /// Starts everything. To be called on the control runtime.
     pub fn start(path: &Path) -> Result<Self, Fatal> {
         // Before the first read, so that no change is missed.
-        let watcher = Watcher::new(&[path.to_owned()]).map_err(Fatal::system("watching the configuration"))?;
+        let watcher =
+            Watcher::new(&[path.to_owned()]).map_err(Fatal::system("watching the configuration"))?;
         let model = config::load(path)?;
         let identity = model.identity.as_ref().map(Identity::load).transpose()?;
         let tls = identity.as_ref().map(Tls::new);
@@ -109,13 +110,8 @@ impl Sidecar {
         let mesh_names = MeshNames::new([]);
         let mesh = Mesh::compile(model, tls.as_deref(), &ground, None);
         mesh_names.replace(names(&mesh).iter().map(String::as_str));
-        let dns = dns::capture::serve(
-            dns_udp,
-            dns_tcp,
-            ground.resolver.clone(),
-            mesh_names.clone(),
-        )
-        .map_err(Fatal::system("listen.dns"))?;
+        let dns = dns::capture::serve(dns_udp, dns_tcp, ground.resolver.clone(), mesh_names.clone())
+            .map_err(Fatal::system("listen.dns"))?;
         for (name, address) in &bound {
             tracing::info!(%address, "listening: {name}");
         }
@@ -132,8 +128,8 @@ impl Sidecar {
         });
         let view = View::new(shared.clone(), bound);
         view.collect();
-        let doors = admin::serve(admin, probes, view.clone(), metrics)
-            .map_err(Fatal::system("listen.admin"))?;
+        let doors =
+            admin::serve(admin, probes, view.clone(), metrics).map_err(Fatal::system("listen.admin"))?;
         let end = CancellationToken::new();
         let workers = start_workers(&shared, own, &end)?;
         let rotation = rotation(&shared, identity);
@@ -275,7 +271,11 @@ fn start_workers(
 /// Follows the identity's files, and has new connections use what they hold.
 fn rotation(shared: &Arc<Shared>, current: Option<Identity>) -> Option<AbortHandle> {
     let files = shared.mesh.load().model.identity.clone()?;
-    let mut watcher = match Watcher::new(&[files.certificate.clone(), files.key.clone(), files.bundle.clone()]) {
+    let mut watcher = match Watcher::new(&[
+        files.certificate.clone(),
+        files.key.clone(),
+        files.bundle.clone(),
+    ]) {
         Ok(watcher) => watcher,
         Err(error) => {
             tracing::error!(%error, "the identity's files cannot be watched; SIGHUP does not read them either");

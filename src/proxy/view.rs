@@ -65,7 +65,10 @@ impl View {
                 let upstream = &route.upstream;
                 let labels = [("upstream", &*upstream.spec.name)];
                 scrape
-                    .gauge("pannier_upstream_saturation_ratio", "Requests in flight over the capacity of all endpoints")
+                    .gauge(
+                        "pannier_upstream_saturation_ratio",
+                        "Requests in flight over the capacity of all endpoints",
+                    )
                     .set(&labels, upstream.saturation());
                 scrape
                     .gauge("pannier_upstream_in_flight", "Requests in flight from this sidecar")
@@ -106,7 +109,9 @@ impl admin::View for View {
         }
         let notes = self.notes();
         if let Some(why) = &notes.refused {
-            ready.notes.push(format!("the last configuration was refused, and the one before runs on: {why}"));
+            ready
+                .notes
+                .push(format!("the last configuration was refused, and the one before runs on: {why}"));
         }
         for field in &notes.restart {
             ready.notes.push(format!("`{field}` was changed, which takes effect at the next start"));
@@ -122,8 +127,11 @@ impl admin::View for View {
         {
             *url = without_password(text).into();
         }
-        let bound: Vec<Value> =
-            self.bound.iter().map(|(name, address)| json!({ "listener": name, "address": address })).collect();
+        let bound: Vec<Value> = self
+            .bound
+            .iter()
+            .map(|(name, address)| json!({ "listener": name, "address": address }))
+            .collect();
         json!({
             "generation": self.shared.ground.metrics.generation(),
             "bound": bound,

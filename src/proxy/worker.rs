@@ -89,7 +89,11 @@ pub(super) struct Worker {
 }
 
 /// Runs a worker on this thread until `end`.
-pub(super) fn run(shared: Arc<Shared>, assignment: Assignment, end: CancellationToken) -> std::io::Result<()> {
+pub(super) fn run(
+    shared: Arc<Shared>,
+    assignment: Assignment,
+    end: CancellationToken,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;

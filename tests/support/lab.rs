@@ -40,6 +40,11 @@ pub(crate) struct Pod {
 pub(super) const DNS: u8 = 2;
 const FIRST_POD: u8 = 10;
 
+/// Addresses are usable at once: nobody else is on a link who could have the same. Otherwise the
+/// first second of each link's IPv6 is lost.
+const AT_ONCE: [(&str, &str); 2] =
+    [("net.ipv6.conf.all.accept_dad", "0"), ("net.ipv6.conf.default.accept_dad", "0")];
+
 impl Lab {
     /// A node without pods.
     pub(crate) fn new() -> Self {
@@ -47,6 +52,7 @@ impl Lab {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let node = Namespace::new(&format!("{number}-node"));
         node.sysctl(&[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")]);
+        node.sysctl(&AT_ONCE);
         let dir = TempDir::with_prefix("pannier-lab-").expect("a temporary directory");
         // The sidecars read it as a user of their own.
         let everyone = std::fs::Permissions::from_mode(0o755);
@@ -63,6 +69,7 @@ impl Lab {
     /// A new pod at an address that others know beforehand.
     pub(super) fn pod_at(&self, name: &str, number: u8) -> Pod {
         let namespace = Namespace::new(&format!("{}-{name}", self.number));
+        namespace.sysctl(&AT_ONCE);
         let (v4, v6) = (v4(number), v6(number));
         let (gateway4, gateway6) = (self::v4(1), self::v6(1));
         // Each pod has a link to the node and no neighbour: all it sends is routed, so that the

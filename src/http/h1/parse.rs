@@ -189,7 +189,8 @@ fn authority(text: Bytes) -> Result<Option<Authority>, Refused> {
     if text.contains(&b'@') {
         return Err(Refused::Malformed("an authority with user information"));
     }
-    let parsed = Authority::from_maybe_shared(text).map_err(|_| Refused::Malformed("Host is not an authority"))?;
+    let parsed =
+        Authority::from_maybe_shared(text).map_err(|_| Refused::Malformed("Host is not an authority"))?;
     // `host:` and `host:99999` parse as an authority, but name no port.
     let named = parsed.as_str().len() == parsed.host().len() || parsed.port_u16().is_some();
     if named && !parsed.host().is_empty() {

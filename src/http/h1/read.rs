@@ -15,8 +15,8 @@ use super::Writer;
 
 use super::chunked::{Chunked, Decoded};
 use super::parse::{self, ParsedRequest, ParsedResponse, Refused};
-use crate::http::{Bounds, Frame, Length};
 use crate::http::body::BodyError;
+use crate::http::{Bounds, Frame, Length};
 
 /// What a buffer begins with, and what it may grow to while a body streams.
 const SMALL_BUFFER: usize = 16 << 10;
@@ -94,7 +94,9 @@ impl Reader {
             match self.fill().await {
                 Ok(0) if before == 0 => return Err(HeadError::Closed),
                 Ok(0) => return Err(HeadError::Lost(io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) => worth_parsing = self.buf[before..].contains(&b'\n') || self.buf.len() >= bounds.head_bytes,
+                Ok(_) => {
+                    worth_parsing = self.buf[before..].contains(&b'\n') || self.buf.len() >= bounds.head_bytes
+                }
                 Err(error) if before == 0 && is_reset(&error) => return Err(HeadError::Closed),
                 Err(error) => return Err(HeadError::Lost(error)),
             }

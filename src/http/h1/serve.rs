@@ -12,9 +12,9 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::parse::{ParsedRequest, Refused};
 use super::{Conn, HeadError};
 use crate::error::{Error, Reason};
+use crate::http::handler::{Handler, Next};
 use crate::http::respond::Answer;
 use crate::http::{Body, Bounds, Frame, Responder};
-use crate::http::handler::{Handler, Next};
 
 /// What is left unread of a request's body after its answer, and how long it may take to come,
 /// before the connection is closed instead.

@@ -53,6 +53,7 @@ pub enum Host {
 /// One value, or a list of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "OneOrMany_{T}")]
 pub enum OneOrMany<T> {
     /// One value.
     One(T),
@@ -152,11 +153,11 @@ impl FromStr for Size {
         let (number, unit) = split_digits(text).ok_or_else(wrong)?;
         let too_large = || format!("`{text}` is more bytes than can be counted");
         let number: u64 = number.parse().map_err(|_| too_large())?;
-        let scale = match unit.strip_prefix(' ').unwrap_or(unit) {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
+        let scale = match unit {
+            "" | "B" | " B" => 1,
+            "KiB" | " KiB" => 1 << 10,
+            "MiB" | " MiB" => 1 << 20,
+            "GiB" | " GiB" => 1 << 30,
             _ => return Err(wrong()),
         };
         number.checked_mul(scale).map(Size).ok_or_else(too_large)
@@ -370,7 +371,7 @@ textual!(Size, "a size, as `512`, `64KiB` or `1MiB`", {
     "type": ["string", "integer"],
     "description": "Bytes: 512, 64KiB, 1MiB",
     "minimum": 0,
-    "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB)?$"
+    "pattern": "^[0-9]+( ?(B|KiB|MiB|GiB))?$"
 });
 textual!(Rate, "a rate, as `500/s`, `30/m`, `1000/h` or `10000/d`", {
     "type": "string",

@@ -41,7 +41,7 @@ impl Policy {
         for one in allow {
             let rule = Rule {
                 path: one.path.as_ref().map(PathMatcher::new),
-                methods: one.method.as_ref().map(|methods| boxed(methods)),
+                methods: one.method.as_ref().map(boxed),
             };
             match one.caller.strip_suffix('*') {
                 Some(beginning) => rules.beginnings.push((beginning.into(), rule)),

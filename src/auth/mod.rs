@@ -18,6 +18,8 @@ pub struct Policy {
 struct Rules {
     /// The rules of one caller each, by its id.
     exact: HashMap<Box<str>, Vec<Rule>>,
+    /// Whether any is about a path.
+    paths: bool,
     /// The rules of every caller whose id begins so.
     beginnings: Vec<(Box<str>, Rule)>,
 }
@@ -43,6 +45,7 @@ impl Policy {
                 path: one.path.as_ref().map(PathMatcher::new),
                 methods: one.method.as_ref().map(boxed),
             };
+            rules.paths |= rule.path.is_some();
             match one.caller.strip_suffix('*') {
                 Some(beginning) => rules.beginnings.push((beginning.into(), rule)),
                 None => rules.exact.entry(one.caller.as_str().into()).or_default().push(rule),
@@ -64,10 +67,7 @@ impl Policy {
 
     /// Whether any rule is about a path.
     pub fn has_paths(&self) -> bool {
-        let rules = self.rules.iter();
-        let mut all =
-            rules.flat_map(|r| r.exact.values().flatten().chain(r.beginnings.iter().map(|(_, rule)| rule)));
-        all.any(|rule| rule.path.is_some())
+        self.rules.as_ref().is_some_and(|rules| rules.paths)
     }
 
     fn any(&self, caller: Option<&str>, takes: impl Fn(&Rule) -> bool) -> bool {

@@ -138,7 +138,7 @@ impl admin::View for View {
 
     fn upstreams(&self) -> Value {
         let mesh = self.shared.mesh.load();
-        let all: Vec<Value> = mesh.upstreams.iter().map(|route| upstream(route)).collect();
+        let all: Vec<Value> = mesh.upstreams.iter().map(|route| upstream(&mesh, route)).collect();
         json!({
             "upstreams": all,
             "original": bare(&mesh.original.upstream),
@@ -162,12 +162,16 @@ fn reports(mesh: &Mesh) -> Vec<LimitReport> {
     reports
 }
 
-fn upstream(route: &Route) -> Value {
+fn upstream(mesh: &Mesh, route: &Route) -> Value {
     let upstream = &route.upstream;
     let (spec, resolution) = (&upstream.spec, upstream.resolution());
     let now = Instant::now();
     let left = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(now).as_secs_f64());
     let address = upstream.address();
+    let routes = mesh.named.iter().filter(|named| named.upstream.spec.name == spec.name);
+    let mut traffic = route.traffic.snapshot();
+    routes.for_each(|named| traffic.merge(&named.traffic.snapshot()));
+    let quantile = |q| traffic.latency.quantile(q).map(|latency| latency.as_secs_f64());
     json!({
         "name": &*spec.name,
         "address": spec.address.to_string(),
@@ -177,7 +181,8 @@ fn upstream(route: &Route) -> Value {
         "in_flight": upstream.in_flight(),
         "connections": upstream.connections(),
         "dns": { "state": resolution.state.name(), "expires_in_seconds": left(resolution.expires) },
-        "requests": route.traffic.snapshot().requests(),
+        "requests": traffic.requests(),
+        "latency_seconds": { "p50": quantile(0.5), "p99": quantile(0.99) },
         "endpoints": upstream.endpoints().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
         "leaving": upstream.leaving().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
     })

@@ -187,7 +187,7 @@ impl Stages for Inbound {
         Ok(Next::Request)
     }
 
-    fn from_sidecar(&self) -> bool {
+    fn is_from_sidecar(&self) -> bool {
         self.caller.is_some()
     }
 }

@@ -1,10 +1,10 @@
 //! The bound as a property: the script itself, in a real Redis, on a clock that the test sets,
 //! and buckets whose refills are delayed, lost, or die with their sidecar.
 
-use std::sync::LazyLock;
-use std::sync::Mutex;
+use std::cell::RefCell;
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::limit::bucket::Grant;
@@ -14,43 +14,25 @@ const SIDECARS: usize = 4;
 
 /// The script on a clock of the test's own: `MGET` of two keys in the place of `TIME`. Keys
 /// expire by the server's clock, which the test does not set, so they are kept much longer.
-struct Simulated {
-    server: Server,
+struct Clocked {
+    _server: Server,
+    connection: ::redis::Connection,
     script: String,
     /// Makes each simulation's keys its own.
     simulations: u32,
 }
 
-static SIMULATED: LazyLock<Mutex<Simulated>> = LazyLock::new(|| {
-    let server = Server::start();
-    let script = SCRIPT.replace("redis.call('TIME')", "redis.call('MGET', 'seconds', 'micros')");
-    assert_ne!(script, SCRIPT);
-    let script = script.replace("'PX'", "'EX'");
-    let script =
-        ::redis::Script::new(&script).prepare_invoke().load(&mut server.connect()).expect("it loads");
-    Mutex::new(Simulated { server, script, simulations: 0 })
-});
-
-/// One server for all tests of this file, a key space for each; the server's clock is shared, so
-/// one runs at a time.
-fn simulation(run: impl FnOnce(&mut Clocked)) {
-    let mut simulated = SIMULATED.lock().unwrap_or_else(PoisonError::into_inner);
-    simulated.simulations += 1;
-    let mut clocked = Clocked {
-        connection: simulated.server.connect(),
-        script: simulated.script.clone(),
-        prefix: format!("test:l:{{{}}}:", simulated.simulations),
-    };
-    run(&mut clocked);
-}
-
-struct Clocked {
-    connection: ::redis::Connection,
-    script: String,
-    prefix: String,
-}
-
 impl Clocked {
+    fn start() -> Self {
+        let server = Server::start();
+        let script = SCRIPT.replace("redis.call('TIME')", "redis.call('MGET', 'seconds', 'micros')");
+        assert_ne!(script, SCRIPT);
+        let script = ::redis::Script::new(&script.replace("'PX'", "'EX'"));
+        let mut connection = server.connect();
+        let script = script.prepare_invoke().load(&mut connection).expect("the script loads");
+        Self { _server: server, connection, script, simulations: 0 }
+    }
+
     /// Runs the script at a time of the server's clock, in nanoseconds.
     fn ask(&mut self, at: u64, plan: &Plan, sidecar: &str, wants: &[(&str, u32)], sent: u64) -> Vec<Grant> {
         let (seconds, micros) = (at / 1_000_000_000, at / 1_000 % 1_000_000);
@@ -61,7 +43,7 @@ impl Clocked {
             .arg(micros)
             .exec(&mut self.connection);
         set.expect("the clock is set");
-        let call = Call { plan, prefix: self.prefix.clone(), wants: wants.to_vec() };
+        let call = Call { plan, prefix: format!("test:l:{{{}}}:", self.simulations), wants: wants.to_vec() };
         let calls = [call];
         let answers: Vec<::redis::RedisResult<Vec<u64>>> =
             pipeline(&self.script, sidecar, &calls).query(&mut self.connection).expect("an answer");
@@ -83,55 +65,51 @@ const DAY: u64 = 1_790_000_000 * S;
 fn the_script_grants_by_gcra() {
     // 100 tokens a second, B' = 10.
     let plan = Plan::new(&limit("a", "100/s", 20), true, 1);
-    simulation(|redis| {
-        let first = redis.ask_one(DAY, &plan, "x", 4);
-        assert_eq!((first.granted, first.wait, first.sidecars), (4, 0, 1));
-        let rest = redis.ask_one(DAY, &plan, "x", 100);
-        assert_eq!((rest.granted, rest.wait), (6, 10 * MS));
-        let none = redis.ask_one(DAY + 4 * MS, &plan, "x", 1);
-        assert_eq!((none.granted, none.wait), (0, 6 * MS));
-        assert_eq!(redis.ask_one(DAY + 35 * MS, &plan, "x", 100).granted, 3);
-        assert_eq!(redis.ask_one(DAY + 100 * S, &plan, "x", 100).granted, 10, "no more than B' when idle");
-    });
+    let redis = &mut Clocked::start();
+    let first = redis.ask_one(DAY, &plan, "x", 4);
+    assert_eq!((first.granted, first.wait, first.sidecars), (4, 0, 1));
+    let rest = redis.ask_one(DAY, &plan, "x", 100);
+    assert_eq!((rest.granted, rest.wait), (6, 10 * MS));
+    let none = redis.ask_one(DAY + 4 * MS, &plan, "x", 1);
+    assert_eq!((none.granted, none.wait), (0, 6 * MS));
+    assert_eq!(redis.ask_one(DAY + 35 * MS, &plan, "x", 100).granted, 3);
+    assert_eq!(redis.ask_one(DAY + 100 * S, &plan, "x", 100).granted, 10, "no more than B' when idle");
 }
 
 #[test]
 fn sidecars_are_counted_and_leave_each_other_a_part() {
     let plan = Plan::new(&limit("a", "100/s", 24), true, 1);
-    simulation(|redis| {
-        for (i, sidecar) in ["x", "y", "z"].into_iter().enumerate() {
-            assert_eq!(redis.ask_one(DAY, &plan, sidecar, 0).sidecars as usize, i + 1);
-        }
-        let grant = redis.ask_one(DAY, &plan, "x", 100);
-        assert_eq!((grant.granted, grant.wait), (4, 0), "a third of 12");
-        assert_eq!(redis.ask_one(DAY + 5 * S, &plan, "x", 100).sidecars, 3);
-        assert_eq!(redis.ask_one(DAY + 11 * S, &plan, "x", 100).sidecars, 1, "y and z are gone");
-    });
+    let redis = &mut Clocked::start();
+    for (i, sidecar) in ["x", "y", "z"].into_iter().enumerate() {
+        assert_eq!(redis.ask_one(DAY, &plan, sidecar, 0).sidecars as usize, i + 1);
+    }
+    let grant = redis.ask_one(DAY, &plan, "x", 100);
+    assert_eq!((grant.granted, grant.wait), (4, 0), "a third of 12");
+    assert_eq!(redis.ask_one(DAY + 5 * S, &plan, "x", 100).sidecars, 3);
+    assert_eq!(redis.ask_one(DAY + 11 * S, &plan, "x", 100).sidecars, 1, "y and z are gone");
 }
 
 #[test]
 fn a_call_serves_many_buckets() {
     let plan = Plan::new(&limit("a", "100/s", 20), true, 1);
-    simulation(|redis| {
-        let grants = redis.ask(DAY, &plan, "x", &[("a", 3), ("b", 100), ("c", 1)], DAY);
-        assert_eq!(grants.iter().map(|grant| grant.granted).collect::<Vec<_>>(), [3, 10, 1]);
-    });
+    let redis = &mut Clocked::start();
+    let grants = redis.ask(DAY, &plan, "x", &[("a", 3), ("b", 100), ("c", 1)], DAY);
+    assert_eq!(grants.iter().map(|grant| grant.granted).collect::<Vec<_>>(), [3, 10, 1]);
 }
 
 #[test]
 fn a_clock_set_back_or_a_slower_plan_leaves_a_bucket_empty_and_no_emptier() {
     let plan = Plan::new(&limit("a", "100/s", 20), true, 1);
-    simulation(|redis| {
-        assert_eq!(redis.ask_one(DAY, &plan, "x", 100).granted, 10);
-        let back = redis.ask_one(DAY - 3600 * S, &plan, "x", 100);
-        assert_eq!((back.granted, back.wait, back.sidecars), (0, 10 * MS, 1));
-        assert_eq!(redis.ask_one(DAY - 3600 * S + 50 * MS, &plan, "x", 100).granted, 5);
+    let redis = &mut Clocked::start();
+    assert_eq!(redis.ask_one(DAY, &plan, "x", 100).granted, 10);
+    let back = redis.ask_one(DAY - 3600 * S, &plan, "x", 100);
+    assert_eq!((back.granted, back.wait, back.sidecars), (0, 10 * MS, 1));
+    assert_eq!(redis.ask_one(DAY - 3600 * S + 50 * MS, &plan, "x", 100).granted, 5);
 
-        let slow = Plan::new(&limit("a", "1/h", 20), true, 1);
-        assert_eq!(redis.ask(DAY, &slow, "x", &[("b", 100)], DAY)[0].granted, 10);
-        assert_eq!(redis.ask(DAY + 60 * S, &plan, "x", &[("b", 100)], DAY)[0].granted, 0);
-        assert_eq!(redis.ask(DAY + 61 * S, &plan, "x", &[("b", 100)], DAY)[0].granted, 10);
-    });
+    let slow = Plan::new(&limit("a", "1/h", 20), true, 1);
+    assert_eq!(redis.ask(DAY, &slow, "x", &[("b", 100)], DAY)[0].granted, 10);
+    assert_eq!(redis.ask(DAY + 60 * S, &plan, "x", &[("b", 100)], DAY)[0].granted, 0);
+    assert_eq!(redis.ask(DAY + 61 * S, &plan, "x", &[("b", 100)], DAY)[0].granted, 10);
 }
 
 #[derive(Debug, Clone)]
@@ -187,6 +165,7 @@ fn bucket() -> Bucket {
 
 /// Plays the steps, and gives the times of all admissions.
 fn play(redis: &mut Clocked, plan: &Plan, steps: &[Step]) -> Vec<u64> {
+    redis.simulations += 1;
     let mut log = Vec::new();
     let mut time = S;
     let mut sidecars: Vec<Sidecar> = (0..SIDECARS as u64)
@@ -241,28 +220,27 @@ fn play(redis: &mut Clocked, plan: &Plan, steps: &[Step]) -> Vec<u64> {
     log
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_window_admits_more_than_the_bound(
-        (rate, burst) in prop_oneof![
-            Just(("1000/s", 1000)), Just(("1000/s", 50)), Just(("7/s", 3)), Just(("30/m", 30)), Just(("10000/s", 2000))
-        ],
-        steps in prop::collection::vec(step(), 50..400),
-    ) {
+#[test]
+fn no_window_admits_more_than_the_bound() {
+    let limits = [("1000/s", 1000), ("1000/s", 50), ("7/s", 3), ("30/m", 30), ("10000/s", 2000)];
+    let limits = prop::sample::select(limits.to_vec());
+    let runs = (limits, prop::collection::vec(step(), 50..400));
+    let redis = RefCell::new(Clocked::start());
+    let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
+    let result = TestRunner::new(config).run(&runs, |((rate, burst), steps)| {
         let plan = Plan::new(&limit("a", rate, burst), true, 1);
-        simulation(|redis| {
-            let mut log = play(redis, &plan, &steps);
-            assert_bound(&mut log, plan.rate, plan.burst);
-        });
-    }
+        let mut log = play(&mut redis.borrow_mut(), &plan, &steps);
+        prop_assert_eq!(tokens_over(&mut log, plan.rate, plan.burst), 0.0);
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
 fn the_bound_is_reached_and_so_can_be_broken() {
     let plan = Plan::new(&limit("a", "1000/s", 100), true, 1);
-    let run = |plan: &Plan| {
+    let mut redis = Clocked::start();
+    let mut run = |plan: &Plan| {
         // A burst granted early and spent late, then all that can be had at once.
         let mut steps = Vec::new();
         for who in 0..SIDECARS {
@@ -275,9 +253,7 @@ fn the_bound_is_reached_and_so_can_be_broken() {
         for who in 0..SIDECARS {
             steps.extend([Step::Ask(who), Step::Run(who), Step::Arrive(who), Step::Requests(who, 1000)]);
         }
-        let mut log = Vec::new();
-        simulation(|redis| log = play(redis, plan, &steps));
-        log
+        play(&mut redis, plan, &steps)
     };
     let mut log = run(&plan);
     assert!(log.len() >= 95, "{}", log.len());

@@ -36,18 +36,14 @@ impl Clocked {
     /// Runs the script at a time of the server's clock, in nanoseconds.
     fn ask(&mut self, at: u64, plan: &Plan, sidecar: &str, wants: &[(&str, u32)], sent: u64) -> Vec<Grant> {
         let (seconds, micros) = (at / 1_000_000_000, at / 1_000 % 1_000_000);
-        let set = ::redis::cmd("MSET")
-            .arg("seconds")
-            .arg(seconds)
-            .arg("micros")
-            .arg(micros)
-            .exec(&mut self.connection);
-        set.expect("the clock is set");
         let call = Call { plan, prefix: format!("test:l:{{{}}}:", self.simulations), wants: wants.to_vec() };
         let calls = [call];
-        let answers: Vec<::redis::RedisResult<Vec<u64>>> =
-            pipeline(&self.script, sidecar, &calls).query(&mut self.connection).expect("an answer");
-        let answer = answers.into_iter().next().expect("one answer").expect("no error");
+        let mut commands = ::redis::pipe();
+        commands.cmd("MSET").arg("seconds").arg(seconds).arg("micros").arg(micros).ignore();
+        for command in pipeline(&self.script, sidecar, &calls).cmd_iter() {
+            commands.add_command(command.clone());
+        }
+        let (answer,): (Vec<u64>,) = commands.query(&mut self.connection).expect("an answer");
         read(sent, &calls[0], &answer).expect("grants")
     }
 
@@ -118,10 +114,12 @@ enum Step {
     Pass(u64),
     /// So many requests come to a sidecar.
     Requests(usize, u32),
+    /// As many requests as can be come to every sidecar.
+    Rush,
     /// A request takes a token and gives it back.
     Returned(usize),
-    /// The sidecar is about to send an ask.
-    Ask(usize),
+    /// The sidecar is about to send an ask, for as much as it would or for any number.
+    Ask(usize, Option<u32>),
     /// Redis runs it.
     Run(usize),
     /// Its answer arrives.
@@ -134,13 +132,15 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let one = 0..SIDECARS;
+    let want = prop_oneof![Just(None), (1u32..10).prop_map(Some), (1u32..3000).prop_map(Some)];
     prop_oneof![
-        4 => prop_oneof![0u64..20, 0u64..400, 300u64..1500].prop_map(Step::Pass),
-        6 => (one.clone(), prop_oneof![1u32..5, 1u32..1000]).prop_map(|(who, n)| Step::Requests(who, n)),
+        8 => prop_oneof![0u64..20, 0u64..400, 300u64..1100].prop_map(Step::Pass),
+        2 => (one.clone(), prop_oneof![1u32..5, 1u32..300]).prop_map(|(who, n)| Step::Requests(who, n)),
+        1 => Just(Step::Rush),
         1 => one.clone().prop_map(Step::Returned),
-        4 => one.clone().prop_map(Step::Ask),
-        5 => one.clone().prop_map(Step::Run),
-        5 => one.clone().prop_map(Step::Arrive),
+        16 => (one.clone(), want).prop_map(|(who, want)| Step::Ask(who, want)),
+        24 => one.clone().prop_map(Step::Run),
+        24 => one.clone().prop_map(Step::Arrive),
         1 => one.clone().prop_map(Step::Lose),
         1 => one.prop_map(Step::Kill),
     ]
@@ -183,17 +183,24 @@ fn play(redis: &mut Clocked, plan: &Plan, steps: &[Step]) -> Vec<u64> {
                     }
                 }
             }
+            Step::Rush => {
+                for sidecar in &sidecars {
+                    while sidecar.bucket.take(time + sidecar.offset, plan.lead).is_some() {
+                        log.push(time);
+                    }
+                }
+            }
             Step::Returned(who) => {
                 let sidecar = &sidecars[who];
                 if let Some((lease, _)) = sidecar.bucket.take(time + sidecar.offset, plan.lead) {
                     sidecar.bucket.give_back(lease);
                 }
             }
-            Step::Ask(who) => {
+            Step::Ask(who, want) => {
                 let Sidecar { bucket, offset, asked } = &mut sidecars[who];
                 asked.get_or_insert_with(|| {
                     let sent = time + *offset;
-                    Asked { sent, wanted: bucket.want(plan, sent), answer: None }
+                    Asked { sent, wanted: want.unwrap_or_else(|| bucket.want(plan, sent)), answer: None }
                 });
             }
             Step::Run(who) => {
@@ -226,7 +233,7 @@ fn no_window_admits_more_than_the_bound() {
     let limits = prop::sample::select(limits.to_vec());
     let runs = (limits, prop::collection::vec(step(), 50..400));
     let redis = RefCell::new(Clocked::start());
-    let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() };
     let result = TestRunner::new(config).run(&runs, |((rate, burst), steps)| {
         let plan = Plan::new(&limit("a", rate, burst), true, 1);
         let mut log = play(&mut redis.borrow_mut(), &plan, &steps);
@@ -239,28 +246,39 @@ fn no_window_admits_more_than_the_bound() {
 #[test]
 fn the_bound_is_reached_and_so_can_be_broken() {
     let plan = Plan::new(&limit("a", "1000/s", 100), true, 1);
-    let mut redis = Clocked::start();
-    let mut run = |plan: &Plan| {
-        // A burst granted early and spent late, then all that can be had at once.
-        let mut steps = Vec::new();
-        for who in 0..SIDECARS {
-            steps.extend([Step::Requests(who, 1000), Step::Ask(who), Step::Run(who)]);
-        }
-        steps.push(Step::Pass(990));
-        for who in 0..SIDECARS {
-            steps.extend([Step::Arrive(who), Step::Requests(who, 1000)]);
-        }
-        for who in 0..SIDECARS {
-            steps.extend([Step::Ask(who), Step::Run(who), Step::Arrive(who), Step::Requests(who, 1000)]);
-        }
-        play(&mut redis, plan, &steps)
-    };
-    let mut log = run(&plan);
+    let redis = &mut Clocked::start();
+    let ask = |who| [Step::Ask(who, Some(1000)), Step::Run(who)];
+    // Granted early and spent late, then all that can be had at once.
+    let mut steps: Vec<Step> = (0..SIDECARS).flat_map(ask).collect();
+    steps.push(Step::Pass(990));
+    steps.extend((0..SIDECARS).map(Step::Arrive));
+    steps.push(Step::Rush);
+    for who in 0..SIDECARS {
+        steps.extend(ask(who).into_iter().chain([Step::Arrive(who), Step::Rush]));
+    }
+    let mut log = play(redis, &plan, &steps);
     assert!(log.len() >= 95, "{}", log.len());
     assert_bound(&mut log, plan.rate, plan.burst);
 
     let careless = Plan { capacity: f64::from(plan.burst), ..plan };
-    let mut log = run(&careless);
+    let mut log = play(redis, &careless, &steps);
     let over = tokens_over(&mut log, careless.rate, careless.burst);
     assert!(over > 40.0, "with B in the place of B' the same steps break the bound: {over}");
+}
+
+#[test]
+fn a_grant_that_was_long_on_its_way_lives_no_longer() {
+    let plan = Plan::new(&limit("a", "1000/s", 100), true, 1);
+    let mut steps = vec![Step::Ask(0, Some(1000)), Step::Run(0)];
+    for wait in [940, 940] {
+        steps.push(Step::Pass(wait));
+        for who in (1..SIDECARS).chain(1..SIDECARS).chain(1..SIDECARS) {
+            steps.extend([Step::Ask(who, Some(1000)), Step::Run(who), Step::Arrive(who)]);
+        }
+        steps.push(Step::Arrive(0));
+    }
+    steps.push(Step::Rush);
+    let mut log = play(&mut Clocked::start(), &plan, &steps);
+    assert!(log.len() >= 80, "what two asks were granted within tau: {}", log.len());
+    assert_bound(&mut log, plan.rate, plan.burst);
 }

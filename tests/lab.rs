@@ -167,6 +167,7 @@ fn identities_are_spiffe_and_the_sidecar_can_read_them() {
     let lab = Lab::new();
     let pod = lab.pod("orders");
     let files = Authority::new("cluster.local").issue(&pod, "ns/shop/sa/orders");
+    let files = files.paths();
     let read = pod.spawn(
         "cat",
         &[&files.certificate, &files.key, &files.bundle].map(|f| f.to_str().expect("UTF-8")),

@@ -90,14 +90,18 @@ fn boxed(texts: &OneOrMany<String>) -> Vec<Box<str>> {
     texts.as_slice().iter().map(|text| text.as_str().into()).collect()
 }
 
-/// Whether servers differ over which resource a path names (RFC 3986 section 6.2.2 and what servers
-/// make of it): dot segments, empty segments, and separators in disguise. A rule about paths cannot
-/// be applied to such a path.
+/// Whether servers differ over which resource a path names (RFC 3986 section 6.2.2, and what servers
+/// make of it): dot segments, empty segments, separators, and any of these or a plain character in
+/// disguise. A rule about paths cannot be applied to such a path.
 pub fn is_ambiguous(path: &str) -> bool {
     let disguised = |window: &[u8]| {
-        window[0] == b'%' && {
-            let hex = window[1..].to_ascii_lowercase();
-            [&b"2e"[..], b"2f", b"5c", b"00", b"3b", b"25"].contains(&&hex[..])
+        let digit = |b: u8| char::from(b).to_digit(16);
+        match (window[0], digit(window[1]), digit(window[2])) {
+            (b'%', Some(high), Some(low)) => {
+                let byte = (high << 4 | low) as u8;
+                byte.is_ascii_alphanumeric() || b"-._~/\\;%\0".contains(&byte)
+            }
+            _ => false,
         }
     };
     path.contains("//")
@@ -136,6 +140,7 @@ mod tests {
             "/a\\b",
             "/%5cx",
             "/%252e",
+            "/%6frders",
         ] {
             assert!(is_ambiguous(path), "{path}");
         }

@@ -2,13 +2,19 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long an endpoint that could not be reached is passed over: doubled each time it fails
 /// again, up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a peer that answered a handshake in plaintext is believed to know no other.
+const PLAINTEXT_FOR: Duration = Duration::from_secs(60);
+
+/// How long applications may go on to dial an endpoint that has left.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Ids are never used twice, so that a pool cannot be mistaken for another's.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -30,12 +36,13 @@ pub struct Endpoint {
     capacity: AtomicU32,
     in_flight: Padded<AtomicU32>,
     connections: Padded<AtomicU32>,
-    leaving: AtomicBool,
+    /// When it left its source, in milliseconds after [`now_millis`]'s beginning; 0: it has not.
+    left: AtomicU64,
     failures: AtomicU32,
     /// Milliseconds after [`epoch`] until which it is passed over.
     paused_until: AtomicU64,
-    /// Whether the peer was found to speak plaintext, where mTLS is preferred.
-    plaintext: AtomicBool,
+    /// Until when the peer, found to speak plaintext, is not asked for mTLS again.
+    plaintext_until: AtomicU64,
 }
 
 impl Endpoint {
@@ -48,10 +55,10 @@ impl Endpoint {
             capacity: AtomicU32::new(capacity),
             in_flight: Padded::default(),
             connections: Padded::default(),
-            leaving: AtomicBool::new(false),
+            left: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             paused_until: AtomicU64::new(0),
-            plaintext: AtomicBool::new(false),
+            plaintext_until: AtomicU64::new(0),
         })
     }
 
@@ -98,19 +105,25 @@ impl Endpoint {
 
     /// Marks it as gone from its source: it takes no new request, and finishes those it has.
     pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+        self.left.store(now_millis(), Ordering::Relaxed);
     }
 
     /// Whether it has left.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed)
+        self.left.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether it left so recently that applications may still know it by its name.
+    pub fn just_left(&self) -> bool {
+        let left = self.left.load(Ordering::Relaxed);
+        left != 0 && now_millis() < left + REMEMBERED.as_millis() as u64
     }
 
     /// Notes that it could not be reached: it is passed over for a while.
     pub fn failed(&self) {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(10);
         // Requests that fail together are one failure.
         if !self.is_paused() {
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(10);
             let pause = (FIRST_PAUSE * (1 << failures)).min(LONGEST_PAUSE);
             self.paused_until.store(now_millis() + pause.as_millis() as u64, Ordering::Relaxed);
         }
@@ -135,12 +148,16 @@ impl Endpoint {
 
     /// Whether it is known to speak plaintext.
     pub fn is_plaintext(&self) -> bool {
-        self.plaintext.load(Ordering::Relaxed)
+        match self.plaintext_until.load(Ordering::Relaxed) {
+            0 => false,
+            until => now_millis() < until,
+        }
     }
 
     /// Notes that it answered a handshake with plaintext.
     pub fn speaks_plaintext(&self) {
-        self.plaintext.store(true, Ordering::Relaxed);
+        let until = now_millis() + PLAINTEXT_FOR.as_millis() as u64;
+        self.plaintext_until.store(until, Ordering::Relaxed);
     }
 }
 

@@ -127,12 +127,32 @@ impl Upstream {
         let ip = original.ip();
         (original.port() == self.spec.address.port && self.live.vips.load().contains(&ip))
             || self.live.endpoints.load().iter().any(|e| e.address == original)
-            || self.live.leaving.load().iter().any(|e| e.address == original)
+            || self.live.leaving.load().iter().any(|e| e.address == original && e.just_left())
     }
 
-    /// The endpoint at an address.
+    /// The endpoint at an address; one that has just left is still itself, and no other.
     pub fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
-        self.live.endpoints.load().iter().find(|e| e.address == address).cloned()
+        let find = |set: &[Arc<Endpoint>]| set.iter().find(|e| e.address == address).cloned();
+        find(&self.live.endpoints.load())
+            .or_else(|| find(&self.live.leaving.load()).filter(|e| e.just_left()))
+    }
+
+    /// Whether mTLS is spoken to an endpoint: always where an identity is required, and where it is
+    /// preferred unless the peer has just shown that it knows none.
+    pub fn secures(&self, endpoint: &Endpoint) -> bool {
+        self.spec.peer.is_some() && !(self.spec.may_fall_back && endpoint.is_plaintext())
+    }
+
+    /// Whether `other` has the same endpoints, counts and pools.
+    pub fn shares_with(&self, other: &Upstream) -> bool {
+        Arc::ptr_eq(&self.live, &other.live)
+    }
+
+    /// Ends it: no name is followed any more, and its connections close once their requests have
+    /// finished.
+    pub fn retire(&self) {
+        self.live.follow.abort();
+        self.live.endpoints.load().iter().for_each(|e| e.leave());
     }
 
     /// Takes a place with the least saturated endpoint that is not among `tried`.
@@ -191,6 +211,7 @@ impl Upstream {
         if before >= self.spec.max_connections {
             return Err(self
                 .error(Reason::PoolFull, "max_connections connections are open")
+                .retry(Retry::Unprocessed)
                 .retry_after(Duration::from_secs(1)));
         }
         Ok(open)
@@ -269,7 +290,7 @@ impl Live {
             })
             .collect::<Vec<_>>();
         let mut leaving = self.leaving.load().as_ref().clone();
-        leaving.retain(|e| e.in_flight() + e.connections() > 0);
+        leaving.retain(|e| e.in_flight() + e.connections() > 0 || e.just_left());
         for endpoint in now.iter().filter(|e| !targets.iter().any(|t| t.address == e.address)) {
             endpoint.leave();
             leaving.push(endpoint.clone());

@@ -442,7 +442,7 @@ pub struct Http {
     pub max_headers: NonZeroU32,
     /// From a request's first byte to the end of its head. Default 10s.
     pub header_timeout: Time,
-    /// The longest silence inside a body. Default 5m.
+    /// The longest silence inside a body, or before an answer. Default 5m.
     pub body_timeout: Time,
     /// How long a client's connection may idle between requests. Default 1h: longer than the
     /// application's own, so that it is the application that closes.

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::{Fields, Length, h1};
 
@@ -79,24 +79,25 @@ async fn h2_frame(stream: &mut ::h2::RecvStream) -> Result<Option<Frame>, BodyEr
 #[derive(Debug)]
 pub struct Replay<'a, 'b> {
     body: &'a mut Body<'b>,
-    kept: Vec<Bytes>,
+    /// A copy: the pieces themselves would hold on to the buffers that they were read into.
+    kept: BytesMut,
     /// Bytes that may still be kept. None: too much has passed to begin again.
     room: Option<usize>,
-    next: usize,
+    /// Whether what is kept is to be sent again first.
+    again: bool,
     ended: Option<Option<Box<Fields>>>,
 }
 
 impl<'a, 'b> Replay<'a, 'b> {
     /// A body of which up to `room` bytes are kept.
     pub fn new(body: &'a mut Body<'b>, room: usize) -> Self {
-        Self { body, kept: Vec::new(), room: Some(room), next: 0, ended: None }
+        Self { body, kept: BytesMut::new(), room: Some(room), again: false, ended: None }
     }
 
     /// As [`Body::frame`].
     pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
-        if let Some(data) = self.kept.get(self.next) {
-            self.next += 1;
-            return Ok(Some(Frame::Data(data.clone())));
+        if std::mem::take(&mut self.again) && !self.kept.is_empty() {
+            return Ok(Some(Frame::Data(Bytes::copy_from_slice(&self.kept))));
         }
         if let Some(trailers) = &self.ended {
             return Ok(trailers.clone().map(Frame::Trailers));
@@ -120,17 +121,15 @@ impl<'a, 'b> Replay<'a, 'b> {
     fn keep(&mut self, data: &Bytes) {
         self.room = self.room.and_then(|room| room.checked_sub(data.len()));
         if self.room.is_some() {
-            self.kept.push(data.clone());
-            self.next += 1;
+            self.kept.extend_from_slice(data);
         } else {
-            self.kept.clear();
-            self.next = 0;
+            self.kept = BytesMut::new();
         }
     }
 
     /// Begins again from the first byte; false if that has already been let go.
     pub fn rewind(&mut self) -> bool {
-        self.next = 0;
+        self.again = true;
         self.room.is_some()
     }
 

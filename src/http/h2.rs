@@ -43,7 +43,15 @@ pub async fn serve<H: Handler + 'static>(
     handler: Rc<H>,
 ) -> Result<(), ::h2::Error> {
     let bounds = handler.bounds();
-    let handshake = server::Builder::new()
+    let mut builder = server::Builder::new();
+    if handler.shares_connections() {
+        // One caller's cancelled requests are no attack by its neighbours on the connection.
+        builder
+            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+            .max_concurrent_reset_streams(MAX_STREAMS as usize)
+            .max_local_error_reset_streams(None);
+    }
+    let handshake = builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
@@ -129,12 +137,12 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
     }
     let path = parts.uri.path_and_query().cloned().ok_or_else(|| malformed("no :path"))?;
     let length = match headers.remove(http::header::CONTENT_LENGTH) {
-        _ if matches!(body, Body::Empty) => Length::None,
         // The crate has checked that it is a number, and will check that the body fits it.
         Some(value) => {
             let number = value.to_str().ok().and_then(|v| v.parse().ok());
             Length::Sized(number.ok_or_else(|| malformed("content-length is not a number"))?)
         }
+        None if matches!(body, Body::Empty) => Length::None,
         None => Length::Stream,
     };
     let (method, fields) = (parts.method, headers.into());
@@ -309,6 +317,8 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .initial_max_send_streams(MAX_STREAMS as usize)
+        .max_concurrent_reset_streams(MAX_STREAMS as usize)
+        .max_local_error_reset_streams(None)
         .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
         .enable_push(false)
         .handshake(io)

@@ -24,6 +24,9 @@ pub trait Handler {
     /// The bounds of messages on this connection.
     fn bounds(&self) -> Bounds;
 
+    /// Whether the downstream is a sidecar, whose connection carries requests of many clients.
+    fn shares_connections(&self) -> bool;
+
     /// Whether answers should ask the downstream to connect elsewhere.
     fn is_draining(&self) -> bool;
 

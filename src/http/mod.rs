@@ -30,6 +30,10 @@ pub const OWN_PREFIX: &[u8] = b"x-pannier-";
 /// Between sidecars: says that the application spoke HTTP/2, so that its peer is spoken to alike.
 pub const PROTOCOL_FIELD: &str = "x-pannier-protocol";
 
+/// Tells the application who is calling, as Envoy's field of this name does. Nobody outside can set
+/// it: it is taken from every request first.
+pub const CALLER_FIELD: &str = "x-forwarded-client-cert";
+
 /// A request's head, without what belongs to the hop it came over.
 #[derive(Debug)]
 pub struct RequestHead {

@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use super::body::Replay;
+use super::h1::parse::may_not_trail;
 use super::{Body, BodyError, Fields, Frame, Responder, h1, h2};
 
 /// Where a body arrives.
@@ -52,7 +53,10 @@ pub async fn pump(source: &mut impl Source, sink: &mut impl Sink, silence: Durat
         };
         match frame.map_err(Broken::Source)? {
             Some(Frame::Data(data)) => sink.data(data).await.map_err(Broken::Sink)?,
-            Some(Frame::Trailers(trailers)) => return sink.end(Some(*trailers)).await.map_err(Broken::Sink),
+            Some(Frame::Trailers(mut trailers)) => {
+                trailers.remove_where(may_not_trail);
+                return sink.end(Some(*trailers)).await.map_err(Broken::Sink);
+            }
             None => return sink.end(None).await.map_err(Broken::Sink),
         }
     }

@@ -179,6 +179,8 @@ async fn sweep(state: Weak<State>) {
 #[derive(Debug)]
 pub struct Limits {
     rules: Box<[Rule]>,
+    /// Is any about a path?
+    paths: bool,
     state: Arc<State>,
 }
 
@@ -201,13 +203,19 @@ impl Limits {
             let (limit, plan) = state.limit(written, direction);
             Rule { limit, plan, matcher: Matcher::new(written), key: written.key.clone().into() }
         };
-        let rules = limits.iter().filter(|limit| limit.direction == direction).map(rule).collect();
-        Self { rules, state: state.clone() }
+        let mine = limits.iter().filter(|limit| limit.direction == direction);
+        let paths = mine.clone().any(|limit| limit.path.is_some());
+        Self { rules: mine.map(rule).collect(), paths, state: state.clone() }
     }
 
     /// Is there none?
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// Is any of them about a path?
+    pub fn has_paths(&self) -> bool {
+        self.paths
     }
 
     /// Decides whether a request is admitted by every limit that holds for it.

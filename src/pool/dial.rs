@@ -70,7 +70,12 @@ async fn open(upstream: &Upstream, endpoint: &Endpoint, dial: &Dial) -> Result<S
     };
     let config = identity.client(peer, alpn);
     match TlsConnector::from(config).connect(tls::server_name(address.ip()), stream).await {
-        Ok(stream) if Alpn::negotiated(stream.get_ref().1) == Some(alpn) => Ok(Either::Right(stream)),
+        Ok(stream) if Alpn::negotiated(stream.get_ref().1) == Some(alpn) => {
+            if alpn == Alpn::H2 {
+                let _ = never_pauses(stream.get_ref().0);
+            }
+            Ok(Either::Right(stream))
+        }
         Ok(_) => {
             let why = format!("{address} speaks TLS, but is no sidecar of this mesh");
             Err(failed(upstream, Reason::TlsHandshake, why))
@@ -100,14 +105,20 @@ async fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpS
     Ok(stream)
 }
 
-/// Options of every connection, both directions: no delay for small writes, and a bound on how
-/// long a peer may be dead without being noticed.
+/// Options of every connection, both directions: no delay for small writes, and probes that notice
+/// a dead peer while nothing is sent.
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(DEAD_PEER))?;
     socket
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(2))
+}
+
+/// Bounds how long what was sent may stay unacknowledged. For connections between sidecars alone:
+/// their reader never pauses, while an application's may, and would be taken for dead.
+pub fn never_pauses(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(Some(DEAD_PEER))
 }
 
 /// No connection, so nothing was sent: any request may go elsewhere.

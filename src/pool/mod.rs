@@ -6,7 +6,7 @@
 
 mod dial;
 
-pub use dial::{Dial, Stream, dial, tune};
+pub use dial::{Dial, Stream, dial, never_pauses, tune};
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -26,7 +26,8 @@ use crate::http::{Bounds, h1, h2};
 #[derive(Default)]
 pub struct Pools {
     idle: RefCell<HashMap<u64, Vec<Idle>>>,
-    shared: RefCell<HashMap<u64, Multiplexed>>,
+    /// By endpoint, and whether it is encrypted.
+    shared: RefCell<HashMap<(u64, bool), Multiplexed>>,
 }
 
 /// An HTTP/1 connection between two requests.
@@ -78,7 +79,11 @@ impl Pools {
         if !fresh && let Some(idle) = self.take_idle(endpoint) {
             return Ok(Lease { conn: idle.conn, open: idle.open, reused: true });
         }
-        let open = upstream.open(endpoint)?;
+        let open = match upstream.open(endpoint) {
+            // An idle connection to another endpoint makes room.
+            Err(full) if self.close_idle(upstream) => upstream.open(endpoint).map_err(|_| full)?,
+            opened => opened?,
+        };
         let stream = dial::tcp(upstream, endpoint, dial).await?;
         Ok(Lease { conn: h1::Conn::new(stream), open, reused: false })
     }
@@ -92,6 +97,21 @@ impl Pools {
             }
         }
         None
+    }
+
+    /// Closes the idle connection to an upstream that has waited longest; false if there is none.
+    fn close_idle(&self, upstream: &Upstream) -> bool {
+        let mut pools = self.idle.borrow_mut();
+        let endpoints = upstream.endpoints();
+        let oldest = endpoints
+            .iter()
+            .filter_map(|e| Some((e.id, pools.get(&e.id)?.first()?.since)))
+            .min_by_key(|(_, since)| *since);
+        let Some((id, _)) = oldest else { return false };
+        pools.get_mut(&id).is_some_and(|pool| {
+            drop(pool.remove(0));
+            true
+        })
     }
 
     /// Gives a connection back, ready for its next request.
@@ -136,29 +156,33 @@ impl Pools {
         dial: &Dial,
         bounds: Bounds,
     ) -> Result<Sharer> {
-        let known = self.shared.borrow().get(&endpoint.id).map(|m| m.state.clone());
+        let key = (endpoint.id, dial.secure.is_some());
+        let known = self.shared.borrow().get(&key).map(|m| m.state.clone());
         let opening = match known {
             Some(Connection::Open(sharer)) if !sharer.closed.get() => return Ok(sharer),
             Some(Connection::Opening(opening)) => opening,
             _ => {
-                let opening = open_h2(upstream.clone(), endpoint.clone(), dial.clone(), bounds);
+                // A task of its own: it goes on when all who wait for it have given up.
+                let task = spawn_local(open_h2(upstream.clone(), endpoint.clone(), dial.clone(), bounds));
+                let ended = |_| Error::new(Reason::PoolConnect, "the worker ends").retry(Retry::Unprocessed);
+                let opening = task.map(move |opened| opened.unwrap_or_else(|e| Err(ended(e))));
                 let opening = opening.boxed_local().shared();
                 let state = Connection::Opening(opening.clone());
                 let multiplexed = Multiplexed { state, endpoint: endpoint.clone() };
-                self.shared.borrow_mut().insert(endpoint.id, multiplexed);
+                self.shared.borrow_mut().insert(key, multiplexed);
                 opening
             }
         };
         let opened = opening.clone().await;
         // The first to hear replaces what all were waiting for; by now it may be another's.
         let mut shared = self.shared.borrow_mut();
-        if let Some(multiplexed) = shared.get_mut(&endpoint.id)
+        if let Some(multiplexed) = shared.get_mut(&key)
             && matches!(&multiplexed.state, Connection::Opening(o) if o.ptr_eq(&opening))
         {
             match &opened {
                 Ok(sharer) => multiplexed.state = Connection::Open(sharer.clone()),
                 Err(_) => {
-                    shared.remove(&endpoint.id);
+                    shared.remove(&key);
                 }
             }
         }

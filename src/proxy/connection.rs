@@ -45,6 +45,7 @@ impl<S: Stages> Handler for Requests<S> {
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
     ) -> Next<Opened> {
+        let _busy = self.worker.busy();
         let mesh = self.worker.mesh();
         let grpc = head.is_grpc();
         match self.stages.request(&self.worker, &mesh, head, body, respond).await {
@@ -65,6 +66,10 @@ impl<S: Stages> Handler for Requests<S> {
     fn refused(&self, error: &Error) {
         tracing::debug!(direction = S::DIRECTION.name(), %error, "refused");
         self.worker.shared.ground.metrics.refused(S::DIRECTION, self.worker.index, error.reason);
+    }
+
+    fn shares_connections(&self) -> bool {
+        self.stages.is_from_sidecar()
     }
 
     fn bounds(&self) -> Bounds {

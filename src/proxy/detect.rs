@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -23,6 +24,9 @@ const MAX_LINE: usize = 16 << 10;
 
 /// How long a client may take over the bytes that decide.
 const HALF_SAID: Duration = Duration::from_secs(10);
+
+/// How long a server that was dialled to hear whether it speaks first is listened to.
+const LISTEN: Duration = Duration::from_secs(10);
 
 /// Methods of RFC 9110 and 5789: what begins so is held to be HTTP, and refused if it is not
 /// well-formed, rather than carried past all rules as bytes.
@@ -85,18 +89,24 @@ pub(super) async fn detect(
             let protocol = protocol?;
             Ok(Detected { protocol, server: (protocol == Protocol::Opaque).then_some(opened) })
         }
-        heard = opened.hear() => {
-            heard.map_err(|e| Error::new(Reason::UpstreamReset, format!("lost before a word: {e}")))?;
-            Ok(Detected::server(opened))
-        }
+        heard = timeout(LISTEN, opened.hear()) => match heard {
+            Ok(Ok(true)) => Ok(Detected::server(opened)),
+            // It waits to be asked, or has gone: the client decides, and whatever that takes is
+            // dialled then.
+            Ok(Ok(false) | Err(_)) | Err(_) => {
+                drop(opened);
+                client_first(stream).await.map(client)
+            }
+        },
     }
 }
 
 async fn client_first(stream: &TcpStream) -> Result<Protocol> {
     let gone = |_| Error::new(Reason::HttpDownstreamGone, "closed before a word");
     stream.readable().await.map_err(gone)?;
+    let (mut seen, mut pause) = (vec![0; FIRST_LOOK], Duration::from_millis(1));
+    let mut len = 0;
     let decided = timeout(HALF_SAID, async {
-        let (mut seen, mut pause) = (vec![0; FIRST_LOOK], Duration::from_millis(1));
         loop {
             let n = stream.peek(&mut seen).await.map_err(gone)?;
             if n == 0 {
@@ -104,6 +114,11 @@ async fn client_first(stream: &TcpStream) -> Result<Protocol> {
             }
             if let Some(protocol) = classify(&seen[..n]) {
                 return Ok(protocol);
+            }
+            len = n;
+            let said_all = stream.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed());
+            if said_all {
+                return Ok(half_said(&seen[..n]));
             }
             // What was seen stays readable, so there is no event to wait for; rarely needed, since
             // what decides nearly always comes in one packet.
@@ -114,7 +129,22 @@ async fn client_first(stream: &TcpStream) -> Result<Protocol> {
             pause = (pause * 2).min(Duration::from_millis(50));
         }
     });
-    decided.await.unwrap_or_else(|_| Err(Error::new(Reason::HttpHeadTimeout, "half a first line")))
+    let decided = decided.await;
+    decided.unwrap_or_else(|_| Ok(half_said(&seen[..len])))
+}
+
+/// What a client speaks that says no more. The beginning of something we know is held to be that, so
+/// that it is refused there; a word of its own is its protocol's.
+fn half_said(bytes: &[u8]) -> Protocol {
+    let line = bytes.trim_ascii_start();
+    let begins = |whole: &[u8]| whole.starts_with(line);
+    if matches!(hello::detect(bytes), Hello::NeedMore) {
+        Protocol::Tls { ours: false }
+    } else if line.is_empty() || begins(PREFACE) || METHODS.iter().any(|method| begins(method)) {
+        Protocol::Http1
+    } else {
+        Protocol::Opaque
+    }
 }
 
 /// The protocol, once the bytes tell.

@@ -20,6 +20,9 @@ use crate::config::model::{self, Direction};
 /// How often it is looked at whether all has finished.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How long the application may take to read its last answers.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// Where a sidecar is in its end.
 #[derive(Debug, Default)]
 pub(super) struct Drain {
@@ -72,21 +75,19 @@ pub(super) async fn drain(shared: &Shared, config: &model::Drain) {
     match finished.await {
         Ok(()) => tracing::info!("drained: nothing is in flight"),
         Err(_) => {
-            tracing::warn!(in_flight = in_flight(shared), "drain.timeout ran out with requests in flight")
+            tracing::warn!(in_flight = shared.in_flight(), "drain.timeout ran out with requests in flight")
         }
     }
     shared.drain.outbound.cancel();
-    // The last answers leave their buffers.
-    sleep(LOOK).await;
+    // The last answers leave their buffers, and the application's connections are closed in order.
+    let _ = timeout(FAREWELL, async {
+        while shared.ground.metrics.open(Direction::Outbound) > 0 {
+            sleep(LOOK).await;
+        }
+    })
+    .await;
 }
 
 fn is_idle(shared: &Shared) -> bool {
-    shared.inbound_connections() == 0 && in_flight(shared) == 0
-}
-
-fn in_flight(shared: &Shared) -> u64 {
-    let mesh = shared.mesh.load();
-    let fixed = [&mesh.original, &mesh.application];
-    let routes = mesh.upstreams.iter().chain(fixed);
-    routes.map(|route| u64::from(route.upstream.in_flight())).sum()
+    shared.inbound_connections() == 0 && shared.in_flight() == 0
 }

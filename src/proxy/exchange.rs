@@ -7,13 +7,16 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use tokio::time::timeout;
 
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
 use crate::http::h1::{Conn, HeadError, Reader};
 use crate::http::pump::{Broken, pump};
-use crate::http::{Body, BodyError, Bounds, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2};
+use crate::http::{
+    Body, BodyError, Bounds, Fields, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2,
+};
 use crate::pool::Lease;
 
 /// What an exchange needs to know beside the message.
@@ -46,20 +49,18 @@ pub(super) async fn over_h1(
     terms: &Terms<'_>,
 ) -> Result<Done> {
     let Conn { reader, writer } = &mut lease.conn;
-    let written = Cell::new(0);
+    let written = writer.written();
     let sends = !body.is_empty();
     writer.request(head, terms.host);
     let send = async {
-        let sent = if sends {
+        if sends {
             pump(body, writer, terms.bounds.body_timeout).await
         } else {
             writer.end(None).await.map_err(Broken::Sink)
-        };
-        written.set(writer.written());
-        sent
+        }
     };
     let receive = async {
-        let parsed = h1_head(reader, &head.method, respond, terms.bounds, &written).await?;
+        let parsed = h1_head(reader, &head.method, respond, terms, &written).await?;
         let mut body = match parsed.head.length {
             length if length.is_empty() || !parsed.head.may_have_body(&head.method) => Body::Empty,
             length => Body::H1(reader.body(length, parsed.chunked)),
@@ -77,15 +78,16 @@ async fn h1_head(
     reader: &mut Reader,
     method: &Method,
     respond: &mut Responder<'_>,
-    bounds: &Bounds,
+    terms: &Terms<'_>,
     written: &Cell<u64>,
 ) -> Result<ParsedResponse> {
     loop {
         let parsed = tokio::select! {
             biased;
-            parsed = reader.response(bounds, method) => parsed,
+            parsed = timeout(terms.bounds.body_timeout, reader.response(terms.bounds, method)) => parsed,
             () = respond.gone() => return Err(given_up()),
         };
+        let parsed = parsed.map_err(|_| silent())?;
         let parsed = parsed.map_err(|error| match error {
             // The write took nothing, so nobody can have read anything.
             HeadError::Closed if written.get() == 0 => {
@@ -103,7 +105,7 @@ async fn h1_head(
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),
             status if status.is_informational() => {
-                respond.interim(status, parsed.head.fields).await.map_err(|_| given_up())?;
+                interim(status, parsed.head.fields, respond, terms).await?;
             }
             _ => return Ok(parsed),
         }
@@ -127,7 +129,7 @@ pub(super) async fn over_h2(
     let sends = !body.is_empty();
     let send = async { if sends { pump(body, &mut sink, terms.bounds.body_timeout).await } else { Ok(()) } };
     let receive = async {
-        let (head_back, mut body) = h2_head(&mut response, &head.method, respond).await?;
+        let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
         let status = head_back.status;
         answer(head_back, &mut body, respond, terms).await?;
         Ok(Done { status, reusable: true })
@@ -139,6 +141,7 @@ async fn h2_head(
     response: &mut ::h2::client::ResponseFuture,
     method: &Method,
     respond: &mut Responder<'_>,
+    terms: &Terms<'_>,
 ) -> Result<(ResponseHead, Body<'static>)> {
     loop {
         let next = poll_fn(|cx| {
@@ -149,17 +152,35 @@ async fn h2_head(
         });
         let next = tokio::select! {
             biased;
-            next = next => next.map_err(|error| reset(&error))?,
+            next = timeout(terms.bounds.body_timeout, next) => {
+                next.map_err(|_| silent())?.map_err(|error| reset(&error))?
+            }
             () = respond.gone() => return Err(given_up()),
         };
         match next {
             Ok(last) => return Ok(h2::received(last, method)),
-            Err(interim) => {
-                let (parts, ()) = interim.into_parts();
-                respond.interim(parts.status, parts.headers.into()).await.map_err(|_| given_up())?;
+            Err(early) if early.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                return Err(malformed("it switches protocols, which HTTP/2 does not have"));
+            }
+            Err(early) => {
+                let (parts, ()) = early.into_parts();
+                interim(parts.status, parts.headers.into(), respond, terms).await?;
             }
         }
     }
+}
+
+/// Passes an interim answer on.
+async fn interim(
+    status: StatusCode,
+    mut fields: Fields,
+    respond: &mut Responder<'_>,
+    terms: &Terms<'_>,
+) -> Result<()> {
+    if !terms.sidecar {
+        fields.remove_where(is_own);
+    }
+    respond.interim(status, fields).await.map_err(|_| given_up())
 }
 
 /// Carries the answer to the downstream. Once it has begun, nothing can be tried again.
@@ -175,7 +196,7 @@ async fn answer(
     respond.head(head).map_err(|_| given_up())?;
     pump(body, respond, terms.bounds.body_timeout).await.map_err(|broken| match broken {
         Broken::Sink(_) => given_up(),
-        Broken::Silent => Error::new(Reason::UpstreamTimeout, "the answer's body stopped coming"),
+        Broken::Silent => silent(),
         Broken::Source(BodyError::Malformed(why)) => malformed(why),
         Broken::Source(BodyError::Gone(error)) => cut(&error),
         Broken::Source(BodyError::Reset(error)) => cut(&error),
@@ -215,6 +236,10 @@ async fn both(
 
 fn given_up() -> Error {
     Error::new(Reason::HttpDownstreamGone, "the downstream gave the request up")
+}
+
+fn silent() -> Error {
+    Error::new(Reason::UpstreamTimeout, "nothing came from the upstream for http.body_timeout")
 }
 
 /// It may have been processed: nobody answered.

@@ -68,18 +68,22 @@ async fn attempts(
     respond: &mut Responder<'_>,
 ) -> Result<StatusCode> {
     let retries = way.destination.route.retries;
-    let mut body = Replay::new(body, REPLAY);
+    let mut body = Replay::new(body, if retries == 0 { 0 } else { REPLAY });
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
     let mut tries = 0;
+    let mut repeated = false;
+    let mut failed: Option<Error> = None;
     loop {
-        let place = place(way, &tried).await?;
+        // That there is no other endpoint is not what failed.
+        let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
         let error = match attempt(worker, mesh, way, &place, head, &mut body, respond, tries > 0).await {
             Ok(status) => return Ok(status),
             Err(error) => error,
         };
         let safe = match error.retry {
             Retry::Unprocessed => true,
-            Retry::Idempotent => head.is_idempotent(),
+            // What may have been processed is sent once more, not as often as it takes.
+            Retry::Idempotent => head.is_idempotent() && !std::mem::replace(&mut repeated, true),
             Retry::Never => false,
         };
         if !safe || tries >= retries || respond.has_begun() || !body.rewind() {
@@ -95,6 +99,7 @@ async fn attempts(
             tried.push(place.endpoint.id);
         }
         tries += 1;
+        failed = Some(error);
     }
 }
 
@@ -105,9 +110,7 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
         return upstream.place_at(endpoint);
     }
     match upstream.pick(tried).await {
-        Err(error) if error.reason == Reason::BalanceNoEndpoint && !tried.is_empty() => {
-            upstream.pick(&[]).await
-        }
+        Err(_) if !tried.is_empty() => upstream.pick(&[]).await,
         picked => picked,
     }
 }
@@ -126,12 +129,12 @@ async fn attempt(
 ) -> Result<StatusCode> {
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
     let bounds = mesh.bounds;
-    let mut sidecar = upstream.spec.peer.is_some() && !endpoint.is_plaintext();
+    let mut sidecar = upstream.secures(endpoint);
     let mut dial =
         Dial { source: way.source, secure: sidecar.then_some(Alpn::H2), tls: worker.shared.tls.clone() };
     let sender = if sidecar {
         match worker.pools.h2(upstream, endpoint, &dial, bounds).await {
-            Err(error) if endpoint.is_plaintext() => {
+            Err(error) if !upstream.secures(endpoint) => {
                 // Found out just now; nothing was sent, so it starts over in plaintext.
                 tracing::info!(endpoint = %endpoint.address, %error, "speaks plaintext");
                 (sidecar, dial.secure) = (false, None);

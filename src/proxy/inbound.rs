@@ -22,14 +22,11 @@ use crate::auth;
 use crate::config::model::{Direction, InboundMtls};
 use crate::error::{Error, Reason, Result};
 use crate::http::h1::{self, parse::is_own};
-use crate::http::{Body, Next, PROTOCOL_FIELD, RequestHead, Responder, h2};
+use crate::http::{Body, CALLER_FIELD, Next, PROTOCOL_FIELD, RequestHead, Responder, h2};
 use crate::identity::SpiffeId;
 use crate::intercept::{self, INBOUND_SOURCE, Source};
+use crate::pool::never_pauses;
 use crate::tls::{self, Alpn};
-
-/// The field that tells the application who is calling, as Envoy's `x-forwarded-client-cert` does.
-/// Nobody outside can set it: it is taken from every request first.
-const CALLER_FIELD: &str = "x-forwarded-client-cert";
 
 /// Serves one connection to the pod.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
@@ -41,8 +38,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
 async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
     let mesh = worker.mesh();
     let (target, source) = target(worker, &mesh, &stream)?;
-    let pinned = Some(worker.endpoint_at(target, &mesh.application));
-    let destination = Destination { route: mesh.application.clone(), pinned };
+    let destination = application(worker, &mesh, target);
     let settings = &mesh.model.inbound;
     let plain = mesh.inbound_mtls != InboundMtls::Strict;
     let detected =
@@ -50,9 +46,10 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
             Detected::server(tcp::open(worker, &destination, source).await?)
         } else {
             let server = plain.then(|| tcp::open(worker, &destination, source));
-            detect::detect(&stream, settings.detect_timeout.0, server).await?
+            let detecting = detect::detect(&stream, settings.detect_timeout.0, server);
+            worker.unless_closing(Direction::Inbound, detecting).await?
         };
-    let inbound = |caller| Inbound { target, source, destination: destination.clone(), caller };
+    let inbound = |caller| Inbound { target, source, caller };
     let http = !settings.opaque_ports.contains(&target.port());
     match detected.protocol {
         Protocol::Tls { ours: true } if mesh.inbound_mtls != InboundMtls::Off => {
@@ -99,6 +96,12 @@ fn target(worker: &Worker, mesh: &Mesh, stream: &TcpStream) -> Result<(SocketAdd
     }
 }
 
+/// The application, as the snapshot has it now: a connection may outlive many.
+fn application(worker: &Worker, mesh: &Mesh, target: SocketAddr) -> Destination {
+    let route = mesh.application.clone();
+    Destination { pinned: Some(worker.endpoint_at(target, &route)), route }
+}
+
 /// TLS: who is calling, and what the connection carries.
 async fn secured(
     worker: &Rc<Worker>,
@@ -121,6 +124,7 @@ async fn secured(
     let inbound = inbound(caller);
     match Alpn::negotiated(connection) {
         Some(Alpn::H2) => {
+            let _ = never_pauses(stream.get_ref().0);
             let requests = Rc::new(Requests { worker: worker.clone(), stages: inbound });
             if let Err(error) = h2::serve(stream, requests).await {
                 tracing::debug!(%error, "a connection of a sidecar ended");
@@ -129,7 +133,8 @@ async fn secured(
         }
         Some(Alpn::Tcp) => {
             permit_bytes(mesh, inbound.caller.as_ref())?;
-            let Inbound { destination, source, .. } = inbound;
+            let Inbound { target, source, .. } = inbound;
+            let destination = application(worker, mesh, target);
             let opened = tcp::open(worker, &destination, source).await?;
             let detected = Detected::server(opened);
             tcp::carry(worker, Direction::Inbound, stream, &destination, source, detected).await;
@@ -156,7 +161,6 @@ fn permit_bytes(mesh: &Mesh, caller: Option<&SpiffeId>) -> Result<()> {
 struct Inbound {
     target: SocketAddr,
     source: Option<Source>,
-    destination: Destination,
     caller: Option<SpiffeId>,
 }
 
@@ -182,7 +186,8 @@ impl Stages for Inbound {
         if head.method == http::Method::CONNECT {
             return Err(Error::new(Reason::HttpUnsupported, "CONNECT to an application"));
         }
-        let way = Way { destination: self.destination.clone(), source: self.source, h2 };
+        let destination = application(worker, mesh, self.target);
+        let way = Way { destination, source: self.source, h2 };
         forward(worker, mesh, &way, &head, body, respond).await?;
         Ok(Next::Request)
     }
@@ -207,8 +212,9 @@ impl Inbound {
         if self.caller.is_none() && mesh.inbound_mtls == InboundMtls::Strict {
             return Err(unencrypted());
         }
-        if mesh.policy.has_paths() && auth::is_ambiguous(head.path.path()) {
-            let why = "the path can be read in more than one way, and rules of inbound.allow are about paths";
+        let about_paths = mesh.policy.has_paths() || mesh.inbound_limits.has_paths();
+        if about_paths && auth::is_ambiguous(head.path.path()) {
+            let why = "the path can be read in more than one way, and rules or limits here are about paths";
             return Err(Error::new(Reason::AuthDenied, why));
         }
         let caller = self.caller.as_ref().map(SpiffeId::as_str);

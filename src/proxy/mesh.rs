@@ -161,6 +161,15 @@ impl Mesh {
         }
     }
 
+    /// Ends what this snapshot has and `next` has not.
+    pub(super) fn retire(&self, next: &Mesh) {
+        let kept =
+            |upstream: &Upstream| next.upstreams.iter().any(|route| route.upstream.shares_with(upstream));
+        for route in self.upstreams.iter().filter(|route| !kept(&route.upstream)) {
+            route.upstream.retire();
+        }
+    }
+
     /// The upstream that an address belongs to, and the endpoint, if it is one's.
     pub(super) fn by_address(&self, original: std::net::SocketAddr) -> Option<Destination> {
         let route = self.upstreams.iter().find(|r| r.upstream.owns(original))?;

@@ -28,7 +28,7 @@ use crate::limit::{Decision, Facts, Limits};
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
     let original = intercept::original_destination(&stream);
     let mesh = worker.mesh();
-    // By address alone: where opaque bytes go, and what was meant when a host disagrees.
+    // By address alone: where opaque bytes go.
     let destination = original.map(|original| by_address(&worker, &mesh, original));
     let settings = &mesh.model.outbound;
     let opaque = original.is_some_and(|o| settings.opaque_ports.contains(&o.port()));
@@ -36,10 +36,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
         Some(destination) if opaque => tcp::open(&worker, destination, None).await.map(Detected::server),
         _ => {
             let server = destination.as_ref().map(|d| tcp::open(&worker, d, None));
-            detect::detect(&stream, settings.detect_timeout.0, server).await
+            let detecting = detect::detect(&stream, settings.detect_timeout.0, server);
+            worker.unless_closing(Direction::Outbound, detecting).await
         }
     };
-    let outbound = Outbound { original, destination };
+    let outbound = Outbound { original };
     let detected = match detected {
         Ok(detected) => detected,
         Err(error) => return worker.refused(Direction::Outbound, &error),
@@ -48,6 +49,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
         Protocol::Http1 => {
             let requests = Requests { worker: worker.clone(), stages: outbound };
             if let h1::Ended::Tunnel(downstream, first, upstream) = h1::serve(stream, &requests).await {
+                let _busy = worker.busy();
                 tcp::relay(downstream, first, upstream).await;
             }
         }
@@ -57,7 +59,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
                 tracing::debug!(%error, "an HTTP/2 connection of the application ended");
             }
         }
-        Protocol::Opaque | Protocol::Tls { .. } => match outbound.destination {
+        Protocol::Opaque | Protocol::Tls { .. } => match destination {
             Some(destination) => {
                 tcp::carry(&worker, Direction::Outbound, stream, &destination, None, detected).await
             }
@@ -80,8 +82,6 @@ fn by_address(worker: &Worker, mesh: &Mesh, original: SocketAddr) -> Destination
 struct Outbound {
     /// Where the kernel says that the connection was going; none: it was made to us.
     original: Option<SocketAddr>,
-    /// Whose address that is.
-    destination: Option<Destination>,
 }
 
 impl Stages for Outbound {
@@ -118,13 +118,13 @@ impl Outbound {
         let port = head.port().or(self.original.map(|o| o.port()));
         let route = mesh.routes.find(&head.host(), port, head.path.path());
         let balanced = |route: &Arc<Route>| Destination { route: route.clone(), pinned: None };
-        match (route, self.original, &self.destination) {
-            (Some(route), None, _) => Ok(balanced(route)),
-            (Some(route), Some(original), _) if route.upstream.owns(original) => Ok(balanced(route)),
-            (Some(route), Some(original), Some(destination)) => {
+        match (route, self.original) {
+            (Some(route), None) => Ok(balanced(route)),
+            (Some(route), Some(original)) if route.upstream.owns(original) => Ok(balanced(route)),
+            (Some(route), Some(original)) => {
                 worker.shared.mismatches.fetch_add(1, Ordering::Relaxed);
                 match mesh.on_mismatch {
-                    OnMismatch::Original => Ok(destination.clone()),
+                    OnMismatch::Original => Ok(by_address(worker, mesh, original)),
                     OnMismatch::Route => Ok(balanced(route)),
                     OnMismatch::Refuse => {
                         let why = format!("the host has a route, but {original} is not of its upstream");
@@ -132,8 +132,8 @@ impl Outbound {
                     }
                 }
             }
-            (None, _, Some(destination)) => Ok(destination.clone()),
-            (_, _, None) => Err(Error::new(
+            (None, Some(original)) => Ok(by_address(worker, mesh, original)),
+            (None, None) => Err(Error::new(
                 Reason::RouteNone,
                 "no route takes this host and path, and nothing was redirected",
             )),

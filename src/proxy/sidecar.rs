@@ -17,7 +17,7 @@ use super::drain::{self, Drain};
 use super::listen::{self, Listeners, Unbound};
 use super::mesh::{Ground, Mesh};
 use super::view::View;
-use super::worker::{self, Assignment, Shared};
+use super::worker::{self, Assignment, Line, Shared};
 use crate::config::model::Direction;
 use crate::config::watch::Watcher;
 use crate::config::{self, Model, Problems};
@@ -125,6 +125,7 @@ impl Sidecar {
             ground,
             ports,
             mismatches: AtomicU64::new(0),
+            busy: own.iter().map(|_| Line::default()).collect(),
         });
         let view = View::new(shared.clone(), bound);
         view.collect();
@@ -205,12 +206,14 @@ impl Sidecar {
             _ => None,
         };
         let tls = if moved { identity.as_ref().map(Tls::new) } else { shared.tls.load() };
+        // What can fail comes first.
+        let limits = (model.redis != before.model.redis).then(|| limits(&model)).transpose()?;
         if model.dns != before.model.dns {
             shared.ground.resolver.reconfigure(&model.dns)?;
         }
-        if model.redis != before.model.redis {
+        if let Some(limits) = limits {
             // Leases of another Redis are worth nothing here.
-            shared.ground.limits.store(limits(&model)?);
+            shared.ground.limits.store(limits);
         }
         self.view.fixed(&before.model, &model);
         let mesh = Mesh::compile(model, tls.as_deref(), &shared.ground, Some(&before));
@@ -220,7 +223,9 @@ impl Sidecar {
             shared.ground.metrics.identity(identity.as_ref().map(Identity::not_after));
             shared.tls.store(tls);
         }
-        shared.mesh.store(Arc::new(mesh));
+        let mesh = Arc::new(mesh);
+        shared.mesh.store(mesh.clone());
+        before.retire(&mesh);
         if moved {
             if let Some(rotation) = self.rotation.take() {
                 rotation.abort();

@@ -34,9 +34,9 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Waits for the server's first bytes.
-    pub(super) async fn hear(&mut self) -> io::Result<()> {
-        self.stream.read_buf(&mut self.said).await.map(drop)
+    /// Waits for the server's first bytes; false if it ends without a word.
+    pub(super) async fn hear(&mut self) -> io::Result<bool> {
+        self.stream.read_buf(&mut self.said).await.map(|n| n > 0)
     }
 }
 
@@ -55,11 +55,10 @@ pub(super) async fn open(
         };
         let endpoint = place.endpoint.clone();
         let opened = upstream.open(&endpoint)?;
-        let sidecar = upstream.spec.peer.is_some() && !endpoint.is_plaintext();
-        let secure = sidecar.then_some(Alpn::Tcp);
+        let secure = upstream.secures(&endpoint).then_some(Alpn::Tcp);
         let mut way = Dial { source, secure, tls: worker.shared.tls.clone() };
         let mut stream = dial(upstream, &endpoint, &way).await;
-        if stream.is_err() && secure.is_some() && endpoint.is_plaintext() {
+        if stream.is_err() && secure.is_some() && !upstream.secures(&endpoint) {
             way.secure = None;
             stream = dial(upstream, &endpoint, &way).await;
         }
@@ -85,6 +84,7 @@ pub(super) async fn carry(
     source: Option<Source>,
     detected: Detected,
 ) {
+    let _busy = worker.busy();
     let opened = match detected.server {
         Some(opened) => Ok(opened),
         None => open(worker, destination, source).await,
@@ -111,6 +111,7 @@ pub(super) async fn relay(
     let (asked, said) = (first.len() as u64, opened.said.len() as u64);
     let carried = async {
         opened.stream.write_all(&first).await?;
+        opened.stream.flush().await?;
         downstream.write_all(&opened.said).await?;
         downstream.flush().await?;
         copy_bidirectional_with_sizes(&mut downstream, &mut opened.stream, BUFFER, BUFFER).await

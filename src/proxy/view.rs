@@ -50,7 +50,7 @@ impl View {
         if !restart.is_empty() {
             tracing::warn!(fields = restart.join(", "), "changed; takes effect at the next start");
         }
-        self.notes().restart.extend(restart);
+        self.notes().restart = restart;
     }
 
     /// Adds the gauges of upstreams to each scrape.

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -21,7 +21,7 @@ use super::mesh::{Ground, Mesh, Route};
 use super::{inbound, outbound};
 use crate::balance::Endpoint;
 use crate::config::model::Direction;
-use crate::error::Error;
+use crate::error::{Error, Reason};
 use crate::pool::{Pools, tune};
 use crate::telemetry::Accepted;
 use crate::tls;
@@ -50,9 +50,21 @@ pub(super) struct Shared {
     pub ports: Vec<u16>,
     /// Requests whose host has a route, but whose address is not that upstream's.
     pub mismatches: AtomicU64,
+    /// Requests and tunnels that are being served, by worker.
+    pub busy: Box<[Line]>,
 }
 
+/// A count on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Line(AtomicU64);
+
 impl Shared {
+    /// Requests and tunnels that are being served.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.busy.iter().map(|line| line.0.load(Ordering::Relaxed)).sum()
+    }
+
     /// Open connections of callers.
     pub(super) fn inbound_connections(&self) -> u64 {
         self.ground.metrics.open(Direction::Inbound)
@@ -109,11 +121,13 @@ pub(super) fn run(
             spawn_local(accept(worker.clone(), workers.clone(), direction, listener));
         }
         spawn_local(take(worker.clone(), assignment.handed));
-        let pools = worker.pools.clone();
+        let sweeper = worker.clone();
         spawn_local(async move {
             loop {
                 tokio::time::sleep(SWEEP).await;
-                pools.sweep();
+                sweeper.pools.sweep();
+                // A worker without requests lets the snapshot before go, too.
+                sweeper.mesh();
             }
         });
         end.cancelled().await;
@@ -154,6 +168,28 @@ impl Worker {
         token.clone().cancelled_owned()
     }
 
+    /// Waits for `work`, but not beyond the time when connections of this direction are to end, nor
+    /// longer than one may idle.
+    pub(super) async fn unless_closing<T>(
+        &self,
+        direction: Direction,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let idle = self.mesh().bounds.idle_timeout;
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.closing(direction) => Err(Error::new(Reason::DrainDraining, "silent until the end")),
+            () = tokio::time::sleep(idle) => Err(Error::new(Reason::HttpDownstreamGone, "silent for http.idle_timeout")),
+        }
+    }
+
+    /// Counts a request or tunnel as long as the guard lives: the process does not end under it.
+    pub(super) fn busy(self: &Rc<Self>) -> Busy {
+        self.shared.busy[self.index].0.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
     /// Counts and notes a connection that was refused.
     pub(super) fn refused(&self, direction: Direction, error: &Error) {
         tracing::debug!(direction = direction.name(), %error, "refused");
@@ -168,6 +204,15 @@ impl Worker {
         }
         let capacity = route.upstream.spec.capacity;
         addresses.entry(address).or_insert_with(|| Endpoint::new(address, capacity)).clone()
+    }
+}
+
+/// A request or tunnel that is being served.
+pub(super) struct Busy(Rc<Worker>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.shared.busy[self.0.index].0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -10,7 +10,7 @@ use httparse::{Header, Status};
 use smallvec::SmallVec;
 
 use crate::http::fields::Span;
-use crate::http::{Fields, Length, OWN_PREFIX, RequestHead, ResponseHead};
+use crate::http::{CALLER_FIELD, Fields, Length, OWN_PREFIX, RequestHead, ResponseHead};
 
 /// The most fields that a head may be allowed to have; room for them is on the stack.
 pub const MAX_FIELDS: usize = 256;
@@ -75,8 +75,14 @@ pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedReq
         None if version == Version::HTTP_10 => None,
         None => return Err(Refused::Malformed("no Host")),
     };
-    let (authority, path) = target_parts(&method, block.slice(target.0..target.1), host)?;
-    let fields = Fields::block(block, scanned.spans);
+    let target = block.slice(target.0..target.1);
+    let absolute = !target.starts_with(b"/") && &target[..] != b"*";
+    let (authority, path) = target_parts(&method, target, host)?;
+    let mut fields = Fields::block(block, scanned.spans);
+    if absolute {
+        // RFC 9112 section 3.2.2: Host is what the target says.
+        fields.remove("host");
+    }
     let head = RequestHead { method, authority, path, version, fields, length: scanned.length };
     Ok(Some(ParsedRequest { head, keep_alive: scanned.keep_alive }))
 }
@@ -124,7 +130,7 @@ pub fn trailers(buf: &mut BytesMut, max_fields: usize) -> Result<Option<Fields>,
                 strict_value(field.value)?;
                 // RFC 9110 section 6.5.1: what frames, routes or authenticates has no place in
                 // a trailer; left out, not carried.
-                if !is_connection_field(field.name.as_bytes()) && !is_own(field.name.as_bytes()) {
+                if !may_not_trail(field.name.as_bytes()) {
                     spans.push(Span::of(buf, field.name.as_bytes(), field.value));
                 }
             }
@@ -277,6 +283,13 @@ fn is_connection_field(name: &[u8]) -> bool {
 /// Whether a field is one of Pannier's own, which nobody else may send.
 pub fn is_own(name: &[u8]) -> bool {
     name.len() > OWN_PREFIX.len() && name[..OWN_PREFIX.len()].eq_ignore_ascii_case(OWN_PREFIX)
+}
+
+/// Fields that have no place in a trailer, because a reader who merges trailers into the head would
+/// believe them: framing, routing, authentication, and what only a sidecar may say.
+pub fn may_not_trail(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 4] = [b"authorization", b"cookie", b"set-cookie", CALLER_FIELD.as_bytes()];
+    is_connection_field(name) || is_own(name) || NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
 }
 
 /// What the fields say, gathered in one pass.

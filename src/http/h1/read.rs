@@ -6,7 +6,9 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http::Method;
+use rustix::net::RecvFlags;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
@@ -49,18 +51,31 @@ impl Reader {
 
     /// Waits for the next byte without holding a buffer.
     pub async fn idle(&mut self) -> io::Result<()> {
-        if self.buf.is_empty() {
+        while self.buf.is_empty() {
             self.buf = BytesMut::new();
             self.half.readable().await?;
+            // Ready may only have meant that nobody had looked since the last read.
+            match self.fill().now_or_never() {
+                Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(Ok(_)) | None => {}
+                Some(Err(error)) => return Err(error),
+            }
         }
         Ok(())
     }
 
+    /// Whether nothing has been read but empty lines.
+    pub(super) fn is_blank(&self) -> bool {
+        self.buf.iter().all(|b| matches!(b, b'\r' | b'\n'))
+    }
+
     /// Whether an idle connection is still as it should be: open, and silent.
     pub fn is_quiet(&self) -> bool {
-        let mut byte = [0; 1];
+        // The kernel is asked: what the runtime knows may be as old as its last look.
+        let stream: &TcpStream = self.half.as_ref();
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         self.buf.is_empty()
-            && matches!(self.half.try_read(&mut byte), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+            && matches!(rustix::net::recv(stream, &mut [0; 1][..], flags), Err(rustix::io::Errno::AGAIN))
     }
 
     /// A request's head.

@@ -48,6 +48,8 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunne
             Ok(Ok(parsed)) => parsed,
             Ok(Err(HeadError::Closed | HeadError::Lost(_))) => return Ended::Closed,
             Ok(Err(HeadError::Refused(refused))) => return refuse(conn, handler, refusal(refused)).await,
+            // A client that has sent nothing waits for no answer; to a later request it would be one.
+            Err(_) if conn.reader.is_blank() => return Ended::Closed,
             Err(_) => {
                 let error = Error::new(Reason::HttpHeadTimeout, "the request's head did not arrive in time");
                 return refuse(conn, handler, error).await;
@@ -166,6 +168,9 @@ async fn linger<T>(mut conn: Conn) -> Ended<T> {
 /// Resets the connection, so that half an answer is not taken for a whole one.
 fn abort<T>(conn: Conn) -> Ended<T> {
     conn.reader.reset_on_close();
+    // Dropping it would send an orderly end first, which to a reader until the close is the end of
+    // the answer.
+    conn.writer.into_half().forget();
     Ended::Closed
 }
 

@@ -1,7 +1,9 @@
 //! The writing half of an HTTP/1 connection. A head and the first bytes of its body leave in one
 //! write; large bodies are written from where they were read.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
@@ -30,18 +32,18 @@ pub struct Writer {
     half: OwnedWriteHalf,
     buf: BytesMut,
     framing: Framing,
-    /// Bytes that have left since the last head.
-    written: u64,
+    /// Bytes that have left since the last head, for whoever watches while a body is being sent.
+    written: Rc<Cell<u64>>,
 }
 
 impl Writer {
     pub(super) fn new(half: OwnedWriteHalf) -> Self {
-        Self { half, buf: BytesMut::new(), framing: Framing::Plain, written: 0 }
+        Self { half, buf: BytesMut::new(), framing: Framing::Plain, written: Rc::default() }
     }
 
     /// Puts a request's head into the buffer. `host` stands in where the request names nobody.
     pub fn request(&mut self, head: &RequestHead, host: &str) {
-        self.written = 0;
+        self.written.set(0);
         let out = &mut self.buf;
         out.reserve(512);
         out.put_slice(head.method.as_str().as_bytes());
@@ -66,7 +68,7 @@ impl Writer {
     /// Puts a response's head into the buffer, as an answer to `method` from a client that speaks
     /// `version`. With `close`, says that the connection ends.
     pub fn response(&mut self, head: &ResponseHead, method: &Method, version: Version, close: bool) {
-        self.written = 0;
+        self.written.set(0);
         self.framing = match head.length {
             _ if !head.may_have_body(method) => Framing::Bodyless,
             Length::None | Length::Sized(_) => Framing::Plain,
@@ -119,7 +121,7 @@ impl Writer {
                 if n == 0 {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
-                self.written += n as u64;
+                self.written.set(self.written.get() + n as u64);
                 let head = n.min(self.buf.len());
                 self.buf.advance(head);
                 data.advance(n - head);
@@ -150,7 +152,7 @@ impl Writer {
             if n == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            self.written += n as u64;
+            self.written.set(self.written.get() + n as u64);
             self.buf.advance(n);
         }
         // An idle connection holds no buffer.
@@ -158,9 +160,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Bytes that have left since the last head began.
-    pub fn written(&self) -> u64 {
-        self.written
+    /// Bytes that have left since the last head began, as they leave.
+    pub fn written(&self) -> Rc<Cell<u64>> {
+        self.written.clone()
     }
 
     /// The peer's address.

@@ -15,6 +15,7 @@ use super::directory::Directory;
 use super::ended::{Result, Stop, cannot};
 use super::mesh::{Caller, Mesh, PODS, Pod, Registry};
 use super::place::{Place, Running};
+use super::process;
 use super::sidecar::Maker;
 use super::traffic::Way;
 use crate::dns;
@@ -58,7 +59,7 @@ pub(super) fn build(
         pods,
         registry: Registry::Zone(zone),
         ground,
-        about: "on loopback: listeners that are dialled, mTLS, a DNS server and limits of its own",
+        about: "on loopback, mTLS, DNS and limits of its own",
         _redis: None,
         directory,
     })
@@ -117,17 +118,18 @@ impl Mesh {
         let (outbound, admin, dns) =
             (self.caller.sidecar.outbound, self.caller.sidecar.admin, self.ground.dns);
         let host = format!("-H 'Host: {HOST}:{PORT}' http://{outbound}");
-        vec![
+        let mut commands = vec![
             (format!("curl -si {host}/hello"), "a request, as the application sends it"),
             (format!("curl -si -X PUT {host}/writes/1"), "one that the limit may refuse"),
             (format!("curl -s http://{admin}/upstreams"), "endpoints, and how full they are"),
             (format!("curl -s http://{admin}/limits"), "limits and decisions"),
             (format!("curl -s http://{admin}/metrics"), "metrics"),
-            (
-                format!("dig +noall +answer -p {} @{} {ENDPOINTS}", dns.port(), dns.ip()),
-                "the endpoints, by DNS",
-            ),
-        ]
+        ];
+        if process::installed("dig") {
+            let dig = format!("dig +noall +answer -p {} @{} {ENDPOINTS}", dns.port(), dns.ip());
+            commands.push((dig, "the endpoints, by DNS"));
+        }
+        commands
     }
 }
 

@@ -116,13 +116,12 @@ fn stay(mut stage: Stage<'_>, tightened: Tightened, stop: &Stop) -> Result<bool>
 
 /// Builds the mesh as well as this machine allows.
 fn bring_up(args: &Args, stop: &Stop) -> Result<Mesh> {
+    place::sweep();
     directory::sweep();
     let why = if args.loopback { Some("--loopback asks for it".into()) } else { namespaces::missing() };
     let node = match why {
-        None => {
-            place::sweep();
-            namespaces::node().map_err(|error| error.to_string())
-        }
+        // Where the first may not be made, none may: that is no failure.
+        None => namespaces::node().map_err(|error| error.to_string()),
         Some(why) => Err(why),
     };
     let step = "make the mesh's certificates";

@@ -59,10 +59,8 @@ pub(super) fn missing() -> Option<String> {
     if !geteuid().is_root() {
         return Some("only root may make network namespaces".into());
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let here = |program| std::env::split_paths(&path).any(|directory| directory.join(program).exists());
-    let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _)| !here(*program)).collect();
-    let (programs, packages): (Vec<_>, Vec<_>) = missing.into_iter().copied().unzip();
+    let missing = PROGRAMS.into_iter().filter(|(program, _)| !process::installed(program));
+    let (programs, packages): (Vec<_>, Vec<_>) = missing.unzip();
     (!programs.is_empty())
         .then(|| format!("{} is missing (apt-get install {})", programs.join(", "), packages.join(" ")))
 }
@@ -116,7 +114,7 @@ pub(super) fn build(
         pods,
         registry: Registry::Node(node),
         ground,
-        about: "5 network namespaces, redirected connections, mTLS, dnsmasq, Redis",
+        about: "namespaces, redirection, mTLS, dnsmasq, Redis",
         _redis: Some(redis),
         directory,
     })
@@ -238,25 +236,25 @@ fn ip(number: u8) -> IpAddr {
 }
 
 impl Mesh {
-    /// Commands that can be tried while such a mesh is up.
+    /// Commands that can be tried while such a mesh is up, the first of them a shorthand.
     pub(super) fn commands_in_namespaces(&self) -> Vec<(String, &'static str)> {
         let Place::Namespace(web) = &self.caller.place else { return Vec::new() };
-        let inside = format!("ip netns exec {}", web.name());
-        let (host, endpoints, admin) = (config::HOST, config::ENDPOINTS, self.caller.sidecar.admin);
-        vec![
+        let (host, admin) = (config::HOST, self.caller.sidecar.admin);
+        let mut commands = vec![
             (
-                format!("{inside} curl -si http://{host}:{PORT}/hello"),
-                "a request, as the application sends it",
+                format!("web() {{ ip netns exec {} \"$@\"; }}", web.name()),
+                "to run something in the caller's pod",
             ),
-            (
-                format!("{inside} curl -si -X PUT http://{host}:{PORT}/writes/1"),
-                "one that the limit may refuse",
-            ),
-            (format!("{inside} curl -s http://{admin}/upstreams"), "endpoints, and how full they are"),
-            (format!("{inside} curl -s http://{admin}/limits"), "limits, leases and decisions"),
-            (format!("{inside} curl -s http://{admin}/metrics"), "metrics"),
-            (format!("{inside} dig +noall +answer {endpoints}"), "the endpoints, by DNS"),
-            (format!("{inside} iptables -t nat -S"), "what `pannier init` has installed"),
-        ]
+            (format!("web curl -si http://{host}:{PORT}/hello"), "a request, as the application sends it"),
+            (format!("web curl -si -X PUT http://{host}:{PORT}/writes/1"), "one that the limit may refuse"),
+            (format!("web curl -s http://{admin}/upstreams"), "endpoints, and how full they are"),
+            (format!("web curl -s http://{admin}/limits"), "limits, leases and decisions"),
+            (format!("web curl -s http://{admin}/metrics"), "metrics"),
+            ("web iptables -t nat -S".into(), "what `pannier init` has installed"),
+        ];
+        if process::installed("dig") {
+            commands.push((format!("web dig +noall +answer {}", config::ENDPOINTS), "the endpoints, by DNS"));
+        }
+        commands
     }
 }

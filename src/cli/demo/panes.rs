@@ -6,7 +6,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Wrap};
 
 use super::config::ENDPOINTS;
-use super::stage::{Frame, Row};
+use super::stage::{Frame, Note, Row};
 use super::summary::{grouped, millis};
 use super::watch::State;
 
@@ -42,7 +42,7 @@ fn header<'a>(frame: &Frame<'a>) -> Line<'a> {
 fn figures<'a>(frame: &Frame<'a>) -> Line<'a> {
     let (rates, failed) = (&frame.rates, frame.tally.failed());
     let latency = |time: Option<std::time::Duration>| time.map_or_else(|| "-".into(), millis);
-    let failures = format!("{failed} failures");
+    let failures = format!("{} failed", grouped(failed));
     Line::from(vec![
         format!("{} requests/s", grouped(rates.requests as u64)).bold(),
         format!("   p50 {}   p99 {}   ", latency(rates.p50), latency(rates.p99)).into(),
@@ -112,14 +112,14 @@ fn decisions<'a>(frame: &Frame<'a>) -> Vec<Line<'a>> {
     ]
 }
 
-/// What was seen in the acts so far, the last first.
+/// What was seen in the acts so far, the last act first.
 fn outcomes<'a>(frame: &Frame<'a>, height: u16) -> Vec<Line<'a>> {
-    let lines = frame.acts.iter().rev().flat_map(|act| {
-        let mark = if act.broken { "✗ ".red() } else { "✓ ".green() };
-        let seen = act.seen.join("; ");
-        [Line::from(vec![mark, format!("{}: ", act.title).bold(), seen.into()])]
-    });
-    lines.take(height.into()).collect()
+    let notes = frame.acts.iter().rev().flat_map(|act| &act.notes);
+    let line = |note: &'a Note| {
+        let mark = if note.good { note.mark().green() } else { note.mark().red() };
+        Line::from(vec![mark, " ".into(), note.text.as_str().into()])
+    };
+    notes.map(line).take(height.into()).collect()
 }
 
 #[cfg(test)]
@@ -135,6 +135,11 @@ pub(super) mod tests {
     use crate::cli::demo::stage::Act;
     use crate::cli::demo::traffic::Tally;
     use crate::cli::demo::watch::{Dns, Limit, Seen};
+
+    /// Something that went well.
+    pub(in crate::cli::demo) fn note(text: &str) -> Note {
+        Note { good: true, text: text.into() }
+    }
 
     /// A frame in the middle of the story.
     pub(in crate::cli::demo) fn frame<'a>(act: &'a Act, acts: &'a [Act]) -> Frame<'a> {
@@ -191,7 +196,7 @@ pub(super) mod tests {
 
     fn drawn(width: u16, height: u16) -> String {
         let act = Act { title: "It returns", about: "orders-2 is back.", ..Act::default() };
-        let acts = [Act { title: "Traffic begins", seen: vec!["all went well".into()], ..Act::default() }];
+        let acts = [Act { title: "Traffic begins", notes: vec![note("all went well")], ..Act::default() }];
         let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
         terminal.draw(|to| render(to, &frame(&act, &acts))).expect("drawn");
         terminal.backend().to_string()
@@ -204,7 +209,7 @@ pub(super) mod tests {
             "It returns",
             "orders-2 is back.",
             "2,049 requests/s",
-            "1 failures",
+            "1 failed",
             "p99 25.1 ms",
             "██░░",
             "14 %",
@@ -216,7 +221,7 @@ pub(super) mod tests {
             "10/s, burst 10",
             "40/s refused (429)",
             "3 tokens leased, 21 calls of Redis for 370",
-            "✓ Traffic begins: all went well",
+            "✓ all went well",
         ] {
             assert!(screen.contains(part), "{part} is missing from\n{screen}");
         }

@@ -45,6 +45,12 @@ fn failed(step: &str, program: &str, why: impl std::fmt::Display) -> Ended {
     Ended::Failed { step: step.into(), why: format!("{program}: {why}") }
 }
 
+/// Whether a program is installed.
+pub(super) fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).exists())
+}
+
 /// A program that runs along. Killed when dropped.
 #[derive(Debug)]
 pub(super) struct Process {

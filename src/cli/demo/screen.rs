@@ -119,8 +119,7 @@ fn lines(frame: &Frame<'_>, title: &mut &'static str, ended: &mut usize) -> Stri
 
 /// What was seen in an act.
 fn outcome(act: &Act) -> String {
-    let mark = if act.broken { "✗" } else { "✓" };
-    act.seen.iter().fold(String::new(), |text, seen| format!("{text}   {mark} {seen}\n"))
+    act.notes.iter().fold(String::new(), |text, note| format!("{text}   {} {}\n", note.mark(), note.text))
 }
 
 /// A second in one line.
@@ -166,14 +165,14 @@ fn line(frame: &Frame<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::demo::panes::tests::frame;
+    use crate::cli::demo::panes::tests::{frame, note};
 
     #[test]
     fn an_act_is_announced_once_and_its_outcome_told() {
         let act = Act { title: "It returns", about: "It is back.", ..Act::default() };
         let (mut title, mut ended) = ("", 0);
         assert_eq!(lines(&frame(&act, &[]), &mut title, &mut ended), "\nIt returns: It is back.\n");
-        let told = [Act { seen: vec!["no request failed".into()], ..act.clone() }];
+        let told = [Act { notes: vec![note("no request failed")], ..act.clone() }];
         assert_eq!(lines(&frame(&act, &told), &mut title, &mut ended), "   ✓ no request failed\n");
         assert_eq!(lines(&frame(&act, &told), &mut title, &mut ended), "");
     }

@@ -34,10 +34,16 @@ pub(super) struct Act {
     /// What it is meant to show.
     pub(super) about: &'static str,
     /// What was seen.
-    pub(super) seen: Vec<String>,
-    /// Whether it was not what it was meant to be.
-    pub(super) broken: bool,
+    pub(super) notes: Vec<Note>,
     failed_before: u64,
+}
+
+/// Something that was seen.
+#[derive(Debug, Clone)]
+pub(super) struct Note {
+    /// Whether it is as it was meant to be.
+    pub(super) good: bool,
+    pub(super) text: String,
 }
 
 /// What the screen shows.
@@ -68,6 +74,20 @@ pub(super) struct Row {
     pub(super) rate: f64,
 }
 
+impl Act {
+    /// Whether everything in it was as it was meant to be.
+    pub(super) fn is_good(&self) -> bool {
+        self.notes.iter().all(|note| note.good)
+    }
+}
+
+impl Note {
+    /// The mark before its text.
+    pub(super) fn mark(&self) -> &'static str {
+        if self.good { "✓" } else { "✗" }
+    }
+}
+
 impl<'a> Stage<'a> {
     /// Opens the screen, and starts to watch and to send.
     pub(super) fn open(mesh: Mesh, stop: &'a Stop) -> Result<Self> {
@@ -94,14 +114,13 @@ impl<'a> Stage<'a> {
     }
 
     /// Notes what was seen in this act.
-    pub(super) fn saw(&mut self, what: String) {
-        self.act.seen.push(what);
+    pub(super) fn saw(&mut self, text: String) {
+        self.act.notes.push(Note { good: true, text });
     }
 
     /// Notes that something was not as it was meant to be.
-    pub(super) fn broke(&mut self, what: String) {
-        self.act.broken = true;
-        self.saw(what);
+    pub(super) fn broke(&mut self, text: String) {
+        self.act.notes.push(Note { good: false, text });
     }
 
     /// Lets a time pass.

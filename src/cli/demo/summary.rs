@@ -23,7 +23,7 @@ impl Summary<'_> {
     pub(super) fn is_good(&self) -> bool {
         self.tally.failed() == 0
             && self.tally.reads > 0
-            && !self.acts.iter().any(|act| act.broken)
+            && self.acts.iter().all(Act::is_good)
             && self.bound.as_ref().is_none_or(|(_, held)| *held)
     }
 
@@ -32,10 +32,9 @@ impl Summary<'_> {
         let Self { acts, took, tally, latency, bound } = self;
         let mut text = String::new();
         for act in *acts {
-            let mark = if act.broken { "✗" } else { "✓" };
-            let _ = writeln!(text, "{mark} {}", act.title);
-            for seen in &act.seen {
-                let _ = writeln!(text, "    {seen}");
+            let _ = writeln!(text, "{}", act.title);
+            for note in &act.notes {
+                let _ = writeln!(text, "  {} {}", note.mark(), note.text);
             }
         }
         let _ = writeln!(text, "\nIn {}:", seconds(*took));
@@ -52,7 +51,8 @@ impl Summary<'_> {
         for (pod, count) in &tally.pods {
             line(pod, format!("{} answers", grouped(*count)));
         }
-        line("writes", format!("{} admitted, {} refused by the limit", tally.writes, tally.refused));
+        let (writes, refused) = (grouped(tally.writes), grouped(tally.refused));
+        line("writes", format!("{writes} admitted, {refused} refused by the limit"));
         if let Some((admitted, held)) = bound {
             let verdict = if *held { "held" } else { "NOT held" };
             line("its bound", format!("{verdict}: {admitted}"));
@@ -92,7 +92,12 @@ pub(super) fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stage::Note;
     use super::*;
+
+    fn note(good: bool, text: &str) -> Note {
+        Note { good, text: text.into() }
+    }
 
     fn tally() -> Tally {
         Tally { reads: 24_103, writes: 200, refused: 90, ..Tally::default() }
@@ -106,13 +111,13 @@ mod tests {
     #[test]
     fn a_good_run_says_so() {
         let acts =
-            [Act { title: "Traffic begins", seen: vec!["no request failed".into()], ..Act::default() }];
+            [Act { title: "Traffic begins", notes: vec![note(true, "no request failed")], ..Act::default() }];
         let (tally, latency) = (tally(), Latency::default());
         let summary = summary(&acts, &tally, &latency, true);
         assert!(summary.is_good());
         let text = summary.text();
         for part in [
-            "✓ Traffic begins\n    no request failed",
+            "Traffic begins\n  ✓ no request failed\n",
             "requests    24,393",
             "failures    0",
             "200 admitted, 90 refused",
@@ -128,11 +133,11 @@ mod tests {
         let (good, latency) = (tally(), Latency::default());
         let mut failed = tally();
         failed.failures.insert("GET: 503".into(), 1);
-        let broken = [Act { title: "It returns", broken: true, ..Act::default() }];
+        let broken = [Act { title: "It returns", notes: vec![note(false, "it did not")], ..Act::default() }];
         assert!(!summary(&[], &failed, &latency, true).is_good());
         assert!(summary(&[], &failed, &latency, true).text().contains("1 × GET: 503"));
         assert!(!summary(&broken, &good, &latency, true).is_good());
-        assert!(summary(&broken, &good, &latency, true).text().contains("✗ It returns"));
+        assert!(summary(&broken, &good, &latency, true).text().contains("It returns\n  ✗ it did not"));
         assert!(!summary(&[], &good, &latency, false).is_good());
         assert!(!summary(&[], &Tally::default(), &latency, true).is_good(), "nothing was sent");
     }

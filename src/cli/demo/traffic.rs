@@ -97,8 +97,6 @@ pub(super) struct Tally {
     pub(super) writes: u64,
     /// Writes that the limit refused.
     pub(super) refused: u64,
-    /// When it refused the first.
-    pub(super) first_refused: Option<Instant>,
     /// Answers of each pod.
     pub(super) pods: BTreeMap<String, u64>,
     /// What failed, and how often.
@@ -181,10 +179,7 @@ impl Tally {
                     self.recent.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
                 }
             }
-            Outcome::Refused => {
-                self.refused += 1;
-                self.first_refused.get_or_insert_with(Instant::now);
-            }
+            Outcome::Refused => self.refused += 1,
             Outcome::Failed(why) => self.failure(why),
         }
     }

@@ -18,6 +18,8 @@ pub struct Policy {
 struct Rules {
     /// The rules of one caller each, by its id.
     exact: HashMap<Box<str>, Vec<Rule>>,
+    /// Whether any is about a path.
+    paths: bool,
     /// The rules of every caller whose id begins so.
     beginnings: Vec<(Box<str>, Rule)>,
 }
@@ -41,8 +43,9 @@ impl Policy {
         for one in allow {
             let rule = Rule {
                 path: one.path.as_ref().map(PathMatcher::new),
-                methods: one.method.as_ref().map(|methods| boxed(methods)),
+                methods: one.method.as_ref().map(boxed),
             };
+            rules.paths |= rule.path.is_some();
             match one.caller.strip_suffix('*') {
                 Some(beginning) => rules.beginnings.push((beginning.into(), rule)),
                 None => rules.exact.entry(one.caller.as_str().into()).or_default().push(rule),
@@ -60,6 +63,11 @@ impl Policy {
     /// Whether the caller, by its proven SPIFFE id, may send this. `path` comes without query.
     pub fn check(&self, caller: Option<&str>, method: &str, path: &str) -> bool {
         self.any(caller, |rule| rule.takes(method, path))
+    }
+
+    /// Whether any rule is about a path.
+    pub fn has_paths(&self) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.paths)
     }
 
     fn any(&self, caller: Option<&str>, takes: impl Fn(&Rule) -> bool) -> bool {
@@ -82,6 +90,22 @@ fn boxed(texts: &OneOrMany<String>) -> Vec<Box<str>> {
     texts.as_slice().iter().map(|text| text.as_str().into()).collect()
 }
 
+/// Whether servers differ over which resource a path names (RFC 3986 section 6.2.2 and what servers
+/// make of it): dot segments, empty segments, and separators in disguise. A rule about paths cannot
+/// be applied to such a path.
+pub fn is_ambiguous(path: &str) -> bool {
+    let disguised = |window: &[u8]| {
+        window[0] == b'%' && {
+            let hex = window[1..].to_ascii_lowercase();
+            [&b"2e"[..], b"2f", b"5c", b"00", b"3b", b"25"].contains(&&hex[..])
+        }
+    };
+    path.contains("//")
+        || path.contains(['\\', ';'])
+        || path.split('/').any(|segment| segment == "." || segment == "..")
+        || path.as_bytes().windows(3).any(disguised)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -98,6 +122,27 @@ mod tests {
     }
 
     const WEB: &str = "spiffe://td/ns/shop/sa/web";
+
+    #[test]
+    fn paths_with_more_than_one_reading_are_known() {
+        for path in [
+            "/v1/../admin",
+            "/v1/.",
+            "//admin",
+            "/v1//x",
+            "/v1/..;/x",
+            "/a%2Fb",
+            "/a%2e%2E/b",
+            "/a\\b",
+            "/%5cx",
+            "/%252e",
+        ] {
+            assert!(is_ambiguous(path), "{path}");
+        }
+        for path in ["/", "/v1/x.y", "/v1/..x", "/a%20b", "/.well-known/x", "/v1/"] {
+            assert!(!is_ambiguous(path), "{path}");
+        }
+    }
 
     #[test]
     fn no_list_is_everyone_and_an_empty_one_nobody() {

@@ -12,6 +12,7 @@ pub mod model;
 mod problem;
 mod read;
 mod syntax;
+mod text;
 mod tree;
 pub mod units;
 mod warn;

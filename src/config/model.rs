@@ -12,7 +12,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::units::{Addresses, HostPort, OneOrMany, Rate, Size, Time, addresses, socket, socket_list};
+use super::text::{addresses, socket, socket_list};
+use super::units::{Addresses, HostPort, OneOrMany, Rate, Size, Time};
 
 /// A sidecar's whole configuration. An empty file is valid.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

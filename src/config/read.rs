@@ -197,7 +197,11 @@ impl<'a> Value<'a> {
     fn block<'de, V: Visitor<'de>>(self, entries: &'a [Entry], visitor: V) -> Result<V::Value, Error> {
         visitor.visit_map(Fields { entries, next: 0 }).map_err(|mut error| {
             if let Some(field) = error.missing.take() {
-                error.caused_by_removal = entries.iter().any(|entry| entry.key == field);
+                // The value was wrong, or its key misspelt: either way that is reported already.
+                error.caused_by_removal = entries
+                    .iter()
+                    .filter(|entry| entry.slot.gone.get())
+                    .any(|entry| entry.key == field || !did_you_mean(&entry.key, [field]).is_empty());
             }
             error.at(self.node.at)
         })

@@ -105,7 +105,7 @@ pub(super) fn parse(text: &str) -> Result<(Option<Rc<Node>>, Vec<Fault>), Fault>
             path: String::new(),
             message: format!("not valid YAML: {}", error.info()),
         })?;
-        builder.take(event, mark(&span.start))?;
+        builder.take(event, mark(span.tag_start().as_ref().unwrap_or(&span.start)))?;
     }
     Ok((builder.root, builder.faults))
 }
@@ -140,8 +140,8 @@ enum Content {
 /// A key whose value is awaited.
 enum Key {
     Text(String),
-    /// Already reported: its value is dropped.
-    Wrong,
+    /// Reported: its value is dropped. Empty where it is not text.
+    Wrong(String),
 }
 
 impl Builder {
@@ -156,8 +156,6 @@ impl Builder {
             Event::Scalar(text, style, anchor, tag) => {
                 self.check_tag(tag.as_deref(), at);
                 let plain = style == ScalarStyle::Plain && tag.is_none_or(|tag| !is_text_tag(&tag));
-                // An empty value has no place of its own: its key's is where to look.
-                let at = if text.is_empty() && plain { self.awaiting_key().unwrap_or(at) } else { at };
                 let kind = Kind::Scalar { text: text.into_owned(), plain };
                 self.finish(Node { at, kind, size: 1 }, anchor);
             }
@@ -212,26 +210,23 @@ impl Builder {
         match &mut open.content {
             Content::List(items) => items.push(Slot::new(node)),
             Content::Block { entries, lines, key } => match key.take() {
-                Some((Key::Wrong, _)) => {}
+                Some((Key::Wrong(_), _)) => {}
                 Some((Key::Text(key), key_at)) => entries.push(Entry { key, key_at, slot: Slot::new(node) }),
                 None => {
-                    let known = match node.text() {
-                        None => Err("expected text as a key".to_owned()),
-                        Some(text) => match lines.insert(text.to_owned(), at.line) {
-                            Some(first) => {
-                                Err(format!("`{text}` is here twice; the first is on line {first}"))
-                            }
-                            None => Ok(Key::Text(text.to_owned())),
-                        },
+                    let text = node.text().unwrap_or_default().to_owned();
+                    let wrong = match node.text() {
+                        None => Some("expected text as a key".to_owned()),
+                        Some(text) => lines
+                            .insert(text.to_owned(), at.line)
+                            .map(|first| format!("`{text}` is here twice; the first is on line {first}")),
                     };
-                    match known {
-                        Ok(text) => *key = Some((text, at)),
-                        Err(message) => {
-                            *key = Some((Key::Wrong, at));
-                            let fault = self.fault(at, message);
-                            self.faults.push(fault);
-                        }
-                    }
+                    let Some(message) = wrong else {
+                        *key = Some((Key::Text(text), at));
+                        return;
+                    };
+                    *key = Some((Key::Wrong(text), at));
+                    let fault = self.fault(at, message);
+                    self.faults.push(fault);
                 }
             },
         }
@@ -243,19 +238,13 @@ impl Builder {
         for open in &self.open {
             match &open.content {
                 Content::List(items) => path.push_str(&index(items.len())),
-                Content::Block { key: Some((Key::Text(text), _)), .. } => push_key(&mut path, text),
+                Content::Block { key: Some((Key::Text(text) | Key::Wrong(text), _)), .. } => {
+                    push_key(&mut path, text);
+                }
                 Content::Block { .. } => {}
             }
         }
         Fault { at, path, message: message.into() }
-    }
-
-    /// Where the key stands whose value comes next.
-    fn awaiting_key(&self) -> Option<Mark> {
-        match &self.open.last()?.content {
-            Content::Block { key, .. } => key.as_ref().map(|(_, at)| *at),
-            Content::List(_) => None,
-        }
     }
 
     fn check_tag(&mut self, tag: Option<&Tag>, at: Mark) {
@@ -315,7 +304,7 @@ mod tests {
     #[test]
     fn everything_has_a_place() {
         let (root, faults) = parse("# c\na: 1\nb:\n  - 'x'\n  - é: {q: !!str 2}\n    r:\n").unwrap();
-        assert_eq!(shape(&root.unwrap()), "2:1(a@2:1=1 b@3:1=4:3('x 5:5(é@5:5=5:8(q@5:9='2) r@6:5=)))");
+        assert_eq!(shape(&root.unwrap()), "2:1(a@2:1=1 b@3:1=4:3('x 5:5(é@5:5=5:8(q@5:9='2) r@6:5=~)))");
         assert_eq!(faults, []);
     }
 

@@ -1,17 +1,13 @@
 //! The values that a configuration is written in: times, sizes, rates, hosts with ports. Each
 //! parses from the text a person would write and says what it expected when it cannot.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{IntoDeserializer, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::model::KeyPart;
 
@@ -53,6 +49,7 @@ pub enum Host {
 /// One value, or a list of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "OneOrMany_{T}")]
 pub enum OneOrMany<T> {
     /// One value.
     One(T),
@@ -152,11 +149,11 @@ impl FromStr for Size {
         let (number, unit) = split_digits(text).ok_or_else(wrong)?;
         let too_large = || format!("`{text}` is more bytes than can be counted");
         let number: u64 = number.parse().map_err(|_| too_large())?;
-        let scale = match unit.strip_prefix(' ').unwrap_or(unit) {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
+        let scale = match unit {
+            "" | "B" | " B" => 1,
+            "KiB" | " KiB" => 1 << 10,
+            "MiB" | " MiB" => 1 << 20,
+            "GiB" | " GiB" => 1 << 30,
             _ => return Err(wrong()),
         };
         number.checked_mul(scale).map(Size).ok_or_else(too_large)
@@ -330,147 +327,6 @@ impl fmt::Display for KeyPart {
             KeyPart::Method => f.write_str("method"),
             KeyPart::Header(name) => write!(f, "header:{name}"),
         }
-    }
-}
-
-/// A type that is written as text: reads it with its own words for what was expected, writes it,
-/// and describes it to the schema.
-macro_rules! textual {
-    ($type:ident, $expected:literal, $schema:tt) => {
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_str(Text::new($expected))
-            }
-        }
-
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl JsonSchema for $type {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($type).into()
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!($schema)
-            }
-        }
-    };
-}
-
-textual!(Time, "a time, as `250ms`, `2s`, `5m` or `1h`", {
-    "type": "string",
-    "description": "A time: 250ms, 2s, 5m, 1h, 1d",
-    "pattern": "^[0-9]+(\\.[0-9]+)? ?(ns|us|ms|s|m|h|d)$"
-});
-textual!(Size, "a size, as `512`, `64KiB` or `1MiB`", {
-    "type": ["string", "integer"],
-    "description": "Bytes: 512, 64KiB, 1MiB",
-    "minimum": 0,
-    "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB)?$"
-});
-textual!(Rate, "a rate, as `500/s`, `30/m`, `1000/h` or `10000/d`", {
-    "type": "string",
-    "description": "A rate: 500/s, 30/m, 1000/h, 10000/d",
-    "pattern": "^[0-9]+/(s|m|h|d)$"
-});
-textual!(HostPort, "`host:port`, as `orders.shop:8080` or `[fd00::7]:80`", {
-    "type": "string",
-    "description": "host:port",
-    "pattern": "^.+:[0-9]+$"
-});
-textual!(KeyPart, "`caller`, `host`, `method` or `header:NAME`", {
-    "type": "string",
-    "description": "caller, host, method, or header:NAME",
-    "pattern": "^(caller|host|method|header:.+)$"
-});
-
-/// Reads a value from its text.
-struct Text<T> {
-    expected: &'static str,
-    value: PhantomData<T>,
-}
-
-impl<T> Text<T> {
-    fn new(expected: &'static str) -> Self {
-        Self { expected, value: PhantomData }
-    }
-}
-
-impl<T: FromStr<Err = String>> Visitor<'_> for Text<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.expected)
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        text.parse().map_err(E::custom)
-    }
-}
-
-/// A socket address, read with words of our own where it is wrong.
-pub(super) struct Socket(SocketAddr);
-
-impl FromStr for Socket {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Socket).map_err(|_| {
-            format!("`{text}` is not `ip:port`; expected an address, as `127.0.0.1:8080` or `[::1]:8080`")
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for Socket {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Text::new("`ip:port`, as `127.0.0.1:8080` or `[::1]:8080`"))
-    }
-}
-
-/// `deserialize_with` of an optional socket address.
-pub(super) fn socket<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
-    Socket::deserialize(deserializer).map(|socket| Some(socket.0))
-}
-
-/// `deserialize_with` of a list of socket addresses.
-pub(super) fn socket_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
-    Vec::<Socket>::deserialize(deserializer).map(|list| list.into_iter().map(|socket| socket.0).collect())
-}
-
-/// `deserialize_with` of [`Addresses`].
-pub(super) fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Addresses, D::Error> {
-    Ok(match OneOrMany::<Socket>::deserialize(deserializer)? {
-        OneOrMany::One(one) => OneOrMany::One(one.0),
-        OneOrMany::Many(many) => OneOrMany::Many(many.into_iter().map(|socket| socket.0).collect()),
-    })
-}
-
-/// By hand, not `untagged`: an error inside keeps its place and its words.
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
-            type Value = OneOrMany<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("one value, or a list of them")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany<T>, E> {
-                T::deserialize(text.into_deserializer()).map(OneOrMany::One)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<OneOrMany<T>, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(OneOrMany::Many)
-            }
-        }
-
-        deserializer.deserialize_any(Either(PhantomData))
     }
 }
 

@@ -63,7 +63,7 @@ impl Answerer for Capture {
             return None;
         }
         if let Ok(message) = wire::read_query(query)
-            && let Some(reply) = self.from_cache(&message).await
+            && let Some(reply) = self.cached(&message).await
         {
             return wire::encode(&reply, &message, transport);
         }
@@ -77,7 +77,7 @@ impl Answerer for Capture {
 impl Capture {
     /// The answer to a question for an address of a mesh name. Where the cache knows none at all,
     /// the servers say so better, with their SOA.
-    async fn from_cache(&self, query: &Message) -> Option<Message> {
+    async fn cached(&self, query: &Message) -> Option<Message> {
         let [question] = query.queries.as_slice() else { return None };
         let wanted: fn(&IpAddr) -> bool = match question.query_type {
             RecordType::A => IpAddr::is_ipv4,

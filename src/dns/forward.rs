@@ -5,8 +5,11 @@
 //! counts only from the server that was asked, to the question that was asked. The transport is
 //! the client's: where a server truncates, the client comes again over TCP, and so do we.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UdpSocket};
@@ -23,7 +26,7 @@ pub(super) async fn forward(asker: &Asker, query: &[u8], transport: Transport) -
     }
     let mut ours = query.to_vec();
     for (index, server) in asker.servers() {
-        ours[..2].copy_from_slice(&fastrand::u16(..).to_be_bytes());
+        ours[..2].copy_from_slice(&unpredictable_id().to_be_bytes());
         let answer = match transport {
             Transport::Udp => over_udp(server, &ours, asker.timeout).await,
             Transport::Tcp => {
@@ -50,7 +53,7 @@ async fn over_udp(server: SocketAddr, query: &[u8], limit: Duration) -> io::Resu
     };
     let socket = UdpSocket::bind(local).await?;
     socket.connect(server).await?;
-    let mut buffer = vec![0; usize::from(u16::MAX)];
+    let mut buffer = vec![0; wire::datagram_room(query)];
     for patience in [limit / 4, limit - limit / 4] {
         socket.send(query).await?;
         if let Ok(received) = timeout(patience, receive(&socket, query, &mut buffer)).await {
@@ -76,4 +79,11 @@ async fn over_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     write_message(&mut stream, query).await?;
     let answer = read_message(&mut stream).await?;
     if wire::answers(query, &answer) { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// An id that nobody can tell from those before it: a keyed hash of a count, the key the system's.
+fn unpredictable_id() -> u16 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    KEY.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) as u16
 }

@@ -13,6 +13,7 @@
 
 pub mod capture;
 mod forward;
+mod hosts;
 mod query;
 mod record;
 mod resolver;

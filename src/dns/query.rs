@@ -5,30 +5,26 @@
 //! truncated. It caches nothing, and it never sees the search list or more than one server: both
 //! decide between "denied" and "failed", which is what [`super::record`] depends on.
 
-use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::{Query, ResponseCode};
+use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
-use hickory_resolver::{Hosts, TokioResolver, system_conf};
+use hickory_resolver::{TokioResolver, system_conf};
 
+use super::hosts::HostsFile;
 use super::record::{Bounds, Family, Found, Outcome};
 use crate::config::model;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
-
-/// How soon a change of the hosts file is seen.
-const HOSTS_TTL: Duration = Duration::from_secs(5);
 
 /// The search list and the servers cannot be known.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +117,7 @@ impl Asker {
             preferred: AtomicUsize::new(0),
             search: system.search().to_vec(),
             ndots: options.ndots,
-            hosts: HostsFile { path: hosts.to_owned(), read: Mutex::default() },
+            hosts: HostsFile::new(hosts),
         })
     }
 
@@ -214,10 +210,7 @@ impl Asker {
 
     /// Asks the servers in turn until one answers.
     async fn ask(&self, name: &Name, family: Family, totals: &Totals) -> Result<Outcome, Failure> {
-        let kind = match family {
-            Family::V4 => RecordType::A,
-            Family::V6 => RecordType::AAAA,
-        };
+        let kind = family.record_type();
         let mut failure = Failure { why: String::new(), silent: true };
         for (index, server) in self.in_order() {
             totals.queries.fetch_add(1, Ordering::Relaxed);
@@ -358,56 +351,9 @@ fn read_resolv_conf(path: &Path, optional: bool) -> Result<(ResolverConfig, Reso
         .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source })
 }
 
-/// The hosts file, read again when it has changed.
-struct HostsFile {
-    path: PathBuf,
-    read: Mutex<Option<(Stamp, Arc<Hosts>)>>,
-}
-
-/// What tells one version of a file from the next.
-type Stamp = (Option<SystemTime>, u64);
-
-impl HostsFile {
-    /// What the file says. A name that it has in one family is complete: nobody is asked for the
-    /// other.
-    fn look_up(&self, name: &Name, family: Family) -> Option<Outcome> {
-        let hosts = self.current()?;
-        let addresses = |family| {
-            let kind = match family {
-                Family::V4 => RecordType::A,
-                Family::V6 => RecordType::AAAA,
-            };
-            let lookup = hosts.lookup_static_host(&Query::query(name.clone(), kind))?;
-            Some(lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect())
-        };
-        if let Some(addresses) = addresses(family) {
-            return Some(Outcome::Addresses { addresses, ttl: HOSTS_TTL });
-        }
-        addresses(family.other())?;
-        let why = format!("{} has {name} without such an address", self.path.display()).into();
-        Some(Outcome::Denied { ttl: Some(HOSTS_TTL), why })
-    }
-
-    fn current(&self) -> Option<Arc<Hosts>> {
-        let file = File::open(&self.path).ok()?;
-        let metadata = file.metadata().ok()?;
-        let stamp = (metadata.modified().ok(), metadata.len());
-        let mut read = self.read.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((known, hosts)) = &*read
-            && *known == stamp
-        {
-            return Some(hosts.clone());
-        }
-        let mut hosts = Hosts::default();
-        hosts.read_hosts_conf(file).ok()?;
-        let hosts = Arc::new(hosts);
-        *read = Some((stamp, hosts.clone()));
-        Some(hosts)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use hickory_resolver::proto::op::Query;
     use hickory_resolver::proto::rr::rdata::CNAME;
 
     use super::*;

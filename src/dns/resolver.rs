@@ -201,12 +201,15 @@ impl Resolver {
         (family, asker.resolve(&names, anchor, family, &self.totals).await)
     }
 
-    /// Whether the name is still unwatched when its answer has expired, and so forgotten.
+    /// Waits until the name is watched again, or its answer has expired and it is forgotten: then
+    /// true.
     async fn forget(&self, entry: &Entry, until: Instant) -> bool {
-        tokio::select! {
-            () = tokio::time::sleep_until(until) => {}
-            () = entry.poke.notified() => {}
-        }
+        let watched = async {
+            while entry.answer.receiver_count() == 0 {
+                entry.poke.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout_at(until, watched).await;
         let mut names = self.names();
         let unwatched = entry.answer.receiver_count() == 0;
         if unwatched {

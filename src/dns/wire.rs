@@ -65,6 +65,13 @@ pub(super) fn refusal(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     Some(reply)
 }
 
+/// Room for the answer to a datagram: what the asker announced, and enough for a server that sends
+/// more than was asked for.
+pub(super) fn datagram_room(query: &[u8]) -> usize {
+    const LEAST: u16 = 4096;
+    Message::from_vec(query).map_or(u16::MAX, |query| query.max_payload().max(LEAST)).into()
+}
+
 /// Whether `answer` answers `query`: a response with its id and its question. A server that could
 /// not read the question may leave it out.
 pub(super) fn answers(query: &[u8], answer: &[u8]) -> bool {

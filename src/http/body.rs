@@ -13,7 +13,7 @@ pub enum Frame {
     /// Bytes; never empty.
     Data(Bytes),
     /// Trailing fields: the last frame.
-    Trailers(Fields),
+    Trailers(Box<Fields>),
 }
 
 /// Why a body ended before its end. Whose side that is, the caller knows.
@@ -70,7 +70,7 @@ async fn h2_frame(stream: &mut ::h2::RecvStream) -> Result<Option<Frame>, BodyEr
             }
         } else {
             let trailers = poll_fn(|cx| stream.poll_trailers(cx)).await.map_err(BodyError::Reset)?;
-            return Ok(trailers.map(|map| Frame::Trailers(map.into())));
+            return Ok(trailers.map(|map| Frame::Trailers(Box::new(map.into()))));
         }
     }
 }
@@ -83,7 +83,7 @@ pub struct Replay<'a, 'b> {
     /// Bytes that may still be kept. None: too much has passed to begin again.
     room: Option<usize>,
     next: usize,
-    ended: Option<Option<Fields>>,
+    ended: Option<Option<Box<Fields>>>,
 }
 
 impl<'a, 'b> Replay<'a, 'b> {

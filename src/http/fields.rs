@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 pub struct Fields(Inner);
 
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one, and is moved once or twice")]
 enum Inner {
     Block { bytes: Bytes, spans: SmallVec<[Span; 16]>, added: Vec<(HeaderName, HeaderValue)> },
     Map(HeaderMap),

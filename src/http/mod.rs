@@ -85,9 +85,11 @@ pub struct Bounds {
 }
 
 impl RequestHead {
-    /// The host that the request names, in lower case and without its port; empty if none.
+    /// The host that the request names, in lower case and without its port and final dot; empty if
+    /// none.
     pub fn host(&self) -> Cow<'_, str> {
         let host = self.authority.as_ref().map_or("", Authority::host);
+        let host = host.strip_suffix('.').unwrap_or(host);
         if host.bytes().any(|b| b.is_ascii_uppercase()) {
             Cow::Owned(host.to_ascii_lowercase())
         } else {

@@ -52,7 +52,7 @@ pub async fn pump(source: &mut impl Source, sink: &mut impl Sink, silence: Durat
         };
         match frame.map_err(Broken::Source)? {
             Some(Frame::Data(data)) => sink.data(data).await.map_err(Broken::Sink)?,
-            Some(Frame::Trailers(trailers)) => return sink.end(Some(trailers)).await.map_err(Broken::Sink),
+            Some(Frame::Trailers(trailers)) => return sink.end(Some(*trailers)).await.map_err(Broken::Sink),
             None => return sink.end(None).await.map_err(Broken::Sink),
         }
     }

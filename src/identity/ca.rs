@@ -56,7 +56,7 @@ pub enum Error {
 impl Authority {
     /// Makes a root for `trust_domain`, such as `cluster.local`.
     pub fn new(trust_domain: &str) -> Result<Self, Error> {
-        let mut root = params(&format!("spiffe://{trust_domain}"), ROOT_LIFETIME)?;
+        let mut root = params(&format!("spiffe://{trust_domain}"), "root", ROOT_LIFETIME)?;
         root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(root, KeyPair::generate()?)?;
@@ -74,7 +74,7 @@ impl Authority {
     }
 
     fn leaf_params(&self, path: &str) -> Result<CertificateParams, Error> {
-        let mut leaf = params(&format!("spiffe://{}/{path}", self.trust_domain), LEAF_LIFETIME)?;
+        let mut leaf = params(&format!("spiffe://{}/{path}", self.trust_domain), path, LEAF_LIFETIME)?;
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -89,12 +89,14 @@ impl Authority {
     }
 }
 
-/// What root and leaf have in common: names and dates.
-fn params(id: &str, lifetime: Duration) -> Result<CertificateParams, Error> {
+/// What root and leaf have in common: names and dates. Their subjects differ by `name`: a leaf with
+/// its issuer's subject passes for self-signed.
+fn params(id: &str, name: &str, lifetime: Duration) -> Result<CertificateParams, Error> {
     let id: SpiffeId = id.parse().map_err(|why| Error::Id(id.to_owned(), why))?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, ORGANISATION);
+    params.distinguished_name.push(DnType::CommonName, name);
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
     let now = SystemTime::now();
     params.not_before = (now - BACKDATE).into();

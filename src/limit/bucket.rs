@@ -6,8 +6,8 @@
 //! before the grant was asked for. Grants are never merged: each is one atomic word of count and
 //! expiry, so that no token ever lives by another's clock.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire};
-use std::sync::atomic::{Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use tokio::sync::Notify;
 
@@ -24,9 +24,9 @@ pub(super) const MOST: u32 = (1 << COUNT_BITS) - 1;
 /// The longest that an exhausted bucket is left alone although it may have tokens again.
 const LONGEST_PAUSE: u64 = 1_000_000_000;
 
-/// One key of one limit.
+/// One key of one limit. What a request reads and writes is its first cache line.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(super) struct Bucket {
     grants: [AtomicU64; 4],
     /// Without a token, requests are refused until then.
@@ -43,7 +43,7 @@ pub(super) struct Bucket {
     used: AtomicBool,
     /// The count of this pod alone.
     pub(super) local: Gcra,
-    /// What lay in the grants after the last was placed, and when that was.
+    /// What lay in the grants after the last answer, and when that came; 0 for never.
     placed: AtomicU32,
     placed_at: AtomicU64,
     /// Woken when a refill has ended, well or badly.
@@ -191,13 +191,18 @@ impl Bucket {
     }
 
     /// How many tokens to ask for: what nine tenths of tau will need at the rate of demand
-    /// since the last grant, less what is in stock. A grant is never more than twice the requests
+    /// since the last answer, less what is in stock. It is never more than twice the requests
     /// that were seen, so that a key used once does not take what others need.
     pub(super) fn want(&self, plan: &Plan, now: u64) -> u32 {
-        let demand = f64::from(self.demand());
+        let demand = self.demand();
         let waiting = self.unmet.swap(0, Relaxed);
-        let elapsed = now.saturating_sub(self.placed_at.load(Relaxed)).max(plan.tau / 2).max(1);
-        let target = (demand * 0.9 * plan.tau as f64 / elapsed as f64).ceil().min(f64::from(MOST)) as u32;
+        let target = match self.placed_at.load(Relaxed) {
+            0 => demand,
+            at => {
+                let elapsed = now.saturating_sub(at).max(plan.tau / 2).max(1);
+                (f64::from(demand) * 0.9 * plan.tau as f64 / elapsed as f64).ceil() as u32
+            }
+        };
         self.low.store(target / 9 * 2 + u32::from((2..9).contains(&target)), Relaxed);
         // Of what is about to die, only what will be spent before that counts.
         let fresh = self.live(now + plan.lead);
@@ -208,7 +213,7 @@ impl Bucket {
     /// Places a grant of the plan `plan`. Says when to look again, if the bucket had less than
     /// was wanted.
     pub(super) fn granted(&self, plan: &Plan, grant: &Grant, now: u64) -> Option<u64> {
-        let again = (grant.granted < grant.wanted).then(|| now + pause(plan, grant));
+        let again = (grant.granted < grant.wanted).then(|| now.saturating_add(pause(plan, grant)));
         self.refused_until.store(again.unwrap_or(0), Relaxed);
         let expiry = grant.sent + plan.tau;
         if grant.granted > 0 && expiry > now {
@@ -259,5 +264,151 @@ impl Bucket {
 fn pause(plan: &Plan, grant: &Grant) -> u64 {
     let share = if grant.wait == 0 { u64::from(grant.sidecars.max(1)) } else { 1 };
     let usual = (plan.tau / 5 * 3).min(LONGEST_PAUSE) / share;
-    grant.wait.max(usual / 4 * 3 + fastrand::u64(0..=usual / 2))
+    // No bucket is ever more than one token's time from its next.
+    grant.wait.min(plan.interval).max(usual / 4 * 3 + fastrand::u64(0..=usual / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::limit;
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    /// 1000 tokens a second, tau 100 ms, B' 100.
+    fn plan() -> Plan {
+        Plan::new(&limit("a", "1000/s", 200), true, 1)
+    }
+
+    fn bucket() -> Bucket {
+        Bucket::new(1, Gcra::default(), 0, "a".into())
+    }
+
+    fn grant(sent: u64, wanted: u32, granted: u32) -> Grant {
+        Grant { sent, wanted, granted, wait: if granted < wanted { MS } else { 0 }, sidecars: 1 }
+    }
+
+    fn take_all(bucket: &Bucket, now: u64) -> usize {
+        std::iter::from_fn(|| bucket.take(now, 0)).count()
+    }
+
+    #[test]
+    fn every_grant_dies_by_its_own_clock() {
+        let (bucket, plan) = (bucket(), plan());
+        bucket.granted(&plan, &grant(1000 * MS, 5, 5), 1001 * MS);
+        bucket.granted(&plan, &grant(1050 * MS, 7, 7), 1051 * MS);
+        assert_eq!(bucket.live(1099 * MS), 12);
+        assert_eq!(bucket.live(1100 * MS), 7, "tau after it was asked for, not after it came");
+        assert_eq!(take_all(&bucket, 1149 * MS), 7);
+        assert_eq!(bucket.take(1149 * MS, 0), None);
+    }
+
+    #[test]
+    fn the_grant_that_expires_first_is_spent_first() {
+        let (bucket, plan) = (bucket(), plan());
+        bucket.granted(&plan, &grant(1050 * MS, 7, 7), 1051 * MS);
+        bucket.granted(&plan, &grant(1000 * MS, 5, 5), 1052 * MS);
+        for _ in 0..5 {
+            bucket.take(1053 * MS, 0).expect("a token");
+        }
+        assert_eq!(bucket.live(1100 * MS), 7);
+    }
+
+    #[test]
+    fn a_grant_that_comes_after_its_tau_is_dropped() {
+        let (bucket, plan) = (bucket(), plan());
+        bucket.granted(&plan, &grant(1000 * MS, 5, 5), 1100 * MS);
+        assert_eq!(bucket.live(1100 * MS), 0);
+        assert_eq!(take_all(&bucket, 1099 * MS), 0);
+    }
+
+    #[test]
+    fn a_token_goes_back_to_its_own_grant_or_nowhere() {
+        let (bucket, plan) = (bucket(), plan());
+        bucket.granted(&plan, &grant(1000 * MS, 1, 1), 1001 * MS);
+        let (lease, _) = bucket.take(1002 * MS, 0).expect("a token");
+        bucket.give_back(lease);
+        assert_eq!(bucket.live(1002 * MS), 1);
+        let (lease, _) = bucket.take(1002 * MS, 0).expect("the same token");
+        for i in 1..=4 {
+            bucket.granted(&plan, &grant(1000 * MS + i * MS, 1, 1), 1010 * MS);
+        }
+        bucket.give_back(lease);
+        assert_eq!(bucket.live(1011 * MS), 4, "its grant has been replaced");
+    }
+
+    #[test]
+    fn an_exhausted_bucket_is_remembered() {
+        let (bucket, plan) = (bucket(), plan());
+        let again = bucket.granted(&plan, &grant(1000 * MS, 5, 2), 1001 * MS).expect("less than was wanted");
+        assert_eq!(bucket.refused_until(1002 * MS), None, "there are tokens");
+        assert_eq!(take_all(&bucket, 1002 * MS), 2);
+        assert_eq!(bucket.refused_until(1002 * MS), Some(again));
+        assert!((1001 * MS + 45 * MS..=1001 * MS + 75 * MS).contains(&again), "about 0.6 tau: {again}");
+        assert_eq!(bucket.refused_until(again), None);
+    }
+
+    #[test]
+    fn nonsense_from_redis_refuses_no_longer_than_one_token_takes() {
+        let (bucket, plan) = (bucket(), Plan::new(&limit("a", "1/m", 2), true, 1));
+        let nonsense = Grant { sent: MS, wanted: 1, granted: 0, wait: u64::MAX, sidecars: u32::MAX };
+        assert_eq!(bucket.granted(&plan, &nonsense, 2 * MS), Some(2 * MS + plan.interval));
+    }
+
+    #[test]
+    fn a_new_plan_drops_old_grants_even_those_on_their_way() {
+        let (bucket, plan) = (bucket(), plan());
+        bucket.granted(&plan, &grant(1000 * MS, 5, 5), 1001 * MS);
+        assert!(bucket.older_than(2));
+        bucket.renew(2);
+        bucket.granted(&plan, &grant(1001 * MS, 5, 5), 1002 * MS);
+        assert_eq!(bucket.live(1003 * MS), 0);
+        bucket.renew(1);
+        assert!(!bucket.older_than(2), "an older plan changes nothing");
+    }
+
+    #[test]
+    fn it_asks_for_what_was_demanded_and_no_more() {
+        let (bucket, plan) = (bucket(), plan());
+        bucket.missed();
+        assert_eq!(bucket.want(&plan, 1000 * MS), 1, "one request, one token");
+        bucket.granted(&plan, &grant(1000 * MS, 1, 1), 1001 * MS);
+        assert_eq!(take_all(&bucket, 1001 * MS), 1);
+        bucket.missed();
+        assert_eq!(bucket.want(&plan, 1001 * MS), 4, "two requests in no time");
+        // 60 requests in 60 ms are 90 in nine tenths of tau; 20 are in stock.
+        let (steady, now) = (self::bucket(), 1061 * MS);
+        steady.granted(&plan, &grant(1000 * MS, 80, 80), 1001 * MS);
+        for _ in 0..60 {
+            steady.take(now, plan.lead).expect("a token");
+        }
+        assert_eq!(steady.want(&plan, now), 70);
+    }
+
+    #[test]
+    fn a_low_stock_is_told_while_redis_may_be_asked() {
+        let (bucket, plan) = (bucket(), plan());
+        for _ in 0..10 {
+            bucket.missed();
+        }
+        assert_eq!(bucket.want(&plan, 1000 * MS), 10);
+        bucket.granted(&plan, &grant(1000 * MS, 10, 10), 1001 * MS);
+        let low: Vec<bool> =
+            std::iter::from_fn(|| bucket.take(1002 * MS, plan.lead)).map(|(_, low)| low).collect();
+        assert_eq!(low.iter().position(|low| *low), Some(8), "one of ten is left: {low:?}");
+        bucket.granted(&plan, &grant(1010 * MS, 10, 9), 1011 * MS);
+        assert!(std::iter::from_fn(|| bucket.take(1012 * MS, plan.lead)).all(|(_, low)| !low));
+    }
+
+    #[test]
+    fn tokens_are_taken_once_by_any_number_of_threads() {
+        let (bucket, plan) = (bucket(), plan());
+        bucket.granted(&plan, &grant(1000 * MS, 5000, 5000), 1001 * MS);
+        let taken: usize = std::thread::scope(|scope| {
+            let take = || (0..3000).filter(|_| bucket.take(1002 * MS, plan.lead).is_some()).count();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+        });
+        assert_eq!(taken, 5000);
+    }
 }

@@ -124,19 +124,25 @@ enum NoToken {
     Retired,
 }
 
-/// Decides about a request, at one reading of the clock.
+/// Decides about a request, at one reading of the clock, or none where no limit holds for it.
 pub(super) fn admit(rules: &[Rule], state: &Arc<State>, facts: &Facts<'_>) -> Decision {
-    if !rules.iter().any(|rule| rule.matcher.matches(facts)) {
+    let mut holding = rules.iter().filter(|rule| rule.matcher.matches(facts)).peekable();
+    if holding.peek().is_none() {
         return Decision::Admitted;
     }
-    admit_at(rules, state, facts, clock::now())
+    admit_at(holding, state, facts, clock::now())
 }
 
-/// Decides about a request at the time `now`.
-pub(super) fn admit_at(rules: &[Rule], state: &Arc<State>, facts: &Facts<'_>, now: u64) -> Decision {
+/// Decides about a request for which the rules `holding` hold, at the time `now`.
+pub(super) fn admit_at<'r>(
+    holding: impl Iterator<Item = &'r Rule> + Clone,
+    state: &Arc<State>,
+    facts: &Facts<'_>,
+    now: u64,
+) -> Decision {
     loop {
-        let holding = rules.iter().filter(|rule| rule.matcher.matches(facts));
-        let held: SmallVec<[Held<'_>; 4]> = holding.map(|rule| Held::new(rule, state, facts, now)).collect();
+        let held: SmallVec<[Held<'_>; 4]> =
+            holding.clone().map(|rule| Held::new(rule, state, facts, now)).collect();
         let attempt = Attempt { link: state.link.as_ref(), now, first: true, expired: false };
         return match attempt.decide(held.iter().map(Held::claim)) {
             Outcome::Admitted => Decision::Admitted,

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::bucket::Bucket;
 use super::limit::Limit;
 
-/// The most keys of a process: about 16 MiB.
+/// The most keys of a process: about 24 MiB.
 const CAPACITY: usize = 1 << 16;
 const SHARDS: usize = 16;
 /// Keys that are looked at to make room for one.

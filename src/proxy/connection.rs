@@ -27,7 +27,7 @@ pub(super) trait Stages {
     ) -> impl Future<Output = Result<Next<Opened>>>;
 
     /// Whether the downstream is a sidecar, which sends elsewhere what is refused unprocessed.
-    fn from_sidecar(&self) -> bool;
+    fn is_from_sidecar(&self) -> bool;
 }
 
 /// A connection with its direction's stages.
@@ -52,7 +52,7 @@ impl<S: Stages> Handler for Requests<S> {
             Err(error) => {
                 self.refused(&error);
                 // What the application never saw may go to another endpoint, whatever the method.
-                let elsewhere = error.retry == Retry::Unprocessed && self.stages.from_sidecar();
+                let elsewhere = error.retry == Retry::Unprocessed && self.stages.is_from_sidecar();
                 let answerable = !respond.has_begun() && error.reason != Reason::HttpDownstreamGone;
                 if answerable && !(elsewhere && respond.refuse_stream()) {
                     let _ = respond.refusal(&error, grpc).await;

@@ -18,6 +18,7 @@ use super::mesh::{Destination, Mesh};
 use super::outbound::limit;
 use super::tcp::{self, Opened};
 use super::worker::Worker;
+use crate::auth;
 use crate::config::model::{Direction, InboundMtls};
 use crate::error::{Error, Reason, Result};
 use crate::http::h1::{self, parse::is_own};
@@ -186,7 +187,7 @@ impl Stages for Inbound {
         Ok(Next::Request)
     }
 
-    fn from_sidecar(&self) -> bool {
+    fn is_from_sidecar(&self) -> bool {
         self.caller.is_some()
     }
 }
@@ -205,6 +206,10 @@ impl Inbound {
     fn authorize(&self, mesh: &Mesh, head: &RequestHead) -> Result<()> {
         if self.caller.is_none() && mesh.inbound_mtls == InboundMtls::Strict {
             return Err(unencrypted());
+        }
+        if mesh.policy.has_paths() && auth::is_ambiguous(head.path.path()) {
+            let why = "the path can be read in more than one way, and rules of inbound.allow are about paths";
+            return Err(Error::new(Reason::AuthDenied, why));
         }
         let caller = self.caller.as_ref().map(SpiffeId::as_str);
         if mesh.policy.check(caller, head.method.as_str(), head.path.path()) {

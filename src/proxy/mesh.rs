@@ -30,6 +30,8 @@ pub(super) struct Mesh {
     pub routes: Table<Arc<Route>>,
     /// Each upstream, with the route of what finds it by address alone.
     pub upstreams: Vec<Arc<Route>>,
+    /// The routes in `routes`, for those who look at all of them.
+    pub named: Vec<Arc<Route>>,
     /// What goes to its original destination, since no route takes it.
     pub original: Arc<Route>,
     /// What comes to this pod's application.
@@ -105,13 +107,14 @@ impl Mesh {
                 (name.as_str(), Upstream::new(spec, known(name), &ground.resolver))
             })
             .collect();
-        let mut entries = Vec::new();
+        let (mut entries, mut named) = (Vec::new(), Vec::new());
         for written in &model.routes {
             // Checked by validation: the upstream and the hosts are what they should be.
             let Some(upstream) = upstreams.get(written.upstream.as_str()) else { continue };
             let timeout = written.timeout.map(|t| t.0);
             let label = label(written);
             let target = route(Direction::Outbound, upstream.clone(), &label, timeout, written.retries);
+            named.push(target.clone());
             for host in written.host.as_slice().iter().filter_map(|h| h.parse().ok()) {
                 entries.push(Entry { host, path: written.path.clone(), target: target.clone() });
             }
@@ -120,6 +123,7 @@ impl Mesh {
             let Some(upstream) = upstreams.get(name) else { continue };
             let target =
                 route(Direction::Outbound, upstream.clone(), &address.to_string(), None, DEFAULT_RETRIES);
+            named.push(target.clone());
             let host = HostPattern::from(address);
             entries.push(Entry { host, path: model::PathMatch::default(), target });
         }
@@ -134,6 +138,7 @@ impl Mesh {
         };
         Self {
             routes: Table::compile(entries.into_iter()),
+            named,
             upstreams: model
                 .upstreams
                 .keys()

@@ -107,7 +107,7 @@ impl Stages for Outbound {
         Ok(Next::Request)
     }
 
-    fn from_sidecar(&self) -> bool {
+    fn is_from_sidecar(&self) -> bool {
         false
     }
 }

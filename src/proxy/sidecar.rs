@@ -179,14 +179,12 @@ impl Sidecar {
     /// Takes the configuration as it is now, or keeps the running one and says what is wrong.
     fn reload(&mut self) {
         match self.compile() {
-            Ok(model) => {
+            Ok(()) => {
                 self.shared.ground.metrics.reload(true);
                 self.view.refused(None);
                 let generation = self.shared.ground.metrics.generation();
                 tracing::info!(generation, "configuration applied");
-                if model {
-                    say_what_is_open(&self.shared);
-                }
+                say_what_is_open(&self.shared);
             }
             Err(error) => {
                 self.shared.ground.metrics.reload(false);
@@ -196,8 +194,8 @@ impl Sidecar {
         }
     }
 
-    /// Compiles and swaps. Says whether the identity's files are others than before.
-    fn compile(&mut self) -> Result<bool, Fatal> {
+    /// Compiles and swaps; what fails before the swap has changed nothing.
+    fn compile(&mut self) -> Result<(), Fatal> {
         let model = config::load(&self.path)?;
         let shared = &self.shared;
         let before = shared.mesh.load_full();
@@ -229,7 +227,7 @@ impl Sidecar {
             }
             self.rotation = rotation(shared, identity);
         }
-        Ok(moved)
+        Ok(())
     }
 }
 
@@ -300,9 +298,12 @@ fn names(mesh: &Mesh) -> Vec<String> {
     mesh.upstreams.iter().map(|route| route.upstream.spec.address.host.to_string()).collect()
 }
 
-/// Says aloud what is not protected.
+/// Says aloud what is not protected, and what is probably not meant.
 fn say_what_is_open(shared: &Shared) {
     let mesh = shared.mesh.load();
+    for warning in config::warnings(&mesh.model) {
+        tracing::warn!("configuration: {warning}");
+    }
     match shared.tls.load() {
         None => tracing::warn!("no identity is configured: traffic is plaintext, in both directions"),
         Some(tls) => tracing::info!(id = %tls.id(), inbound = ?mesh.inbound_mtls, "mTLS"),

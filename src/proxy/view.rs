@@ -121,12 +121,8 @@ impl admin::View for View {
 
     fn config(&self) -> Value {
         let mesh = self.shared.mesh.load();
-        let mut config = serde_json::to_value(&mesh.model).unwrap_or_default();
-        if let Some(url) = config.pointer_mut("/redis/url")
-            && let Some(text) = url.as_str()
-        {
-            *url = without_password(text).into();
-        }
+        // The model's own serialization leaves secrets out.
+        let config = serde_json::to_value(&mesh.model).unwrap_or_default();
         let bound: Vec<Value> = self
             .bound
             .iter()
@@ -142,7 +138,7 @@ impl admin::View for View {
 
     fn upstreams(&self) -> Value {
         let mesh = self.shared.mesh.load();
-        let all: Vec<Value> = mesh.upstreams.iter().map(|route| upstream(route)).collect();
+        let all: Vec<Value> = mesh.upstreams.iter().map(|route| upstream(&mesh, route)).collect();
         json!({
             "upstreams": all,
             "original": bare(&mesh.original.upstream),
@@ -166,12 +162,16 @@ fn reports(mesh: &Mesh) -> Vec<LimitReport> {
     reports
 }
 
-fn upstream(route: &Route) -> Value {
+fn upstream(mesh: &Mesh, route: &Route) -> Value {
     let upstream = &route.upstream;
     let (spec, resolution) = (&upstream.spec, upstream.resolution());
     let now = Instant::now();
     let left = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(now).as_secs_f64());
     let address = upstream.address();
+    let routes = mesh.named.iter().filter(|named| named.upstream.spec.name == spec.name);
+    let mut traffic = route.traffic.snapshot();
+    routes.for_each(|named| traffic.merge(&named.traffic.snapshot()));
+    let quantile = |q| traffic.latency.quantile(q).map(|latency| latency.as_secs_f64());
     json!({
         "name": &*spec.name,
         "address": spec.address.to_string(),
@@ -181,7 +181,8 @@ fn upstream(route: &Route) -> Value {
         "in_flight": upstream.in_flight(),
         "connections": upstream.connections(),
         "dns": { "state": resolution.state.name(), "expires_in_seconds": left(resolution.expires) },
-        "requests": route.traffic.snapshot().requests(),
+        "requests": traffic.requests(),
+        "latency_seconds": { "p50": quantile(0.5), "p99": quantile(0.99) },
         "endpoints": upstream.endpoints().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
         "leaving": upstream.leaving().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
     })
@@ -201,24 +202,4 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "passed_over": endpoint.is_paused(),
         "plaintext": endpoint.is_plaintext(),
     })
-}
-
-/// A URL that can be shown: what stands between `://` and `@` is left out.
-fn without_password(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => format!("{}***{}", &url[..scheme + 3], &url[at..]),
-        _ => url.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passwords_are_not_shown() {
-        assert_eq!(without_password("redis://user:secret@host:6379/0"), "redis://***@host:6379/0");
-        assert_eq!(without_password("redis://host:6379"), "redis://host:6379");
-        assert_eq!(without_password("redis://:p@ss@host"), "redis://***@host");
-    }
 }

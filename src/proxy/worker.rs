@@ -32,6 +32,10 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// Addresses without an upstream that a worker remembers.
 const MAX_ADDRESSES: usize = 4096;
 
+/// A worker's hold on the snapshot. Requests count it in the worker's own memory, not in the line
+/// that all cores would write.
+pub(super) type Snapshot = Rc<Arc<Mesh>>;
+
 /// What all workers and the control thread share.
 pub(super) struct Shared {
     /// The snapshot.
@@ -82,7 +86,7 @@ pub(super) struct Worker {
     pub shared: Arc<Shared>,
     /// Its connections to endpoints.
     pub pools: Rc<Pools>,
-    mesh: RefCell<Rc<Arc<Mesh>>>,
+    mesh: RefCell<Snapshot>,
     addresses: RefCell<HashMap<SocketAddr, Arc<Endpoint>>>,
     inbound: CancellationToken,
     outbound: CancellationToken,
@@ -132,7 +136,7 @@ impl Worker {
 
     /// The snapshot as it is now. The count that other cores write is touched only when it has
     /// changed.
-    pub(super) fn mesh(&self) -> Rc<Arc<Mesh>> {
+    pub(super) fn mesh(&self) -> Snapshot {
         let now = self.shared.mesh.load();
         let mut known = self.mesh.borrow_mut();
         if !Arc::ptr_eq(&now, &known) {

@@ -52,7 +52,7 @@ impl<T> Table<T> {
             let paths = match host {
                 HostPattern::Any => &mut table.any,
                 HostPattern::Host { host, port } => {
-                    let ports = table.hosts.entry(host).or_insert_with(Ports::default);
+                    let ports = table.hosts.entry(host).or_default();
                     match port {
                         Some(port) => ports.named.entry(port).or_default(),
                         None => &mut ports.any,

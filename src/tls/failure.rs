@@ -95,6 +95,8 @@ fn is_about_certificate(alert: AlertDescription) -> bool {
             | Alert::UnknownCA
             | Alert::AccessDenied
             | Alert::CertificateRequired
+            // What rustls answers to a certificate that its issuer did not sign.
+            | Alert::DecryptError
     )
 }
 

@@ -252,7 +252,7 @@ async fn a_plaintext_answer_is_evidence_and_silence_is_not() {
         (b"\x15\x03\x03\0\x02\x02\x28", false), // alert: handshake failure
         (b"\x15\x03\x03\0\x02\x02\x46", false), // alert: protocol version
         (b"\x16\x03\x03\0\x04\x02\0\0\0", false), // a broken ServerHello
-        (b"HT", false),
+        (b"HT", true),                          // no content type begins so
         (b"", false),
     ] {
         let (near, mut far) = duplex(64 * 1024);

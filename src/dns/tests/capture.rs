@@ -96,7 +96,7 @@ async fn other_names_and_types_pass_untouched() {
         // A response with one record of a type nobody knows: name, type 65400, class, TTL, data.
         reply[2] |= 0x80;
         reply[7] = 1;
-        reply.truncate(12 + query.queries[0].name.len() + 4);
+        reply.truncate(12 + query.queries[0].name.len() + 1 + 4);
         reply[10..12].fill(0);
         reply.extend_from_slice(&[0xc0, 12, 0xff, 0x78, 0, 1, 0, 0, 0, 9, 0, 3, 1, 2, 3]);
         reply

@@ -36,7 +36,7 @@ pub(super) enum Decoded {
     /// Bytes of the body.
     Data(Bytes),
     /// The end, with what trails.
-    End(Option<Fields>),
+    End(Option<Box<Fields>>),
     /// More bytes are needed.
     NeedMore,
 }
@@ -77,7 +77,7 @@ impl Chunked {
                     return match parse::trailers(buf, MAX_TRAILER_FIELDS) {
                         Ok(Some(fields)) => {
                             *self = Chunked::Done;
-                            Ok(Decoded::End(Some(fields)))
+                            Ok(Decoded::End(Some(Box::new(fields))))
                         }
                         Ok(None) if buf.len() < MAX_TRAILERS => Ok(Decoded::NeedMore),
                         Ok(None) | Err(parse::Refused::TooLarge) => Err("the trailers are too large"),
@@ -117,7 +117,7 @@ fn size_line(buf: &mut BytesMut) -> Result<Option<u64>, &'static str> {
 mod tests {
     use super::*;
 
-    fn decode(text: &[u8], step: usize) -> Result<(Vec<u8>, Option<Fields>), &'static str> {
+    fn decode(text: &[u8], step: usize) -> Result<(Vec<u8>, Option<Box<Fields>>), &'static str> {
         let (mut state, mut buf, mut out) = (Chunked::Size, BytesMut::new(), Vec::new());
         let mut pieces = text.chunks(step);
         loop {

@@ -28,8 +28,7 @@ impl Local {
     }
 
     fn admitted(&self, tenant: &str, at: u64, requests: usize) -> usize {
-        let admit =
-            || request(tenant, |facts| decide::admit_at(&self.limits.rules, &self.limits.state, facts, at));
+        let admit = || request(tenant, |facts| self.limits.admit_at(facts, at));
         (0..requests).filter(|_| matches!(admit(), Decision::Admitted)).count()
     }
 }
@@ -57,8 +56,7 @@ fn a_limit_of_another_direction_or_path_does_not_hold() {
 fn a_refusal_says_who_and_for_how_long() {
     let local = Local::new(&[pod("orders", "10/s", 1)]);
     assert_eq!(local.admitted("t", S, 1), 1);
-    let decision =
-        request("t", |facts| decide::admit_at(&local.limits.rules, &local.limits.state, facts, S + S / 40));
+    let decision = request("t", |facts| local.limits.admit_at(facts, S + S / 40));
     let Decision::Refused(refusal) = decision else { panic!("{decision:?}") };
     assert_eq!((&*refusal.limit, refusal.reason), ("orders", crate::error::Reason::LimitExhausted));
     assert_eq!(refusal.retry_after, Duration::from_millis(75));
@@ -119,8 +117,8 @@ fn a_flood_of_keys_takes_bounded_memory_and_gives_nothing_away() {
     let admitted: usize = (0..keys).map(|key| local.admitted(&key.to_string(), S + key, 1)).sum();
     let report = &local.limits.snapshot()[0];
     assert!(report.keys <= 1 << 16, "{}", report.keys);
-    // Every key that found room, and one for all that found none.
-    assert_eq!(admitted, report.keys as usize + 1);
+    // Every key that found room before any found none, and one for all that found none.
+    assert!((1 << 15..=report.keys as usize + 1).contains(&admitted), "{admitted}");
     // Keys that are full again make room; one that may have been counted elsewhere starts empty.
     let later = S + 2 * 3600 * S;
     assert_eq!(local.admitted("new", later, 5), 1);

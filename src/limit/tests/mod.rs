@@ -101,6 +101,14 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+impl Limits {
+    /// Decides at a time of the test's own.
+    fn admit_at(&self, facts: &Facts<'_>, now: u64) -> Decision {
+        let holding = self.rules.iter().filter(|rule| rule.matcher.matches(facts));
+        decide::admit_at(holding, &self.state, facts, now)
+    }
+}
+
 /// A request to `/` of one tenant.
 fn request<T>(tenant: &str, run: impl FnOnce(&Facts<'_>) -> T) -> T {
     let field = |name: &str| (name == "x-tenant").then_some(tenant.as_bytes());
@@ -110,7 +118,7 @@ fn request<T>(tenant: &str, run: impl FnOnce(&Facts<'_>) -> T) -> T {
 /// Asks until there is an answer, and says when the request was admitted.
 async fn ask(limits: &Limits, tenant: &str) -> Result<u64, crate::error::Error> {
     let now = clock::now();
-    match request(tenant, |facts| decide::admit_at(&limits.rules, &limits.state, facts, now)) {
+    match request(tenant, |facts| limits.admit_at(facts, now)) {
         Decision::Admitted => Ok(now),
         Decision::Refused(refusal) => Err(refusal.into()),
         Decision::Wait(wait) => wait.resolved().await,

@@ -23,6 +23,8 @@ pub(super) struct Stage<'a> {
     stop: &'a Stop,
     begun: Instant,
     act: Act,
+    /// Requests that had failed when the act began.
+    failed: u64,
     acts: Vec<Act>,
 }
 
@@ -35,7 +37,6 @@ pub(super) struct Act {
     pub(super) about: &'static str,
     /// What was seen.
     pub(super) notes: Vec<Note>,
-    failed_before: u64,
 }
 
 /// Something that was seen.
@@ -102,6 +103,7 @@ impl<'a> Stage<'a> {
             stop,
             begun: Instant::now(),
             act: Act::default(),
+            failed: 0,
             acts: Vec::new(),
         })
     }
@@ -109,8 +111,8 @@ impl<'a> Stage<'a> {
     /// Begins the next act.
     pub(super) fn act(&mut self, title: &'static str, about: &'static str) {
         self.end_act();
-        let failed_before = self.traffic.tally().failed();
-        self.act = Act { title, about, failed_before, ..Act::default() };
+        self.failed = self.traffic.tally().failed();
+        self.act = Act { title, about, notes: Vec::new() };
     }
 
     /// Notes what was seen in this act.
@@ -172,7 +174,7 @@ impl<'a> Stage<'a> {
         if self.act.title.is_empty() {
             return;
         }
-        let failed = self.traffic.tally().failed() - self.act.failed_before;
+        let failed = self.traffic.tally().failed() - self.failed;
         if failed > 0 {
             self.broke(format!("{failed} requests failed"));
         } else {

@@ -81,6 +81,8 @@ pub(super) struct Traffic {
 
 struct Shared {
     tally: Mutex<Tally>,
+    /// The latencies of reads since they were last taken, in microseconds.
+    recent: Mutex<Vec<u32>>,
     /// Of the requests that were answered well.
     latency: Arc<telemetry::Traffic>,
     /// A permit is a request that is due. Closed: no more requests.
@@ -101,8 +103,6 @@ pub(super) struct Tally {
     pub(super) pods: BTreeMap<String, u64>,
     /// What failed, and how often.
     pub(super) failures: BTreeMap<String, u64>,
-    /// The latencies of reads since they were last taken, in microseconds.
-    recent: Vec<u32>,
 }
 
 impl Traffic {
@@ -110,6 +110,7 @@ impl Traffic {
     pub(super) fn start(place: &Place, way: Way) -> Result<Self> {
         let shared = Arc::new(Shared {
             tally: Mutex::default(),
+            recent: Mutex::default(),
             latency: Metrics::new(1).traffic(Direction::Outbound, "orders", "demo"),
             due: [Semaphore::new(0), Semaphore::new(0)],
             number: AtomicU64::default(),
@@ -123,12 +124,12 @@ impl Traffic {
 
     /// What came of it so far.
     pub(super) fn tally(&self) -> Tally {
-        self.shared.tally().clone()
+        lock(&self.shared.tally).clone()
     }
 
     /// The latencies of reads since the last call, in microseconds, sorted.
     pub(super) fn recent(&self) -> Vec<u32> {
-        let mut recent = std::mem::take(&mut self.shared.tally().recent);
+        let mut recent = std::mem::take(&mut *lock(&self.shared.recent));
         recent.sort_unstable();
         recent
     }
@@ -142,14 +143,22 @@ impl Traffic {
     pub(super) fn finish(self) -> Result<(Tally, telemetry::Latency)> {
         self.shared.due.iter().for_each(Semaphore::close);
         self.running.finish()?;
-        Ok((self.shared.tally().clone(), self.shared.latency.snapshot().latency))
+        Ok((lock(&self.shared.tally).clone(), self.shared.latency.snapshot().latency))
     }
 }
 
 impl Shared {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    fn count(&self, stream: &Stream, outcome: Outcome, took: Duration) {
+        if let (Outcome::Answered { .. }, false) = (&outcome, stream.limited) {
+            self.latency.finished(0, 200, took);
+            lock(&self.recent).push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+        }
+        lock(&self.tally).count(stream, outcome);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Tally {
@@ -168,7 +177,7 @@ impl Tally {
         *self.failures.entry(if known { why } else { "other failures".into() }).or_default() += 1;
     }
 
-    fn answer(&mut self, stream: &Stream, outcome: Outcome, took: Duration) {
+    fn count(&mut self, stream: &Stream, outcome: Outcome) {
         match outcome {
             Outcome::Answered { pod } => {
                 *self.pods.entry(pod).or_default() += 1;
@@ -176,7 +185,6 @@ impl Tally {
                     self.writes += 1;
                 } else {
                     self.reads += 1;
-                    self.recent.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
                 }
             }
             Outcome::Refused => self.refused += 1,
@@ -231,13 +239,10 @@ async fn connection(shared: Arc<Shared>, index: usize, stream: Stream, client: R
             Ok(Err(why)) => Outcome::Failed(why),
             Err(_) => Outcome::Failed(format!("no answer within {PATIENCE:?}")),
         };
-        let took = begun.elapsed();
-        match outcome {
-            Outcome::Failed(_) => open = None,
-            Outcome::Answered { .. } if !stream.limited => shared.latency.finished(0, 200, took),
-            _ => {}
+        if matches!(outcome, Outcome::Failed(_)) {
+            open = None;
         }
-        shared.tally().answer(&stream, outcome, took);
+        shared.count(&stream, outcome, begun.elapsed());
     }
 }
 
@@ -379,10 +384,10 @@ mod tests {
     fn every_outcome_counts_and_kinds_of_failures_are_bounded() {
         let mut tally = Tally::default();
         for i in 0..100 {
-            tally.answer(&READS, Outcome::Failed(format!("failure {i}")), Duration::ZERO);
+            tally.count(&READS, Outcome::Failed(format!("failure {i}")));
         }
-        tally.answer(&WRITES, Outcome::Refused, Duration::ZERO);
-        tally.answer(&READS, Outcome::Answered { pod: "one".into() }, Duration::ZERO);
+        tally.count(&WRITES, Outcome::Refused);
+        tally.count(&READS, Outcome::Answered { pod: "one".into() });
         assert_eq!((tally.failed(), tally.sent()), (100, 102));
         assert!(tally.failures.len() <= KINDS + 1);
     }

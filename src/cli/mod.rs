@@ -1,6 +1,7 @@
 //! The commands, one file each: arguments to one typed call.
 
 pub mod check;
+pub mod demo;
 pub mod init;
 pub mod proxy;
 pub mod schema;
@@ -31,6 +32,8 @@ enum Command {
     },
     /// Print the JSON schema of the configuration
     Schema,
+    /// Bring a small mesh up, send traffic, change things, show that nothing fails
+    Demo(demo::Args),
 }
 
 /// Runs the command that the process was started with.
@@ -40,5 +43,6 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(args),
         Command::Check { file } => check::run(&file),
         Command::Schema => schema::run(),
+        Command::Demo(args) => demo::run(&args),
     }
 }

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response, Version};
+use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::lab::Pod;
 use super::namespace::Running;
+
+/// The field by which the load's requests are told apart.
+pub(super) const REQUEST_ID: &str = "x-request-id";
 
 /// A listening application. It dies, and its connections with it, when dropped.
 pub(crate) struct App {
@@ -33,6 +36,8 @@ struct Seen {
     connections: AtomicU64,
     delay: AtomicU64,
     requests: Mutex<Vec<Instant>>,
+    posts: Mutex<Vec<String>>,
+    waiting: AtomicU64,
 }
 
 /// What an application speaks.
@@ -46,7 +51,8 @@ enum Speaks {
 impl Pod {
     /// An HTTP/1.1 application.
     ///
-    /// `/echo` answers with the request's body. Every other path answers with JSON that tells
+    /// `/echo` answers with the request's body, `/wait/250` after so many milliseconds more than
+    /// the others. Every other path answers with JSON that tells
     /// what arrived: `pod`, `peer`, `method`, `path`, `version`, `headers`, `body` (its length).
     /// Each answer carries `x-pod`.
     pub(crate) fn app(&self, listen: SocketAddr) -> App {
@@ -71,6 +77,8 @@ impl App {
             connections: AtomicU64::new(0),
             delay: AtomicU64::new(0),
             requests: Mutex::default(),
+            posts: Mutex::default(),
+            waiting: AtomicU64::new(0),
         });
         let (bound, listening) = mpsc::channel();
         let state = seen.clone();
@@ -86,6 +94,13 @@ impl App {
         Self { address: address.expect("bound"), seen, _running: running }
     }
 
+    /// Kills it, its port and its connections, and gives the ids of the POSTs that it had taken.
+    pub(crate) fn kill(self) -> Vec<String> {
+        let seen = self.seen.clone();
+        drop(self);
+        std::mem::take(&mut seen.posts.lock().expect("not poisoned"))
+    }
+
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -99,6 +114,11 @@ impl App {
     /// How many connections it has accepted.
     pub(crate) fn connections(&self) -> u64 {
         self.seen.connections.load(Ordering::Relaxed)
+    }
+
+    /// How many requests it is holding, for as long as it was told to.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.seen.waiting.load(Ordering::Relaxed)
     }
 
     /// When each of its requests arrived.
@@ -135,11 +155,19 @@ async fn answer(
     seen: Arc<Seen>,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     seen.requests.lock().expect("not poisoned").push(Instant::now());
+    if request.method() == Method::POST
+        && let Some(id) = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok())
+    {
+        seen.posts.lock().expect("not poisoned").push(id.to_owned());
+    }
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
-    let delay = Duration::from_micros(seen.delay.load(Ordering::Relaxed));
+    let wait = parts.uri.path().strip_prefix("/wait/").and_then(|millis| millis.parse().ok()).unwrap_or(0);
+    let delay = Duration::from_micros(seen.delay.load(Ordering::Relaxed)) + Duration::from_millis(wait);
     if !delay.is_zero() {
+        seen.waiting.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(delay).await;
+        seen.waiting.fetch_sub(1, Ordering::Relaxed);
     }
     let headers: Vec<_> = parts
         .headers

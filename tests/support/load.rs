@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use super::app::REQUEST_ID;
 use super::client::{Answer, request};
 use super::lab::Pod;
 use super::namespace::Running;
@@ -21,7 +22,10 @@ use super::namespace::Running;
 /// A request without an answer for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What to send, where to, and how much of it.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+/// What to send, where to, and how much of it. Each request carries an id of its own, which
+/// applications keep.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
     /// Where to connect.
@@ -190,7 +194,8 @@ async fn one(load: &Load, open: &mut Option<SendRequest<Full<Bytes>>>) -> io::Re
             sender
         }
     };
-    let request = request(load.method, &load.host, &load.path, load.body.clone());
+    let mut request = request(load.method, &load.host, &load.path, load.body.clone());
+    request.headers_mut().insert(REQUEST_ID, NEXT_ID.fetch_add(1, Ordering::Relaxed).into());
     let (parts, body) = sender.send_request(request).await.map_err(|e| explain("request", &e))?.into_parts();
     let body = body.collect().await.map_err(|e| explain("body", &e))?.to_bytes();
     *open = Some(sender);

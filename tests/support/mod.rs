@@ -23,6 +23,7 @@ pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod service;
+pub(crate) mod shop;
 pub(crate) mod sidecar;
 
 use std::time::{Duration, Instant};

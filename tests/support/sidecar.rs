@@ -86,6 +86,39 @@ impl Sidecar<'_> {
             .expect("the pod's directory");
     }
 
+    /// Replaces its configuration as the kubelet replaces a mounted ConfigMap: a new directory,
+    /// and the `..data` link turned to it. The file itself is a link that never changes.
+    pub(crate) fn swap(&self, yaml: &str) {
+        let dir = self.config.parent().expect("a directory of its own");
+        let data =
+            (0..).map(|n| format!("..{n}")).find(|name| !dir.join(name).exists()).expect("a free name");
+        let turn = |to: &str, link: PathBuf| -> std::io::Result<()> {
+            let new = dir.join("..new");
+            std::os::unix::fs::symlink(to, &new)?;
+            std::fs::rename(new, link)
+        };
+        std::fs::create_dir(dir.join(&data))
+            .and_then(|()| std::fs::write(dir.join(&data).join("pannier.yaml"), yaml))
+            .and_then(|()| turn(&data, dir.join("..data")))
+            .and_then(|()| match self.config.is_symlink() {
+                true => Ok(()),
+                false => turn("..data/pannier.yaml", self.config.clone()),
+            })
+            .expect("the pod's directory");
+    }
+
+    /// Overwrites its configuration where it lies, and sends SIGHUP.
+    pub(crate) fn overwrite(&self, yaml: &str) {
+        std::fs::write(&self.config, yaml).expect("the pod's directory");
+        self.process.signal(Signal::HUP);
+    }
+
+    /// `GET` on its probes door.
+    pub(crate) fn probe(&self, path: &str) -> Answer {
+        let answer = self.pod.enter(|| client::get(PROBES, "probes", path));
+        answer.unwrap_or_else(|e| panic!("{path} on the probes door of {}: {e}", self.pod.name()))
+    }
+
     /// `GET` on its admin door.
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.admin("GET", path)
@@ -97,7 +130,7 @@ impl Sidecar<'_> {
     }
 
     fn admin(&self, method: &str, path: &str) -> Answer {
-        let answer = self.pod.enter(|| client::send(ADMIN, request(method, "admin", path, "")));
+        let answer = self.pod.enter(|| client::send(ADMIN, request(method, "localhost", path, "")));
         answer.unwrap_or_else(|e| panic!("{} {path} on the admin door of {}: {e}", method, self.pod.name()))
     }
 

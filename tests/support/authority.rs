@@ -1,7 +1,7 @@
 //! A certificate authority for the lab's identities.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -48,6 +48,11 @@ impl Authority {
     /// Writes an identity for `path` (`ns/shop/sa/orders`) into the pod's directory. A second
     /// one of the same pod replaces the first.
     pub(crate) fn issue(&self, pod: &Pod, path: &str) -> IdentityFiles {
+        self.issue_into(&pod.dir().join("identity"), path)
+    }
+
+    /// The same into a directory of its own.
+    pub(crate) fn issue_into(&self, dir: &Path, path: &str) -> IdentityFiles {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![uri(&format!("spiffe://{}/{path}", self.trust_domain))];
@@ -55,13 +60,12 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.issuer).expect("a leaf").pem();
-        let dir = pod.dir().join("identity");
         let files = IdentityFiles {
             certificate: dir.join("tls.crt"),
             key: dir.join("tls.key"),
             bundle: dir.join("ca.crt"),
         };
-        fs::create_dir_all(&dir).expect("the pod's directory");
+        fs::create_dir_all(dir).expect("the pod's directory");
         for (path, text) in [
             (&files.certificate, &certificate),
             (&files.key, &key.serialize_pem()),

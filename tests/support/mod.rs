@@ -19,6 +19,7 @@ pub(crate) mod client;
 pub(crate) mod dns;
 pub(crate) mod lab;
 pub(crate) mod load;
+pub(crate) mod loopback;
 pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod redis;

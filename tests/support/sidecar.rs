@@ -97,7 +97,7 @@ impl Sidecar<'_> {
     }
 
     fn admin(&self, method: &str, path: &str) -> Answer {
-        let answer = self.pod.enter(|| client::send(ADMIN, request(method, "admin", path, "")));
+        let answer = self.pod.enter(|| client::send(ADMIN, request(method, "localhost", path, "")));
         answer.unwrap_or_else(|e| panic!("{} {path} on the admin door of {}: {e}", method, self.pod.name()))
     }
 

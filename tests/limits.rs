@@ -142,7 +142,11 @@ fn three_sidecars_hold_one_bound_together() {
     // A request asks nobody: leases bring many tokens at once, and a refusal is remembered.
     let (sent, asked) = (tallies.iter().map(Tally::sent).sum::<u64>(), scripts(&redis));
     println!("sent {sent}, admitted {}, scripts run {asked}", times.len());
-    assert!(asked * 2 < times.len() as u64, "{asked} calls of Redis for {} admissions of {sent}", times.len());
+    assert!(
+        asked * 2 < times.len() as u64,
+        "{asked} calls of Redis for {} admissions of {sent}",
+        times.len()
+    );
 
     let answer = exhausted(&pods[0], app.address());
     assert_eq!((answer.status.as_u16(), answer.refused()), (429, Some("limit.exhausted")));

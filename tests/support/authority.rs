@@ -1,6 +1,7 @@
 //! The lab's identities, by the product's own trial authority.
 
 use std::os::unix::fs::chown;
+use std::path::Path;
 
 use pannier::config::model;
 use pannier::identity::ca;
@@ -28,11 +29,17 @@ impl Authority {
     /// Writes an identity for `path` (`ns/shop/sa/orders`) into the pod's directory. A second
     /// one of the same pod replaces the first.
     pub(crate) fn issue(&self, pod: &Pod, path: &str) -> IdentityFiles {
-        let dir = pod.dir().join("identity");
-        std::fs::create_dir_all(&dir).expect("the pod's directory");
-        let files = self.0.leaf(path).expect("a leaf").write(&dir).expect("the pod's directory");
-        // The key is for its owner alone: the sidecar's user.
-        chown(&files.key, Some(SIDECAR_UID), None).expect("we are root");
+        self.issue_into(&pod.dir().join("identity"), path)
+    }
+
+    /// The same into a directory of its own.
+    pub(crate) fn issue_into(&self, dir: &Path, path: &str) -> IdentityFiles {
+        std::fs::create_dir_all(dir).expect("a directory of ours");
+        let files = self.0.leaf(path).expect("a leaf").write(dir).expect("a directory of ours");
+        // The key is for its owner alone: the sidecar's user. Without root, that is who we are.
+        if rustix::process::geteuid().is_root() {
+            chown(&files.key, Some(SIDECAR_UID), None).expect("we are root");
+        }
         IdentityFiles(files)
     }
 }

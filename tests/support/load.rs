@@ -5,11 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -36,6 +37,8 @@ pub(crate) struct Load {
     pub(crate) method: &'static str,
     /// The path.
     pub(crate) path: String,
+    /// Fields beside the host.
+    pub(crate) fields: Vec<(&'static str, &'static str)>,
     /// The body.
     pub(crate) body: Bytes,
     /// How many connections, each with one request at a time.
@@ -57,6 +60,8 @@ pub(crate) struct Tally {
     pub(crate) refused: BTreeMap<String, u64>,
     /// Requests without an answer, by why.
     pub(crate) failures: BTreeMap<String, u64>,
+    /// When each request that was answered with 200 was sent, and when it was answered.
+    pub(crate) times: Vec<(Instant, Instant)>,
 }
 
 /// Load that is being sent.
@@ -74,6 +79,7 @@ impl Load {
             host: host.to_owned(),
             method: "GET",
             path: "/".to_owned(),
+            fields: Vec::new(),
             body: Bytes::new(),
             connections: 8,
             requests: None,
@@ -143,10 +149,13 @@ impl Tally {
         assert_eq!(self.ok(), self.sent(), "requests failed: {self:#?}");
     }
 
-    fn count(&mut self, outcome: io::Result<Answer>) {
+    fn count(&mut self, outcome: io::Result<Answer>, sent: Instant) {
         match outcome {
             Ok(answer) => {
                 *self.statuses.entry(answer.status.as_u16()).or_default() += 1;
+                if answer.status == 200 {
+                    self.times.push((sent, Instant::now()));
+                }
                 if let Some(pod) = answer.pod() {
                     *self.pods.entry(pod.to_owned()).or_default() += 1;
                 }
@@ -165,12 +174,13 @@ async fn connection(load: Arc<Load>, begun: Arc<AtomicU64>, stop: Arc<AtomicBool
     while !stop.load(Ordering::Relaxed)
         && load.requests.is_none_or(|most| begun.fetch_add(1, Ordering::Relaxed) < most)
     {
+        let sent = Instant::now();
         let outcome = tokio::time::timeout(PATIENCE, one(&load, &mut open)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(io::Error::other(format!("no answer in {PATIENCE:?}"))));
         if outcome.is_err() {
             open = None;
         }
-        tally.lock().expect("not poisoned").count(outcome);
+        tally.lock().expect("not poisoned").count(outcome, sent);
         if !load.pause.is_zero() {
             tokio::time::sleep(load.pause).await;
         }
@@ -196,6 +206,9 @@ async fn one(load: &Load, open: &mut Option<SendRequest<Full<Bytes>>>) -> io::Re
     };
     let mut request = request(load.method, &load.host, &load.path, load.body.clone());
     request.headers_mut().insert(REQUEST_ID, NEXT_ID.fetch_add(1, Ordering::Relaxed).into());
+    for (name, value) in &load.fields {
+        request.headers_mut().append(*name, HeaderValue::from_static(value));
+    }
     let (parts, body) = sender.send_request(request).await.map_err(|e| explain("request", &e))?.into_parts();
     let body = body.collect().await.map_err(|e| explain("body", &e))?.to_bytes();
     *open = Some(sender);

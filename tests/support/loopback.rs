@@ -1,0 +1,130 @@
+//! The real binary on loopback, without a namespace and without redirection: every listener on a
+//! free port, which its log reports.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::client::{self, Answer, request};
+use super::process::Process;
+
+/// How long a sidecar may take to be ready.
+const READY: Duration = Duration::from_secs(15);
+
+/// Free ports, and a DNS server that is not there: nothing leaves the machine.
+const LISTEN: &str = "listen:
+  outbound: 127.0.0.1:0
+  inbound: 127.0.0.1:0
+  dns: 127.0.0.1:0
+  admin: 127.0.0.1:0
+  probes: 127.0.0.1:0
+dns: { servers: [\"127.0.0.1:9\"] }
+workers: 1
+";
+
+/// A running sidecar that nothing is redirected to. Killed when dropped.
+pub(crate) struct Loopback {
+    process: Process,
+    config: PathBuf,
+    bound: BTreeMap<String, SocketAddr>,
+    _dir: TempDir,
+}
+
+impl Loopback {
+    /// Starts a sidecar with this configuration, which says nothing of `listen`, `dns` and
+    /// `workers`, and waits until it is ready.
+    pub(crate) async fn start(name: &str, yaml: &str) -> Self {
+        let dir = TempDir::with_prefix("pannier-loopback-").expect("a temporary directory");
+        let config = dir.path().join("pannier.yaml");
+        fs::write(&config, format!("{LISTEN}{yaml}")).expect("our own directory");
+        let mut command = binary(&["proxy", "--config"]);
+        command.arg(&config).env("PANNIER_LOG", "debug");
+        let process = Process::start(command, name, &dir.path().join("log"));
+        let mut sidecar = Self { process, config, bound: BTreeMap::new(), _dir: dir };
+        sidecar.bound = sidecar.process.until(READY, "listening", |process| {
+            let bound = bound(&process.log());
+            (bound.len() == 5).then_some(bound)
+        });
+        let begin = tokio::time::Instant::now();
+        while !matches!(sidecar.get("/ready").await, Ok(answer) if answer.status == 200) {
+            assert!(begin.elapsed() < READY, "{name} is not ready");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sidecar
+    }
+
+    /// Where a listener, by its name in the configuration, is bound.
+    pub(crate) fn at(&self, listener: &str) -> SocketAddr {
+        self.bound[listener]
+    }
+
+    /// Where the application's requests go.
+    pub(crate) fn outbound(&self) -> SocketAddr {
+        self.at("outbound")
+    }
+
+    /// Where callers' requests go.
+    pub(crate) fn inbound(&self) -> SocketAddr {
+        self.at("inbound")
+    }
+
+    /// `GET` on its admin door.
+    pub(crate) async fn get(&self, path: &str) -> std::io::Result<Answer> {
+        client::send(self.at("admin"), request("GET", "localhost", path, "")).await
+    }
+
+    /// Replaces what [`start`](Self::start) was given, in one step.
+    pub(crate) fn configure(&self, yaml: &str) {
+        let new = self.config.with_extension("new");
+        fs::write(&new, format!("{LISTEN}{yaml}"))
+            .and_then(|()| fs::rename(&new, &self.config))
+            .expect("our own directory");
+    }
+
+    /// The program.
+    pub(crate) fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// The most memory that it has held, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib << 10
+    }
+}
+
+/// The binary under test with arguments.
+pub(crate) fn binary(args: &[&str]) -> Command {
+    let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_pannier")));
+    command.args(args).env_remove("PANNIER_CONFIG").env_remove("PANNIER_LOG");
+    command
+}
+
+/// Runs the binary to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    binary(args).output().expect("the binary under test")
+}
+
+/// What the log says is bound.
+fn bound(log: &str) -> BTreeMap<String, SocketAddr> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let bound = lines.filter_map(|line| {
+        let fields = line.get("fields").unwrap_or(&line);
+        let name = fields.get("message")?.as_str()?.strip_prefix("listening: ")?.to_owned();
+        Some((name, fields.get("address")?.as_str()?.parse().ok()?))
+    });
+    bound.collect()
+}

@@ -172,6 +172,8 @@ fn an_endpoints_sidecar_is_killed_and_comes_back() {
         one.kill();
         gets.more_from(&shop.two, 100);
         posts.more_from(&shop.two, 50);
+        // Long enough to be tried in vain a second time.
+        std::thread::sleep(Duration::from_millis(1200));
         one = shop.one.sidecar(&config);
     }
     gets.more_from(&shop.one, 100);

@@ -121,11 +121,16 @@ impl Endpoint {
 
     /// Notes that it could not be reached: it is passed over for a while.
     pub fn failed(&self) {
-        // Requests that fail together are one failure.
-        if !self.is_paused() {
-            let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(10);
-            let pause = (FIRST_PAUSE * (1 << failures)).min(LONGEST_PAUSE);
-            self.paused_until.store(now_millis() + pause.as_millis() as u64, Ordering::Relaxed);
+        let (now, until) = (now_millis(), self.paused_until.load(Ordering::Relaxed));
+        if now < until {
+            // Requests that fail together are one failure.
+            return;
+        }
+        let failures = self.failures.load(Ordering::Relaxed).min(10);
+        let pause = (FIRST_PAUSE * (1 << failures)).min(LONGEST_PAUSE);
+        let next = now + pause.as_millis() as u64;
+        if self.paused_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.failures.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -178,5 +183,13 @@ mod tests {
         assert!(endpoint.is_paused());
         endpoint.answered();
         assert!(!endpoint.is_paused());
+    }
+    #[test]
+    fn requests_that_fail_together_are_one_failure() {
+        let endpoint = Endpoint::new("127.0.0.1:1".parse().unwrap(), 1);
+        for _ in 0..20 {
+            endpoint.failed();
+        }
+        assert_eq!(endpoint.failures.load(Ordering::Relaxed), 1, "the next pause is the second");
     }
 }

@@ -195,9 +195,10 @@ impl Answer {
         self.sink.is_some()
     }
 
-    pub(super) fn refuse(&mut self) -> bool {
+    /// Resets the stream, if no answer has begun.
+    pub(super) fn reset(&mut self, code: Code) -> bool {
         if self.sink.is_none() {
-            self.respond.send_reset(Code::REFUSED_STREAM);
+            self.respond.send_reset(code);
         }
         self.sink.is_none()
     }

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use ::h2::Reason as Code;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, StatusCode, Version};
@@ -115,7 +116,16 @@ impl Responder<'_> {
     pub fn refuse_stream(&mut self) -> bool {
         match self {
             Responder::H1(_) => false,
-            Responder::H2(answer) => answer.refuse(),
+            Responder::H2(answer) => answer.reset(Code::REFUSED_STREAM),
+        }
+    }
+
+    /// Ends the stream without an answer: what became of the request is not known, so the peer may
+    /// send it again if that is safe. False where the protocol cannot say so.
+    pub fn fail_stream(&mut self) -> bool {
+        match self {
+            Responder::H1(_) => false,
+            Responder::H2(answer) => answer.reset(Code::INTERNAL_ERROR),
         }
     }
 

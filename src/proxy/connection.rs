@@ -47,15 +47,13 @@ impl<S: Stages> Handler for Requests<S> {
     ) -> Next<Opened> {
         let _busy = self.worker.busy();
         let mesh = self.worker.mesh();
-        let grpc = head.is_grpc();
+        let (grpc, idempotent) = (head.is_grpc(), head.is_idempotent());
         match self.stages.request(&self.worker, &mesh, head, body, respond).await {
             Ok(next) => next,
             Err(error) => {
                 self.refused(&error);
-                // What the application never saw may go to another endpoint, whatever the method.
-                let elsewhere = error.retry == Retry::Unprocessed && self.stages.is_from_sidecar();
                 let answerable = !respond.has_begun() && error.reason != Reason::HttpDownstreamGone;
-                if answerable && !(elsewhere && respond.refuse_stream()) {
+                if answerable && !self.given_back(&error, idempotent, respond) {
                     let _ = respond.refusal(&error, grpc).await;
                 }
                 Next::Request
@@ -82,5 +80,19 @@ impl<S: Stages> Handler for Requests<S> {
 
     fn closing(&self) -> impl Future<Output = ()> {
         self.worker.closing(S::DIRECTION)
+    }
+}
+
+impl<S: Stages> Requests<S> {
+    /// Gives a request that failed back to the sidecar it came from, which may send it to another
+    /// endpoint: what the application never saw, whatever the method; what it may have seen, if
+    /// that may be repeated.
+    fn given_back(&self, error: &Error, idempotent: bool, respond: &mut Responder<'_>) -> bool {
+        match error.retry {
+            _ if !self.stages.is_from_sidecar() => false,
+            Retry::Unprocessed => respond.refuse_stream(),
+            Retry::Idempotent => idempotent && respond.fail_stream(),
+            Retry::Never => false,
+        }
     }
 }

@@ -115,8 +115,7 @@ impl Stages for Outbound {
 impl Outbound {
     /// Route: host and path say which upstream, if the connection was meant for it.
     fn route(&self, worker: &Worker, mesh: &Mesh, head: &RequestHead) -> Result<Destination> {
-        let port = head.port().or(self.original.map(|o| o.port()));
-        let route = mesh.routes.find(&head.host(), port, head.path.path());
+        let route = mesh.routes.find(&head.host(), port(head, self.original), head.path.path());
         let balanced = |route: &Arc<Route>| Destination { route: route.clone(), pinned: None };
         match (route, self.original, &self.destination) {
             (Some(route), None, _) => Ok(balanced(route)),
@@ -141,6 +140,13 @@ impl Outbound {
     }
 }
 
+/// The port that a request names, or that it was sent to; without either, that of `http`
+/// (RFC 9110 section 4.2.1).
+fn port(head: &RequestHead, original: Option<SocketAddr>) -> Option<u16> {
+    const HTTP: u16 = 80;
+    head.port().or(original.map(|o| o.port())).or(Some(HTTP))
+}
+
 /// Limit: a token of each limit that holds for the request.
 pub(super) async fn limit(
     limits: &Limits,
@@ -153,7 +159,7 @@ pub(super) async fn limit(
     }
     let decision = limits.admit(&Facts {
         host: &head.host(),
-        port: head.port().or(original.map(|o| o.port())),
+        port: port(head, original),
         path: head.path.path(),
         method: head.method.as_str(),
         caller,

@@ -22,6 +22,7 @@ pub(crate) mod load;
 pub(crate) mod loopback;
 pub(crate) mod namespace;
 pub(crate) mod process;
+pub(crate) mod raw;
 pub(crate) mod redis;
 pub(crate) mod service;
 pub(crate) mod sidecar;

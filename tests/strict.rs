@@ -23,7 +23,7 @@ const CLEAN: &str = "GET /clean HTTP/1.1\r\nHost: orders.test\r\n\r\n";
 async fn answer(sidecar: &Loopback, bytes: &str) -> String {
     let mut raw = Raw::connect(sidecar.outbound()).await;
     raw.send(bytes).await;
-    raw.to_end().await
+    raw.rest().await
 }
 
 fn assert_refused(answer: &str, status: u16, reason: &str, request: &str) {
@@ -99,7 +99,7 @@ async fn requests_with_two_readings_are_refused() {
         assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
         assert_eq!(raw.take(2).await, b"ok");
         raw.send(&request).await;
-        assert_refused(&raw.to_end().await, 400, "http.malformed", &request);
+        assert_refused(&raw.rest().await, 400, "http.malformed", &request);
     }
     let seen = witness.seen();
     assert_eq!(seen.matches("http/1.1\r\n").count(), MALFORMED.len(), "more than the clean ones: {seen}");
@@ -196,7 +196,7 @@ async fn a_slow_head_times_out() {
     raw.take(2).await;
     tokio::time::sleep(Duration::from_millis(600)).await;
     raw.send("GET /slow HTTP/1.1\r\nHost: orders").await;
-    assert_refused(&raw.to_end().await, 408, "http.head_timeout", "a slow head");
+    assert_refused(&raw.rest().await, 408, "http.head_timeout", "a slow head");
     // Not even when it comes on and on.
     let mut raw = Raw::connect(caller.outbound()).await;
     raw.send("GET /slow HTTP/1.1\r\nHost: orders.test\r\n").await;
@@ -204,7 +204,7 @@ async fn a_slow_head_times_out() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         raw.offer("X: 1\r\n").await;
     }
-    let answer = raw.to_end().await;
+    let answer = raw.rest().await;
     assert!(answer.is_empty() || answer.contains("http.head_timeout"), "{answer}");
     assert!(!witness.seen().contains("/slow"), "the application was reached");
 }
@@ -234,7 +234,7 @@ async fn answers_with_two_readings_are_not_passed_on() {
         let head = raw.head().await;
         let number = head.split(['/', ' ']).nth(2).and_then(|n| n.parse::<usize>().ok()).expect("a number");
         raw.send(answers[number]).await;
-        raw.to_end().await;
+        raw.rest().await;
     })
     .await;
     let (caller, pair) = (hop(app).await, Pair::new(app).await);

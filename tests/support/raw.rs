@@ -91,7 +91,7 @@ impl Raw {
     }
 
     /// All that comes until the peer closes or resets.
-    pub(crate) async fn to_end(&mut self) -> String {
+    pub(crate) async fn rest(&mut self) -> String {
         while self.more().await {}
         String::from_utf8_lossy(&std::mem::take(&mut self.buf)).into_owned()
     }

@@ -9,7 +9,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use pannier::config::model;
 use pannier::identity::Identity;
 use pannier::tls::{Alpn, Peer, Tls, server_name};
 
@@ -418,12 +417,7 @@ const MALFORMED_H2: &[&[(&str, &str)]] = &[
 async fn http_2_between_sidecars_smuggles_nothing_into_http_1() {
     let (witness, app) = Witness::listen().await;
     let pair = Pair::new(app).await;
-    let files = &pair.identity;
-    let identity = Identity::load(&model::Identity {
-        certificate: files.certificate.clone(),
-        key: files.key.clone(),
-        bundle: files.bundle.clone(),
-    });
+    let identity = Identity::load(pair.identity.paths());
     let tls = Tls::new(&identity.expect("an identity"));
     let orders = Peer::TrustDomain("cluster.local".into());
     let connector = TlsConnector::from(tls.client(&orders, Alpn::H2));

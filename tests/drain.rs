@@ -49,7 +49,7 @@ impl KeepAlive {
         }
     }
 
-    fn is_closed(mut self) -> bool {
+    fn ends_closed(mut self) -> bool {
         matches!(self.0.read(&mut [0]), Ok(0))
     }
 }
@@ -86,7 +86,7 @@ fn drained(stop: impl Fn(&mut Dns, &Shop, &Sidecar)) {
     assert!(head.starts_with("http/1.1 200") && head.contains("connection: close"), "{head}");
     let head = plaintext.get();
     assert!(head.starts_with("http/1.1 200") && head.contains("connection: close"), "{head}");
-    assert!(plaintext.is_closed());
+    assert!(plaintext.ends_closed());
 
     let outbound = || one.enter(|| get(elsewhere.address(), "elsewhere", "/")).map(|answer| answer.status);
     assert_eq!(outbound().expect("its own requests go out"), 200);

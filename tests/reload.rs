@@ -41,7 +41,7 @@ limits:
         timeout = 60 + n,
         retries = 2 + n % 3,
         rate = 1_000_000 + n,
-        limit = if n % 3 == 0 { "" } else { "- { name: another, path: /nobody, scope: pod, rate: 1/s }\n" },
+        limit = if n.is_multiple_of(3) { "" } else { "- { name: another, path: /nobody, scope: pod, rate: 1/s }\n" },
         capacity = 1 + n,
         headers = 100 + n,
     );

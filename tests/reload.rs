@@ -37,7 +37,7 @@ limits:
 ",
         archive = archive.addresses(PORT)[0],
         added = if n % 4 < 2 { "" } else { "  added: { address: added:80, endpoints: 10.0.0.1:80 }\n" },
-        canary = if n % 2 == 0 { "orders" } else { "archive" },
+        canary = if n.is_multiple_of(2) { "orders" } else { "archive" },
         timeout = 60 + n,
         retries = 2 + n % 3,
         rate = 1_000_000 + n,

@@ -31,7 +31,7 @@ const LISTEN: Duration = Duration::from_secs(10);
 /// Methods of RFC 9110 and 5789: what begins so is held to be HTTP, and refused if it is not
 /// well-formed, rather than carried past all rules as bytes.
 const METHODS: [&[u8]; 9] =
-    [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];
+    [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
 
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +163,8 @@ fn classify(bytes: &[u8]) -> Option<Protocol> {
     // RFC 9112 section 2.2: a server ignores empty lines before a request.
     let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'))?;
     let line = &bytes[start..];
-    if METHODS.iter().any(|method| line.starts_with(method)) {
+    let spaced = |rest: &[u8]| matches!(rest.first(), Some(b' ' | b'\t'));
+    if METHODS.iter().any(|method| line.strip_prefix(*method).is_some_and(spaced)) {
         return Some(Protocol::Http1);
     }
     let token = line.iter().take_while(|b| is_token(**b)).count();
@@ -201,6 +202,7 @@ mod tests {
             (b"\r\nGET / HTTP/1.1\r\n", Some(Protocol::Http1)),
             (b"PURGE /x HTTP/1.1\r\n", Some(Protocol::Http1)),
             (b"GET /nonsense", Some(Protocol::Http1)),
+            (b"GET\t/ HTTP/1.1\r\n", Some(Protocol::Http1)),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Protocol::Http2)),
             (b"PRI * HT", None),
             (b"P", None),

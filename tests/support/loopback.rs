@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::authority::{Authority, IdentityFiles};
 use super::client::{self, Answer, request};
 use super::process::Process;
 
@@ -103,6 +104,47 @@ impl Loopback {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
         kib << 10
+    }
+}
+
+/// The host that the upstream of [`hop`] and [`Pair`] has.
+pub(crate) const HOST: &str = "orders.test";
+
+/// An upstream with one endpoint.
+pub(crate) fn upstream(endpoint: SocketAddr, more: &str) -> String {
+    format!("upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [\"{endpoint}\"]{more} }} }}\n")
+}
+
+/// A sidecar beside a caller of the application at `app`, which has none.
+pub(crate) async fn hop(app: SocketAddr) -> Loopback {
+    Loopback::start("caller", &upstream(app, "")).await
+}
+
+/// A caller's sidecar and the application's, with mutual TLS in between.
+pub(crate) struct Pair {
+    /// The caller's.
+    pub(crate) caller: Loopback,
+    /// The application's.
+    pub(crate) orders: Loopback,
+    /// The caller's identity.
+    pub(crate) identity: IdentityFiles,
+    _files: TempDir,
+}
+
+impl Pair {
+    /// A pair in front of the application at `app`.
+    pub(crate) async fn new(app: SocketAddr) -> Self {
+        let files = TempDir::with_prefix("pannier-pair-").expect("a temporary directory");
+        let authority = Authority::new("cluster.local");
+        let issue =
+            |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}"));
+        let strict = issue("orders").yaml() + &format!("application: {app}\ninbound: {{ mtls: strict }}\n");
+        let orders = Loopback::start("orders", &strict).await;
+        let identity = issue("caller");
+        let peer = ", mtls: { peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }";
+        let yaml = identity.yaml() + &upstream(orders.inbound(), peer);
+        let caller = Loopback::start("caller", &yaml).await;
+        Self { caller, orders, identity, _files: files }
     }
 }
 

@@ -40,6 +40,14 @@ impl Raw {
         self.until(b"\r\n\r\n").await
     }
 
+    /// The next head, if the peer does not close before it.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        if self.buf.is_empty() && !self.more().await {
+            return None;
+        }
+        Some(self.head().await)
+    }
+
     /// All up to `end`, which is included.
     pub(crate) async fn until(&mut self, end: &[u8]) -> String {
         loop {
@@ -83,7 +91,7 @@ impl Raw {
     }
 
     /// All that comes until the peer closes or resets.
-    pub(crate) async fn to_end(&mut self) -> String {
+    pub(crate) async fn rest(&mut self) -> String {
         while self.more().await {}
         String::from_utf8_lossy(&std::mem::take(&mut self.buf)).into_owned()
     }

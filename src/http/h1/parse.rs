@@ -146,7 +146,8 @@ pub fn trailers(buf: &mut BytesMut, max_fields: usize) -> Result<Option<Fields>,
 fn request_error(error: httparse::Error, buf: &[u8]) -> Refused {
     match error {
         httparse::Error::TooManyHeaders => Refused::TooLarge,
-        // Only a well-formed `HTTP/d.d` is a version that we do not speak; the rest is noise.
+        // Only another well-formed `HTTP/d.d` is a version that we do not speak; the rest is noise,
+        // as a target with a space in it is.
         httparse::Error::Version if names_other_version(buf) => Refused::Version,
         httparse::Error::HeaderName => Refused::Malformed("a field's name is not a token"),
         httparse::Error::HeaderValue => Refused::Malformed("a field's value holds a control character"),
@@ -158,7 +159,8 @@ fn request_error(error: httparse::Error, buf: &[u8]) -> Refused {
 fn names_other_version(buf: &[u8]) -> bool {
     let line = buf.split(|b| *b == b'\r' || *b == b'\n').next().unwrap_or_default();
     let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
-    matches!(version, [b'H', b'T', b'T', b'P', b'/', a, b'.', b] if a.is_ascii_digit() && b.is_ascii_digit())
+    let well_formed = matches!(version, [b'H', b'T', b'T', b'P', b'/', a, b'.', b] if a.is_ascii_digit() && b.is_ascii_digit());
+    well_formed && !matches!(version, b"HTTP/1.0" | b"HTTP/1.1")
 }
 
 /// Every line ends in CRLF, and CR stands nowhere else. `httparse` takes a bare LF for an end.

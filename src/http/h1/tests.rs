@@ -150,6 +150,8 @@ fn other_versions_are_told_from_noise() {
         let refused = request(&format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n")).unwrap_err();
         assert_eq!(refused, Refused::Version, "{version}");
     }
+    let refused = request("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n").unwrap_err();
+    assert!(matches!(refused, Refused::Malformed(_)), "{refused:?}");
 }
 
 #[test]

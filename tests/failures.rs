@@ -4,14 +4,19 @@
 mod support;
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use support::app::App;
+use support::client::talk;
 use support::eventually;
 use support::lab::Pod;
 use support::load::{Load, Tally};
-use support::shop::{PATIENCE, PORT, Shop, endpoints};
+use support::shop::{NAME, PATIENCE, PORT, Shop, endpoints};
 use support::sidecar::Sidecar;
+
+/// A port carried as bytes.
+const DATABASE: u16 = 3306;
 
 /// Connections that send POSTs.
 const POSTERS: usize = 4;
@@ -150,6 +155,35 @@ fn dns_dies_and_hangs_and_what_was_known_serves_on() {
     gets.assert_all_ok();
     assert_alive(&mut [&mut caller, &mut one, &mut two]);
     println!("{} requests: no failure", gets.sent());
+}
+
+#[test]
+fn dns_is_late_and_what_comes_first_waits_for_it() {
+    let (shop, dns) = Shop::new(1);
+    let _apps = [&shop.one, &shop.two].map(|pod| pod.app(pod.addresses(PORT)[0]));
+    let _database = shop.one.greeting_app(shop.one.addresses(DATABASE)[0], b"\x0a8.0.36-greeting");
+    let _orders =
+        [&shop.one, &shop.two].map(|pod| pod.sidecar(&shop.orders(pod, "inbound: { mtls: strict }\n")));
+    let endpoint = shop.one.addresses(DATABASE)[0];
+    let database = format!("  database: {{ address: {NAME}:{DATABASE}, endpoints: {endpoint} }}\n");
+    dns.pause();
+    let caller = shop.caller.sidecar(&shop.calls("", &database));
+
+    // Nobody is at the virtual address, and no endpoint takes plaintext: there is one way to succeed.
+    let gets = Load { requests: Some(100), ..shop.load() }.start(&shop.caller);
+    let to = SocketAddr::new(Shop::vip().ip(), DATABASE);
+    std::thread::scope(|scope| {
+        let heard = || shop.caller.enter(|| talk(to, "", |got| got.ends_with(b"greeting")));
+        let heard = scope.spawn(heard);
+        eventually(PATIENCE, "connections", || {
+            let open = caller.metric("pannier_downstream_connections", &["direction=\"outbound\""]);
+            (open >= 9.0).then_some(())
+        });
+        dns.resume();
+        let heard = heard.join().expect("a thread").expect("a greeting");
+        assert_eq!(heard, b"\x0a8.0.36-greeting");
+    });
+    gets.finish().assert_all_ok();
 }
 
 #[test]

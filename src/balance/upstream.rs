@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{SetOnce, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -59,6 +59,8 @@ struct Live {
     leaving: ArcSwap<Vec<Arc<Endpoint>>>,
     resolution: watch::Receiver<Resolution>,
     address: watch::Receiver<Answer>,
+    /// Set once `address` and the source have both said something.
+    located: SetOnce<()>,
     /// Whether the source has said anything that is in `endpoints`.
     heard: watch::Sender<bool>,
     in_flight: AtomicU32,
@@ -128,6 +130,22 @@ impl Upstream {
         (original.port() == self.spec.address.port && self.live.vips.load().contains(&ip))
             || self.live.endpoints.load().iter().any(|e| e.address == original)
             || self.live.leaving.load().iter().any(|e| e.address == original && e.just_left())
+    }
+
+    /// Whether it is known yet which connections are meant for this upstream.
+    pub fn is_located(&self) -> bool {
+        self.live.located.initialized()
+    }
+
+    /// Waits until it is known whether a connection to `original` was meant for this upstream: until
+    /// its names have been answered a first time, no longer than a connection may take. Without
+    /// it, what comes first would pass the upstream by, and leave the pod in plaintext.
+    pub async fn located(&self, original: SocketAddr) {
+        let port = original.port();
+        if port == self.spec.address.port || self.spec.source.has_port(port) {
+            // Whether in time or not, what is known then decides.
+            let _ = timeout(self.spec.connect_timeout, self.live.located.wait()).await;
+        }
     }
 
     /// The endpoint at an address; one that has just left is still itself, and no other.
@@ -239,17 +257,21 @@ impl Live {
                     let Some(live) = weak.upgrade() else { return };
                     let now = resolution.borrow_and_update().clone();
                     live.publish(&now.endpoints);
-                    let vips = address.borrow_and_update().addresses.to_vec();
+                    let vips = address.borrow_and_update().clone();
                     // An answer that failed leaves what was known: a name that cannot be asked
                     // has not moved.
-                    if !vips.is_empty() {
-                        live.vips.store(Arc::new(vips));
+                    if !vips.addresses.is_empty() {
+                        live.vips.store(Arc::new(vips.addresses.to_vec()));
                     }
                     live.heard.send_if_modified(|heard| {
                         let first = !*heard && !matches!(now.state, State::Pending);
                         *heard |= first;
                         first
                     });
+                    if ![&now.state, &vips.state].contains(&&State::Pending) {
+                        // Set already is as good.
+                        let _ = live.located.set(());
+                    }
                     drop(live);
                     let changed = tokio::select! {
                         changed = resolution.changed() => changed,
@@ -266,6 +288,7 @@ impl Live {
                 leaving: ArcSwap::default(),
                 resolution: said,
                 address: dialled,
+                located: SetOnce::new(),
                 heard: watch::Sender::new(false),
                 in_flight: AtomicU32::new(0),
                 connections: AtomicU32::new(0),

@@ -55,6 +55,14 @@ impl EndpointSource {
         }
     }
 
+    /// Whether an endpoint may listen on this port.
+    pub fn has_port(&self, port: u16) -> bool {
+        match self {
+            EndpointSource::Static(targets) => targets.iter().any(|target| target.address.port() == port),
+            EndpointSource::Dns(hosts) => hosts.iter().any(|host| host.port == port),
+        }
+    }
+
     /// Watches the endpoints. The channel signals when the endpoints or the state change; `expires`
     /// moves silently with every refresh. It stays open while its receiver lives.
     pub fn subscribe(&self, resolver: &Arc<Resolver>) -> watch::Receiver<Resolution> {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 
 use crate::auth;
 use crate::balance::{Endpoint, Spec, Upstream};
@@ -170,10 +172,23 @@ impl Mesh {
         }
     }
 
-    /// The upstream that an address belongs to, and the endpoint, if it is one's.
-    pub(super) fn by_address(&self, original: std::net::SocketAddr) -> Option<Destination> {
-        let route = self.upstreams.iter().find(|r| r.upstream.owns(original))?;
-        Some(Destination { route: route.clone(), pinned: route.upstream.endpoint_at(original) })
+    /// The upstream that an address belongs to, and the endpoint, if it is one's. Waits for
+    /// upstreams of which that is not known yet.
+    pub(super) async fn by_address(&self, original: std::net::SocketAddr) -> Option<Destination> {
+        let find = || {
+            let route = self.upstreams.iter().find(|r| r.upstream.owns(original))?;
+            Some(Destination { route: route.clone(), pinned: route.upstream.endpoint_at(original) })
+        };
+        let known = || self.upstreams.iter().all(|r| r.upstream.is_located());
+        let mut found = find();
+        if found.is_none() && !known() {
+            let unknown = self.upstreams.iter().filter(|r| !r.upstream.is_located());
+            let mut located: FuturesUnordered<_> = unknown.map(|r| r.upstream.located(original)).collect();
+            while found.is_none() && located.next().await.is_some() {
+                found = find();
+            }
+        }
+        found
     }
 }
 

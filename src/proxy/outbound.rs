@@ -29,7 +29,10 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
     let original = intercept::original_destination(&stream);
     let mesh = worker.mesh();
     // By address alone: where opaque bytes go.
-    let destination = original.map(|original| by_address(&worker, &mesh, original));
+    let destination = match original {
+        Some(original) => Some(by_address(&worker, &mesh, original).await),
+        None => None,
+    };
     let settings = &mesh.model.outbound;
     let opaque = original.is_some_and(|o| settings.opaque_ports.contains(&o.port()));
     let detected = match &destination {
@@ -71,8 +74,8 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
     }
 }
 
-fn by_address(worker: &Worker, mesh: &Mesh, original: SocketAddr) -> Destination {
-    mesh.by_address(original).unwrap_or_else(|| Destination {
+async fn by_address(worker: &Worker, mesh: &Mesh, original: SocketAddr) -> Destination {
+    mesh.by_address(original).await.unwrap_or_else(|| Destination {
         route: mesh.original.clone(),
         pinned: Some(worker.endpoint_at(original, &mesh.original)),
     })
@@ -96,7 +99,7 @@ impl Stages for Outbound {
         respond: &mut Responder<'_>,
     ) -> Result<Next<Opened>> {
         head.fields.remove_where(is_own);
-        let destination = self.route(worker, mesh, &head)?;
+        let destination = self.route(worker, mesh, &head).await?;
         limit(&mesh.outbound_limits, &head, self.original, &mesh.identity).await?;
         if head.method == Method::CONNECT {
             return connect(worker, &destination, respond).await;
@@ -114,8 +117,15 @@ impl Stages for Outbound {
 
 impl Outbound {
     /// Route: host and path say which upstream, if the connection was meant for it.
-    fn route(&self, worker: &Worker, mesh: &Mesh, head: &RequestHead) -> Result<Destination> {
+    async fn route(&self, worker: &Worker, mesh: &Mesh, head: &RequestHead) -> Result<Destination> {
         let route = mesh.routes.find(&head.host(), port(head, self.original), head.path.path());
+        if let (Some(route), Some(original)) = (route, self.original)
+            && !route.upstream.owns(original)
+            && !route.upstream.is_located()
+        {
+            // Of an upstream that a reload has just brought, nothing may be known yet.
+            route.upstream.located(original).await;
+        }
         let balanced = |route: &Arc<Route>| Destination { route: route.clone(), pinned: None };
         match (route, self.original) {
             (Some(route), None) => Ok(balanced(route)),
@@ -123,7 +133,7 @@ impl Outbound {
             (Some(route), Some(original)) => {
                 worker.shared.mismatches.fetch_add(1, Ordering::Relaxed);
                 match mesh.on_mismatch {
-                    OnMismatch::Original => Ok(by_address(worker, mesh, original)),
+                    OnMismatch::Original => Ok(by_address(worker, mesh, original).await),
                     OnMismatch::Route => Ok(balanced(route)),
                     OnMismatch::Refuse => {
                         let why = format!("the host has a route, but {original} is not of its upstream");
@@ -131,7 +141,7 @@ impl Outbound {
                     }
                 }
             }
-            (None, Some(original)) => Ok(by_address(worker, mesh, original)),
+            (None, Some(original)) => Ok(by_address(worker, mesh, original).await),
             (None, None) => Err(Error::new(
                 Reason::RouteNone,
                 "no route takes this host and path, and nothing was redirected",

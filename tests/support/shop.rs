@@ -12,8 +12,8 @@ use super::sidecar::Sidecar;
 
 /// What the caller's application dials.
 pub(crate) const HOST: &str = "orders.shop.svc.cluster.local:8080";
-/// Where its addresses stand in DNS.
-const NAME: &str = "orders.shop.svc.cluster.local";
+/// Its name.
+pub(crate) const NAME: &str = "orders.shop.svc.cluster.local";
 const ENDPOINTS: &str = "orders-headless.shop.svc.cluster.local";
 /// Where the orders applications listen.
 pub(crate) const PORT: u16 = 8080;

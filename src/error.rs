@@ -91,7 +91,7 @@ reasons! {
     HttpBodyTimeout = "http.body_timeout", REQUEST_TIMEOUT, grpc 4, Downstream;
     /// The HTTP version is not 1.0, 1.1 or 2.
     HttpVersion = "http.version", HTTP_VERSION_NOT_SUPPORTED, grpc 12, Downstream;
-    /// The method or upgrade is not carried here.
+    /// The method or transfer coding is not carried here.
     HttpUnsupported = "http.unsupported", NOT_IMPLEMENTED, grpc 12, Downstream;
     /// The downstream went away before its answer.
     HttpDownstreamGone = "http.downstream_gone", BAD_REQUEST, grpc 1, Downstream;

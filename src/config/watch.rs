@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -24,6 +24,8 @@ use tokio::time::Instant;
 const QUIET: Duration = Duration::from_millis(40);
 /// .. and at most so long from the first.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// A writer that has begun is waited for until it closes the file, but no longer than this.
+const WRITING: Duration = Duration::from_millis(600);
 /// How often the files are looked at without an event.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -50,6 +52,8 @@ pub struct Trigger(Arc<Signal>);
 struct Signal {
     event: Notify,
     forced: AtomicBool,
+    /// Content was written, and the writer has not closed the file yet.
+    writing: AtomicBool,
 }
 
 /// A watched directory, and which one it was: one that is replaced must be watched anew.
@@ -124,10 +128,13 @@ impl Watcher {
 
     /// Waits for the end of a burst of events.
     async fn settle(&self) {
-        let end = Instant::now() + PATIENCE;
+        let begun = Instant::now();
         loop {
-            let quiet = (Instant::now() + QUIET).min(end);
+            let writing = self.signal.writing.load(Ordering::Acquire);
+            let end = begun + if writing { WRITING } else { PATIENCE };
+            let quiet = if writing { end } else { (Instant::now() + QUIET).min(end) };
             if tokio::time::timeout_at(quiet, self.signal.event.notified()).await.is_err() {
+                self.signal.writing.store(false, Ordering::Release);
                 return;
             }
         }
@@ -221,6 +228,10 @@ fn watch_events(names: BTreeSet<PathBuf>, signal: Arc<Signal>) -> Option<Recomme
     };
     let handler = move |event: notify::Result<notify::Event>| {
         if event.as_ref().map_or(true, &concerns) {
+            match event.map(|event| event.kind) {
+                Ok(EventKind::Modify(ModifyKind::Data(_))) => signal.writing.store(true, Ordering::Release),
+                _ => signal.writing.store(false, Ordering::Release),
+            }
             signal.event.notify_one();
         }
     };

@@ -62,6 +62,14 @@ impl Responder<'_> {
         }
     }
 
+    /// Says in the answer's head that the connection ends with it, since the request's body is not
+    /// going to be read.
+    pub fn last(&mut self) {
+        if let Responder::H1(answer) = self {
+            answer.close = true;
+        }
+    }
+
     /// Sends the head of an answer after which the connection is a tunnel (RFC 9110 section 9.3.6).
     pub async fn tunnel(&mut self, head: ResponseHead) -> io::Result<()> {
         match self {

@@ -4,11 +4,14 @@
 use std::future::Future;
 use std::rc::Rc;
 
+use futures_util::FutureExt;
+
 use super::mesh::Mesh;
 use super::tcp::Opened;
 use super::worker::Worker;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason, Result, Retry};
+use crate::http::h1::drain;
 use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
 
 /// One direction's stages.
@@ -54,6 +57,10 @@ impl<S: Stages> Handler for Requests<S> {
                 self.refused(&error);
                 let answerable = !respond.has_begun() && error.reason != Reason::HttpDownstreamGone;
                 if answerable && !self.given_back(&error, idempotent, respond) {
+                    // What has arrived of the body already costs nothing to skip.
+                    if drain(body).now_or_never() != Some(true) {
+                        respond.last();
+                    }
                     let _ = respond.refusal(&error, grpc).await;
                 }
                 Next::Request

@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::timeout;
@@ -23,6 +24,8 @@ use crate::pool::Lease;
 pub(super) struct Terms<'a> {
     /// The bounds of messages.
     pub bounds: &'a Bounds,
+    /// How long nothing may come before an answer.
+    pub patience: Duration,
     /// Who stands in for the host of a request that names none.
     pub host: &'a str,
     /// The peer is a sidecar that proved itself: its own fields are believed, and it is told which
@@ -51,13 +54,16 @@ pub(super) async fn over_h1(
     let Conn { reader, writer } = &mut lease.conn;
     let written = writer.written();
     let sends = !body.is_empty();
+    let all_sent = Cell::new(false);
     writer.request(head, terms.host);
     let send = async {
         if sends {
-            pump(body, writer, terms.bounds.body_timeout).await
+            pump(body, writer, terms.bounds.body_timeout).await?;
         } else {
-            writer.end(None).await.map_err(Broken::Sink)
+            writer.end(None).await.map_err(Broken::Sink)?;
         }
+        all_sent.set(true);
+        Ok(())
     };
     let receive = async {
         let parsed = h1_head(reader, &head.method, respond, terms, &written).await?;
@@ -66,6 +72,9 @@ pub(super) async fn over_h1(
             length => Body::H1(reader.body(length, parsed.chunked)),
         };
         let status = parsed.head.status;
+        if !all_sent.get() {
+            respond.last();
+        }
         answer(parsed.head, &mut body, respond, terms).await?;
         Ok(Done { status, reusable: parsed.keep_alive && !reader.has_leftover() })
     };
@@ -84,7 +93,7 @@ async fn h1_head(
     loop {
         let parsed = tokio::select! {
             biased;
-            parsed = timeout(terms.bounds.body_timeout, reader.response(terms.bounds, method)) => parsed,
+            parsed = timeout(terms.patience, reader.response(terms.bounds, method)) => parsed,
             () = respond.gone() => return Err(given_up()),
         };
         let parsed = parsed.map_err(|_| silent())?;
@@ -126,11 +135,20 @@ pub(super) async fn over_h2(
     let exchange = h2::send(&mut sender, head, terms.host, told)
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
     let h2::Exchange { mut sink, mut response } = exchange;
-    let sends = !body.is_empty();
-    let send = async { if sends { pump(body, &mut sink, terms.bounds.body_timeout).await } else { Ok(()) } };
+    let all_sent = Cell::new(body.is_empty());
+    let send = async {
+        if !all_sent.get() {
+            pump(body, &mut sink, terms.bounds.body_timeout).await?;
+            all_sent.set(true);
+        }
+        Ok(())
+    };
     let receive = async {
         let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
         let status = head_back.status;
+        if !all_sent.get() {
+            respond.last();
+        }
         answer(head_back, &mut body, respond, terms).await?;
         Ok(Done { status, reusable: true })
     };
@@ -152,7 +170,7 @@ async fn h2_head(
         });
         let next = tokio::select! {
             biased;
-            next = timeout(terms.bounds.body_timeout, next) => {
+            next = timeout(terms.patience, next) => {
                 next.map_err(|_| silent())?.map_err(|error| reset(&error))?
             }
             () = respond.gone() => return Err(given_up()),

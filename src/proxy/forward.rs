@@ -145,7 +145,9 @@ async fn attempt(
     } else {
         None
     };
-    let terms = Terms { bounds: &bounds, host: &endpoint.host, sidecar, h2: way.h2 };
+    // A route's own timeout says how long its answers may take.
+    let patience = way.destination.route.timeout.unwrap_or(bounds.body_timeout);
+    let terms = Terms { bounds: &bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
     let done = if let Some(sender) = sender {
         exchange::over_h2(sender, head, body, respond, &terms).await?
     } else if way.h2 {

@@ -49,7 +49,7 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
             let detecting = detect::detect(&stream, settings.detect_timeout.0, server);
             worker.unless_closing(Direction::Inbound, detecting).await?
         };
-    let inbound = |caller| Inbound { target, source, caller };
+    let inbound = |caller| Inbound { target, source, told: Inbound::told(&caller), caller };
     let http = !settings.opaque_ports.contains(&target.port());
     match detected.protocol {
         Protocol::Tls { ours: true } if mesh.inbound_mtls != InboundMtls::Off => {
@@ -162,6 +162,8 @@ struct Inbound {
     target: SocketAddr,
     source: Option<Source>,
     caller: Option<SpiffeId>,
+    /// What the application is told of the caller.
+    told: Option<HeaderValue>,
 }
 
 impl Stages for Inbound {
@@ -180,8 +182,8 @@ impl Stages for Inbound {
         self.authorize(mesh, &head)?;
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
         limit(&mesh.inbound_limits, &head, Some(self.target), caller).await?;
-        if let Some(value) = self.caller_field() {
-            head.fields.push(HeaderName::from_static(CALLER_FIELD), value);
+        if let Some(told) = &self.told {
+            head.fields.push(HeaderName::from_static(CALLER_FIELD), told.clone());
         }
         if head.method == http::Method::CONNECT {
             return Err(Error::new(Reason::HttpUnsupported, "CONNECT to an application"));
@@ -198,6 +200,11 @@ impl Stages for Inbound {
 }
 
 impl Inbound {
+    fn told(caller: &Option<SpiffeId>) -> Option<HeaderValue> {
+        // An id holds no character that a field could not (SPIFFE-ID section 2).
+        caller.as_ref().and_then(|id| HeaderValue::try_from(format!("URI={id}")).ok())
+    }
+
     /// Whether the application is spoken to in HTTP/2: as its caller spoke. Between sidecars every
     /// request is HTTP/2, so the other side says what it was before.
     fn protocol(&self, head: &RequestHead) -> bool {
@@ -223,10 +230,5 @@ impl Inbound {
         }
         let who = caller.unwrap_or("a caller without identity");
         Err(Error::new(Reason::AuthDenied, format!("no rule of inbound.allow lets {who} do this")))
-    }
-
-    fn caller_field(&self) -> Option<HeaderValue> {
-        // An id holds no character that a field could not (SPIFFE-ID section 2).
-        self.caller.as_ref().and_then(|id| HeaderValue::try_from(format!("URI={id}")).ok())
     }
 }

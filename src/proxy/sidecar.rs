@@ -42,6 +42,12 @@ pub enum Fatal {
     /// Redis cannot be asked.
     #[error("{0}")]
     Redis(String),
+    /// A file that says nothing where another ran: more likely half written than meant.
+    #[error("the file is empty; to run without any configuration, start anew with it")]
+    Empty,
+    /// The file is not there.
+    #[error("there is no configuration at {0}; give one with --config")]
+    Missing(PathBuf),
     /// An address cannot be listened on.
     #[error("{0}")]
     Listen(#[from] Unbound),
@@ -91,6 +97,9 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts everything. To be called on the control runtime.
     pub fn start(path: &Path) -> Result<Self, Fatal> {
+        if !path.exists() {
+            return Err(Fatal::Missing(path.to_owned()));
+        }
         // Before the first read, so that no change is missed.
         let watcher =
             Watcher::new(&[path.to_owned()]).map_err(Fatal::system("watching the configuration"))?;
@@ -200,6 +209,9 @@ impl Sidecar {
         let model = config::load(&self.path)?;
         let shared = &self.shared;
         let before = shared.mesh.load_full();
+        if model == Model::default() && before.model != model {
+            return Err(Fatal::Empty);
+        }
         let moved = model.identity != before.model.identity;
         let identity = match (&model.identity, moved) {
             (Some(files), true) => Some(Identity::load(files)?),

@@ -11,6 +11,7 @@ use super::worker::Shared;
 use crate::admin::{self, Readiness};
 use crate::balance::{Endpoint, Upstream};
 use crate::config::Model;
+use crate::dns::EndpointSource;
 use crate::limit::LimitReport;
 
 /// The view of one sidecar.
@@ -180,7 +181,10 @@ fn upstream(mesh: &Mesh, route: &Route) -> Value {
         "saturation": upstream.saturation(),
         "in_flight": upstream.in_flight(),
         "connections": upstream.connections(),
-        "dns": { "state": resolution.state.name(), "expires_in_seconds": left(resolution.expires) },
+        "dns": {
+            "state": if matches!(spec.source, EndpointSource::Static(_)) { "static" } else { resolution.state.name() },
+            "expires_in_seconds": left(resolution.expires),
+        },
         "requests": traffic.requests(),
         "latency_seconds": { "p50": quantile(0.5), "p99": quantile(0.99) },
         "endpoints": upstream.endpoints().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),

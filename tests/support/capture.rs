@@ -39,6 +39,13 @@ impl Lab {
 impl Capture {
     /// Ends the capture.
     pub(crate) fn stop(mut self) -> Packets {
+        // What tcpdump has not read from the kernel when it is told to end is lost.
+        let size = || std::fs::metadata(&self.file).map_or(0, |file| file.len());
+        let mut before = u64::MAX;
+        while before != size() {
+            before = size();
+            std::thread::sleep(Duration::from_millis(200));
+        }
         self.process.signal(Signal::INT);
         self.process.wait(Duration::from_secs(10));
         Packets(std::fs::read(&self.file).expect("the capture file"))

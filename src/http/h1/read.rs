@@ -98,7 +98,12 @@ impl Reader {
         let mut worth_parsing = true;
         loop {
             if worth_parsing && !self.buf.is_empty() {
+                let arrived = self.buf.len();
                 if let Some(head) = parse(&mut self.buf).map_err(HeadError::Refused)? {
+                    // However it was cut into packets, a head is as large as it is.
+                    if arrived - self.buf.len() > bounds.head_bytes {
+                        return Err(HeadError::Refused(Refused::TooLarge));
+                    }
                     return Ok(head);
                 }
                 if self.buf.len() >= bounds.head_bytes {

@@ -114,8 +114,8 @@ async fn one<H: Handler>(
     }
 }
 
-/// Reads what is left of a body that nobody wants; false if it is too much.
-async fn drain(body: &mut Body<'_>) -> bool {
+/// Reads what is left of a body that nobody wants; false if it is too much, or broken.
+pub async fn drain(body: &mut Body<'_>) -> bool {
     let mut room = DRAIN_BYTES;
     loop {
         match body.frame().await {

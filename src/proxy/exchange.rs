@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::timeout;
 
@@ -16,7 +17,7 @@ use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
 use crate::http::h1::{Conn, HeadError, Reader};
 use crate::http::pump::{Broken, pump};
 use crate::http::{
-    Body, BodyError, Bounds, Fields, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2,
+    Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2,
 };
 use crate::pool::Lease;
 
@@ -211,7 +212,14 @@ async fn answer(
     if !terms.sidecar {
         head.fields.remove_where(is_own);
     }
+    let first = match head.length {
+        Length::Sized(_) if !body.is_done() => first(body, respond, terms).await?,
+        _ => None,
+    };
     respond.head(head).map_err(|_| given_up())?;
+    if let Some(data) = first {
+        respond.data(data).await.map_err(|_| given_up())?;
+    }
     pump(body, respond, terms.bounds.body_timeout).await.map_err(|broken| match broken {
         Broken::Sink(_) => given_up(),
         Broken::Silent => silent(),
@@ -219,6 +227,25 @@ async fn answer(
         Broken::Source(BodyError::Gone(error)) => cut(&error),
         Broken::Source(BodyError::Reset(error)) => cut(&error),
     })
+}
+
+/// The first bytes of a body of known length. Its head waits for them: an endpoint that dies in
+/// between has not answered, and another may. A body of unknown length may be a stream that is
+/// silent for long, so there the head goes ahead.
+async fn first(body: &mut Body<'_>, respond: &mut Responder<'_>, terms: &Terms<'_>) -> Result<Option<Bytes>> {
+    let frame = tokio::select! {
+        biased;
+        frame = timeout(terms.bounds.body_timeout, body.frame()) => frame.map_err(|_| silent())?,
+        () = respond.gone() => return Err(given_up()),
+    };
+    match frame {
+        Ok(Some(Frame::Data(data))) => Ok(Some(data)),
+        Ok(Some(Frame::Trailers(_))) => Err(malformed("its body is shorter than announced")),
+        Ok(None) => Ok(None),
+        Err(BodyError::Malformed(why)) => Err(malformed(why)),
+        Err(BodyError::Gone(error)) => Err(lost(format!("lost between head and body: {error}"))),
+        Err(BodyError::Reset(error)) => Err(lost(format!("lost between head and body: {error}"))),
+    }
 }
 
 /// Runs both ways of an exchange until the answer is there. A request that could not be sent to

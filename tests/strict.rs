@@ -452,3 +452,16 @@ async fn http_2_of_an_application_is_read_as_strictly() {
     }
     assert_eq!(witness.seen(), "", "the application was reached");
 }
+
+#[tokio::test]
+async fn a_heads_bound_is_the_same_however_it_is_cut() {
+    let (witness, app) = Witness::listen().await;
+    let bound = "http: { max_header_bytes: 4KiB }\n";
+    let caller = Loopback::start("caller", &format!("{}{bound}", upstream(app, ""))).await;
+    let head = |size: usize| {
+        let start = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX-Fill: ");
+        format!("{start}{}\r\n\r\n", "a".repeat(size - start.len() - 4))
+    };
+    assert!(answer(&caller, &head(4096 + 1)).await.starts_with("HTTP/1.1 431 "));
+    assert_eq!(witness.seen(), "", "the application was reached");
+}

@@ -1,6 +1,7 @@
 //! What an operator sees from outside: pages and the command line.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -127,4 +128,29 @@ fn the_command_line_helps_and_its_exit_codes_tell() {
     let (code, _, errors) = ran(&["proxy", "--config", taken.to_str().expect("text")]);
     assert_eq!(code, 1);
     assert!(errors.contains("listen.outbound") && errors.contains(&address.to_string()), "{errors}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_written_removes_nothing_that_runs() {
+    let (_witness, app) = Witness::listen().await;
+    let caller = Loopback::start("caller", &upstream(app, "")).await;
+    caller.configure_slowly(&upstream(app, ", capacity: 7")).await;
+    let begin = tokio::time::Instant::now();
+    loop {
+        let upstreams = caller.get("/upstreams").await.expect("the admin door").json();
+        let endpoints =
+            upstreams["upstreams"][0]["endpoints"].as_array().expect("never without its upstream");
+        if endpoints.first().is_some_and(|endpoint| endpoint["capacity"] == 7) {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(10), "not applied: {}", caller.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    caller.empty_configuration();
+    while !caller.log().contains("the file is empty") {
+        assert!(begin.elapsed() < Duration::from_secs(20), "not refused: {}", caller.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let upstreams = caller.get("/upstreams").await.expect("the admin door").json();
+    assert_eq!(upstreams["upstreams"].as_array().map(Vec::len), Some(1), "an empty file was applied");
 }

@@ -88,6 +88,23 @@ impl Loopback {
             .expect("our own directory");
     }
 
+    /// Replaces it as a program that opens the file, thinks, and writes it in two goes.
+    pub(crate) async fn configure_slowly(&self, yaml: &str) {
+        use std::io::Write;
+        let text = format!("{LISTEN}{yaml}");
+        let (first, second) = text.split_at(text.len() / 2);
+        let mut file = fs::File::create(&self.config).expect("our own file");
+        for part in [first, second] {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            file.write_all(part.as_bytes()).expect("our own file");
+        }
+    }
+
+    /// Leaves nothing in it, as a full disk does.
+    pub(crate) fn empty_configuration(&self) {
+        fs::write(&self.config, "").expect("our own file");
+    }
+
     /// The program.
     pub(crate) fn process(&mut self) -> &mut Process {
         &mut self.process

@@ -47,13 +47,13 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
         } else {
             let server = plain.then(|| tcp::open(worker, &destination, source));
             let detecting = detect::detect(&stream, settings.detect_timeout.0, server);
-            worker.unless_closing(Direction::Inbound, detecting).await?
+            Box::pin(worker.unless_closing(Direction::Inbound, detecting)).await?
         };
     let inbound = |caller| Inbound { target, source, told: Inbound::told(&caller), caller };
     let http = !settings.opaque_ports.contains(&target.port());
     match detected.protocol {
         Protocol::Tls { ours: true } if mesh.inbound_mtls != InboundMtls::Off => {
-            secured(worker, &mesh, stream, inbound).await
+            Box::pin(secured(worker, &mesh, stream, inbound)).await
         }
         // Requests in plaintext are read even where none is let in, so that their sender is told.
         Protocol::Http1 if http => {
@@ -63,7 +63,7 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
         }
         Protocol::Http2 if http => {
             let requests = Rc::new(Requests { worker: worker.clone(), stages: inbound(None) });
-            if let Err(error) = h2::serve(stream, requests).await {
+            if let Err(error) = Box::pin(h2::serve(stream, requests)).await {
                 tracing::debug!(%error, "an HTTP/2 connection to the application ended");
             }
             Ok(())
@@ -71,7 +71,7 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
         _ if !plain => Err(unencrypted()),
         _ => {
             permit_bytes(&mesh, None)?;
-            tcp::carry(worker, Direction::Inbound, stream, &destination, source, detected).await;
+            Box::pin(tcp::carry(worker, Direction::Inbound, stream, &destination, source, detected)).await;
             Ok(())
         }
     }

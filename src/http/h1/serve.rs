@@ -55,7 +55,8 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunne
                 return refuse(conn, handler, error).await;
             }
         };
-        match one(&mut conn, parsed, handler, &bounds).await {
+        // In memory of its own, so that a connection holds it no longer than a request takes.
+        match Box::pin(one(&mut conn, parsed, handler, &bounds)).await {
             Turn::Again => {}
             Turn::Close => return linger(conn).await,
             Turn::Abort => return abort(conn),

@@ -161,6 +161,11 @@ impl Upstream {
         self.spec.peer.is_some() && !(self.spec.may_fall_back && endpoint.is_plaintext())
     }
 
+    /// Whether nothing may go to it but over mTLS.
+    pub fn requires_identity(&self) -> bool {
+        self.spec.peer.is_some() && !self.spec.may_fall_back
+    }
+
     /// Whether `other` has the same endpoints, counts and pools.
     pub fn shares_with(&self, other: &Upstream) -> bool {
         Arc::ptr_eq(&self.live, &other.live)

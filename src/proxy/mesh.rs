@@ -150,8 +150,9 @@ impl Mesh {
                 })
                 .collect(),
             original: fixed(Direction::Outbound, "original", DEFAULT_RETRIES),
-            // Whether to try another endpoint is the caller's sidecar's to say.
-            application: fixed(Direction::Inbound, "application", 0),
+            // Once, for a connection that the application closed as it was taken up. Whether to try
+            // another endpoint is the caller's sidecar's to say.
+            application: fixed(Direction::Inbound, "application", 1),
             outbound_limits: Limits::compile(&model.limits, Direction::Outbound, &limits),
             inbound_limits: Limits::compile(&model.limits, Direction::Inbound, &limits),
             policy: auth::Policy::compile(&model.inbound.allow),

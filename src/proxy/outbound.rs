@@ -130,6 +130,11 @@ impl Outbound {
         {
             // Of an upstream that a reload has just brought, nothing may be known yet.
             route.upstream.located(original).await;
+            if !route.upstream.is_located() && route.upstream.requires_identity() {
+                // Perhaps meant for it, perhaps not: in plaintext it does not go.
+                let why = "its names have not been answered, so whether this was meant for it is not known";
+                return Err(Error::new(Reason::DnsNoAnswer, why).upstream(&route.upstream.spec.name));
+            }
         }
         let balanced = |route: &Arc<Route>| Destination { route: route.clone(), pinned: None };
         match (route, self.original) {

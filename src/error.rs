@@ -79,8 +79,6 @@ reasons! {
     InterceptNotLocal = "intercept.not_local", FORBIDDEN, grpc 7, Downstream;
     /// Nothing says where the connection was meant to go.
     InterceptNoDestination = "intercept.no_destination", FORBIDDEN, grpc 7, Downstream;
-    /// The first bytes are no protocol that this port may carry.
-    DetectNotHttp = "detect.not_http", BAD_REQUEST, grpc 13, Downstream;
     /// The message has more than one reading, or none (RFC 9112).
     HttpMalformed = "http.malformed", BAD_REQUEST, grpc 13, Downstream;
     /// The head is larger than `http.max_header_bytes`, or has too many fields.

@@ -43,8 +43,6 @@ pub struct Lease {
     /// The connection.
     pub conn: h1::Conn,
     open: Open,
-    /// Whether it has carried a request before.
-    pub reused: bool,
 }
 
 /// The one HTTP/2 connection to an endpoint.
@@ -77,7 +75,7 @@ impl Pools {
         fresh: bool,
     ) -> Result<Lease> {
         if !fresh && let Some(idle) = self.take_idle(endpoint) {
-            return Ok(Lease { conn: idle.conn, open: idle.open, reused: true });
+            return Ok(Lease { conn: idle.conn, open: idle.open });
         }
         let open = match upstream.open(endpoint) {
             // An idle connection to another endpoint makes room.
@@ -85,7 +83,7 @@ impl Pools {
             opened => opened?,
         };
         let stream = dial::tcp(upstream, endpoint, dial).await?;
-        Ok(Lease { conn: h1::Conn::new(stream), open, reused: false })
+        Ok(Lease { conn: h1::Conn::new(stream), open })
     }
 
     fn take_idle(&self, endpoint: &Endpoint) -> Option<Idle> {
@@ -201,15 +199,22 @@ impl Pools {
             !pool.is_empty()
         });
         // Without a sender, a connection ends once its last stream has.
-        self.shared.borrow_mut().retain(|_, m| match &m.state {
-            Connection::Open(sharer) => !sharer.closed.get() && !m.endpoint.is_leaving(),
-            Connection::Opening(_) => true,
+        self.shared.borrow_mut().retain(|_, m| {
+            // One that opened after all who waited for it had given up was noticed by nobody.
+            let opened = match &m.state {
+                Connection::Opening(opening) => opening.clone().now_or_never(),
+                Connection::Open(sharer) => Some(Ok(sharer.clone())),
+            };
+            match opened {
+                None => true,
+                Some(Err(_)) => false,
+                Some(Ok(sharer)) => {
+                    let keep = !sharer.closed.get() && !m.endpoint.is_leaving();
+                    m.state = Connection::Open(sharer);
+                    keep
+                }
+            }
         });
-    }
-
-    /// Idle HTTP/1 connections.
-    pub fn idle(&self) -> usize {
-        self.idle.borrow().values().map(Vec::len).sum()
     }
 }
 

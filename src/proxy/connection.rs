@@ -69,8 +69,7 @@ impl<S: Stages> Handler for Requests<S> {
     }
 
     fn refused(&self, error: &Error) {
-        tracing::debug!(direction = S::DIRECTION.name(), %error, "refused");
-        self.worker.shared.ground.metrics.refused(S::DIRECTION, self.worker.index, error.reason);
+        self.worker.refused(S::DIRECTION, error);
     }
 
     fn shares_connections(&self) -> bool {

@@ -115,10 +115,7 @@ async fn secured(
     let stream = timeout(mesh.bounds.head_timeout, handshake)
         .await
         .map_err(|_| failed("the handshake took too long".into()))?
-        .map_err(|error| {
-            let failure = tls::Failure::classify(&error);
-            Error::new(failure.reason, failure.detail)
-        })?;
+        .map_err(|error| tls::Failure::classify(&error))?;
     let connection = stream.get_ref().1;
     let caller = tls::peer_id(connection);
     let inbound = inbound(caller);

@@ -192,7 +192,7 @@ impl Worker {
 
     /// Counts and notes a connection that was refused.
     pub(super) fn refused(&self, direction: Direction, error: &Error) {
-        tracing::debug!(direction = direction.name(), %error, "refused");
+        tracing::debug!(direction = direction.name(), side = ?error.reason.side(), %error, "refused");
         self.shared.ground.metrics.refused(direction, self.index, error.reason);
     }
 

@@ -21,7 +21,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 use rustls::client::Resumption;
@@ -79,11 +78,6 @@ impl Tls {
     /// Who we are.
     pub fn id(&self) -> &SpiffeId {
         self.identity.id()
-    }
-
-    /// When our certificate expires.
-    pub fn not_after(&self) -> SystemTime {
-        self.identity.not_after()
     }
 
     /// For connections from other sidecars: the client must prove an id of our trust domain, which

@@ -165,11 +165,6 @@ impl Writer {
         self.written.clone()
     }
 
-    /// The peer's address.
-    pub fn peer(&self) -> io::Result<std::net::SocketAddr> {
-        self.half.peer_addr()
-    }
-
     pub(super) fn into_half(self) -> OwnedWriteHalf {
         self.half
     }

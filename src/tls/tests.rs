@@ -2,7 +2,7 @@
 
 use std::io;
 use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, SanType};
 use rustls::NamedGroup;

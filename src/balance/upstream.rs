@@ -183,7 +183,7 @@ impl Upstream {
         let in_flight = self.begin()?;
         let mut chosen = least_saturated(&self.live.endpoints.load(), tried).cloned();
         if matches!(chosen, Err(None::Empty)) && tried.is_empty() {
-            self.first_resolution().await?;
+            Box::pin(self.first_resolution()).await?;
             chosen = least_saturated(&self.live.endpoints.load(), tried).cloned();
         }
         match chosen {

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 
@@ -39,13 +40,18 @@ pub enum Body<'a> {
 }
 
 impl Body<'_> {
+    /// The next frame, or none at the end.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+        match self {
+            Body::Empty => Poll::Ready(Ok(None)),
+            Body::H1(incoming) => incoming.poll_frame(cx),
+            Body::H2(stream) => poll_h2_frame(stream, cx),
+        }
+    }
+
     /// The next frame, or none at the end. Safe to cancel: what has arrived stays.
     pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
-        match self {
-            Body::Empty => Ok(None),
-            Body::H1(incoming) => incoming.frame().await,
-            Body::H2(stream) => h2_frame(stream).await,
-        }
+        poll_fn(|cx| self.poll_frame(cx)).await
     }
 
     /// Whether its end has been reached.
@@ -58,21 +64,21 @@ impl Body<'_> {
     }
 }
 
-async fn h2_frame(stream: &mut ::h2::RecvStream) -> Result<Option<Frame>, BodyError> {
-    loop {
-        if let Some(data) = poll_fn(|cx| stream.poll_data(cx)).await {
-            let data = data.map_err(BodyError::Reset)?;
-            // Credit returns as the consumer takes the bytes: the next frame is asked for only
-            // once this one has been passed on.
-            let _ = stream.flow_control().release_capacity(data.len());
-            if !data.is_empty() {
-                return Ok(Some(Frame::Data(data)));
-            }
-        } else {
-            let trailers = poll_fn(|cx| stream.poll_trailers(cx)).await.map_err(BodyError::Reset)?;
-            return Ok(trailers.map(|map| Frame::Trailers(Box::new(map.into()))));
+fn poll_h2_frame(
+    stream: &mut ::h2::RecvStream,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<Frame>, BodyError>> {
+    while let Some(data) = ready!(stream.poll_data(cx)) {
+        let data = data.map_err(BodyError::Reset)?;
+        // Credit returns as the consumer takes the bytes: the next frame is asked for only once
+        // this one has been passed on.
+        let _ = stream.flow_control().release_capacity(data.len());
+        if !data.is_empty() {
+            return Poll::Ready(Ok(Some(Frame::Data(data))));
         }
     }
+    let trailers = ready!(stream.poll_trailers(cx)).map_err(BodyError::Reset)?;
+    Poll::Ready(Ok(trailers.map(|map| Frame::Trailers(Box::new(map.into())))))
 }
 
 /// Keeps the beginning of a request's body, so that it can be sent again on another connection.
@@ -94,28 +100,21 @@ impl<'a, 'b> Replay<'a, 'b> {
         Self { body, kept: BytesMut::new(), room: Some(room), again: false, ended: None }
     }
 
-    /// As [`Body::frame`].
-    pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
+    /// As [`Body::poll_frame`].
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
         if std::mem::take(&mut self.again) && !self.kept.is_empty() {
-            return Ok(Some(Frame::Data(Bytes::copy_from_slice(&self.kept))));
+            return Poll::Ready(Ok(Some(Frame::Data(Bytes::copy_from_slice(&self.kept)))));
         }
         if let Some(trailers) = &self.ended {
-            return Ok(trailers.clone().map(Frame::Trailers));
+            return Poll::Ready(Ok(trailers.clone().map(Frame::Trailers)));
         }
-        match self.body.frame().await? {
-            Some(Frame::Data(data)) => {
-                self.keep(&data);
-                Ok(Some(Frame::Data(data)))
-            }
-            Some(Frame::Trailers(trailers)) => {
-                self.ended = Some(Some(trailers.clone()));
-                Ok(Some(Frame::Trailers(trailers)))
-            }
-            None => {
-                self.ended = Some(None);
-                Ok(None)
-            }
+        let frame = ready!(self.body.poll_frame(cx))?;
+        match &frame {
+            Some(Frame::Data(data)) => self.keep(data),
+            Some(Frame::Trailers(trailers)) => self.ended = Some(Some(trailers.clone())),
+            None => self.ended = Some(None),
         }
+        Poll::Ready(Ok(frame))
     }
 
     fn keep(&mut self, data: &Bytes) {

@@ -12,12 +12,22 @@ use smallvec::SmallVec;
 #[derive(Debug, Clone)]
 pub struct Fields(Inner);
 
+/// Boxed, because a head is moved from stage to stage.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "the large one is the common one, and is moved once or twice")]
 enum Inner {
-    Block { bytes: Bytes, spans: SmallVec<[Span; 16]>, added: Vec<(HeaderName, HeaderValue)> },
-    Map(HeaderMap),
+    Block(Box<Block>),
+    Map(Box<HeaderMap>),
 }
+
+#[derive(Debug, Clone)]
+struct Block {
+    bytes: Bytes,
+    spans: Spans,
+    added: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// The places of a block's fields.
+pub(super) type Spans = SmallVec<[Span; 16]>;
 
 /// Where one field lies in its block. A name of length 0 is a field taken out.
 #[derive(Debug, Clone, Copy)]
@@ -54,29 +64,32 @@ impl Span {
 
 impl Default for Fields {
     fn default() -> Self {
-        Fields(Inner::Map(HeaderMap::new()))
+        Fields(Inner::Map(Box::default()))
     }
 }
 
 impl From<HeaderMap> for Fields {
     fn from(map: HeaderMap) -> Self {
-        Fields(Inner::Map(map))
+        Fields(Inner::Map(Box::new(map)))
     }
 }
 
 impl Fields {
-    pub(super) fn block(bytes: Bytes, spans: SmallVec<[Span; 16]>) -> Self {
-        Fields(Inner::Block { bytes, spans, added: Vec::new() })
+    pub(super) fn block(bytes: Bytes, spans: Spans) -> Self {
+        Fields(Inner::Block(Box::new(Block { bytes, spans, added: Vec::new() })))
     }
 
     /// The first value of the field, named in lower case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         match &self.0 {
-            Inner::Block { bytes, spans, added } => spans
+            Inner::Block(block) => {
+                let Block { bytes, spans, added } = &**block;
+                spans
                 .iter()
                 .find(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()))
                 .map(|s| s.value(bytes))
-                .or_else(|| added.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_bytes())),
+                .or_else(|| added.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_bytes()))
+            }
             Inner::Map(map) => map.get(name).map(HeaderValue::as_bytes),
         }
     }
@@ -84,7 +97,8 @@ impl Fields {
     /// Calls `f` with each name and value, in order.
     pub fn each(&self, mut f: impl FnMut(&[u8], &[u8])) {
         match &self.0 {
-            Inner::Block { bytes, spans, added } => {
+            Inner::Block(block) => {
+                let Block { bytes, spans, added } = &**block;
                 for span in spans.iter().filter(|s| s.name_len != 0) {
                     f(span.name(bytes), span.value(bytes));
                 }
@@ -93,7 +107,7 @@ impl Fields {
                 }
             }
             Inner::Map(map) => {
-                for (name, value) in map {
+                for (name, value) in map.iter() {
                     f(name.as_str().as_bytes(), value.as_bytes());
                 }
             }
@@ -103,7 +117,8 @@ impl Fields {
     /// Takes out each field whose name `condemned` says yes to.
     pub fn remove_where(&mut self, condemned: impl Fn(&[u8]) -> bool) {
         match &mut self.0 {
-            Inner::Block { bytes, spans, added } => {
+            Inner::Block(block) => {
+                let Block { bytes, spans, added } = &mut **block;
                 for span in spans.iter_mut() {
                     if span.name_len != 0 && condemned(span.name(bytes)) {
                         span.name_len = 0;
@@ -127,14 +142,14 @@ impl Fields {
             Inner::Map(map) => {
                 map.remove(name);
             }
-            Inner::Block { .. } => self.remove_where(|n| n.eq_ignore_ascii_case(name.as_bytes())),
+            Inner::Block(_) => self.remove_where(|n| n.eq_ignore_ascii_case(name.as_bytes())),
         }
     }
 
     /// Adds a field at the end.
     pub fn push(&mut self, name: HeaderName, value: HeaderValue) {
         match &mut self.0 {
-            Inner::Block { added, .. } => added.push((name, value)),
+            Inner::Block(block) => block.added.push((name, value)),
             Inner::Map(map) => {
                 map.append(name, value);
             }
@@ -158,8 +173,9 @@ impl Fields {
     /// lost here; a value of another kind would be left out rather than carried.
     pub fn into_map(self) -> HeaderMap {
         match self.0 {
-            Inner::Map(map) => map,
-            Inner::Block { bytes, spans, added } => {
+            Inner::Map(map) => *map,
+            Inner::Block(block) => {
+                let Block { bytes, spans, added } = *block;
                 let mut map = HeaderMap::with_capacity(spans.len() + added.len());
                 for span in spans.iter().filter(|s| s.name_len != 0) {
                     let value = bytes.slice(span.value as usize..(span.value + span.value_len) as usize);

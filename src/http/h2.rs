@@ -1,10 +1,9 @@
 //! HTTP/2 (RFC 9113) by the `h2` crate: between sidecars, from applications that begin with the
 //! preface, and to applications whose callers spoke it.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
@@ -62,7 +61,7 @@ pub async fn serve<H: Handler + 'static>(
         return Ok(());
     };
     let mut connection = connection?;
-    let mut closing = pin!(handler.closing());
+    let mut closing = handler.closing();
     let mut told = false;
     loop {
         tokio::select! {
@@ -89,9 +88,9 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
     let mut responder = Responder::H2(Answer { respond, method: parts.method.clone(), sink: None });
     let mut body = if recv.is_end_stream() { Body::Empty } else { Body::H2(recv) };
     match request_head(parts, &body, &handler.bounds()) {
-        Ok(head) => {
+        Ok(mut head) => {
             // A tunnel would need extended CONNECT, which is not offered.
-            let _ = handler.handle(head, &mut body, &mut responder).await;
+            let _ = handler.handle(&mut head, &mut body, &mut responder).await;
         }
         Err(error) => {
             handler.refused(&error);
@@ -171,24 +170,28 @@ impl Answer {
         *response.status_mut() = head.status;
         *response.headers_mut() = sized(head.fields, head.length);
         let stream = self.respond.send_response(response, ends).map_err(into_io)?;
-        self.sink = Some(Sink { stream, waiting: None, ended: ends });
+        self.sink = Some(Sink::new(stream, ends));
         Ok(())
     }
 
-    pub(super) async fn data(&mut self, data: Bytes) -> io::Result<()> {
-        self.sink()?.data(data).await
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.sink.as_mut().map_or(Poll::Ready(Ok(())), |sink| sink.poll_room(cx))
     }
 
-    pub(super) async fn flush(&mut self) -> io::Result<()> {
-        self.sink()?.flush().await
+    pub(super) fn data(&mut self, data: Bytes) {
+        if let Some(sink) = &mut self.sink {
+            sink.data(data);
+        }
     }
 
-    pub(super) async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
-        self.sink()?.end(trailers).await
+    pub(super) fn end(&mut self, trailers: Option<Fields>) {
+        if let Some(sink) = &mut self.sink {
+            sink.end(trailers);
+        }
     }
 
-    fn sink(&mut self) -> io::Result<&mut Sink> {
-        self.sink.as_mut().ok_or_else(|| io::Error::other("an answer's body before its head"))
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.sink.as_mut().map_or(Poll::Ready(Ok(())), |sink| sink.poll_flush(cx))
     }
 
     pub(super) fn has_begun(&self) -> bool {
@@ -203,12 +206,11 @@ impl Answer {
         self.sink.is_none()
     }
 
-    pub(super) async fn gone(&mut self) {
-        let gone = match &mut self.sink {
-            None => poll_fn(|cx| self.respond.poll_reset(cx)).await,
-            Some(sink) => poll_fn(|cx| sink.stream.poll_reset(cx)).await,
-        };
-        drop(gone);
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.sink {
+            None => self.respond.poll_reset(cx).map(drop),
+            Some(sink) => sink.poll_gone(cx),
+        }
     }
 
     /// Ends the stream as far as it has not been ended. A whole answer before the end of the request
@@ -227,69 +229,92 @@ impl Answer {
 #[derive(Debug)]
 pub struct Sink {
     stream: SendStream<Bytes>,
+    /// On its way, as fast as the peer gives credit.
+    leaving: Bytes,
     /// The last piece, kept until it is known whether it is the last.
-    waiting: Option<Bytes>,
+    waiting: Bytes,
+    /// Its end, once that is known, with what trails.
+    end: Option<Option<Fields>>,
     ended: bool,
 }
 
 impl Sink {
-    /// Sends a piece, as fast as the peer gives credit.
-    pub async fn data(&mut self, data: Bytes) -> io::Result<()> {
-        match self.waiting.replace(data) {
-            Some(previous) => self.send(previous, false).await,
-            None => Ok(()),
-        }
+    fn new(stream: SendStream<Bytes>, ended: bool) -> Self {
+        Self { stream, leaving: Bytes::new(), waiting: Bytes::new(), end: None, ended }
     }
 
-    /// Sends what waits, since nothing follows at once.
-    pub async fn flush(&mut self) -> io::Result<()> {
-        match self.waiting.take() {
-            Some(data) => self.send(data, false).await,
-            None => Ok(()),
-        }
+    /// Ready when there is room for a piece.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_send(cx, false)
+    }
+
+    /// Takes a piece, if there is room.
+    pub fn data(&mut self, data: Bytes) {
+        debug_assert!(self.leaving.is_empty(), "a piece of a body before there was room");
+        self.leaving = std::mem::replace(&mut self.waiting, data);
     }
 
     /// Ends the body.
-    pub async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
+    pub fn end(&mut self, trailers: Option<Fields>) {
+        self.end = Some(trailers);
+    }
+
+    /// Sends what waits.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.ended {
-            return Ok(());
+            return Poll::Ready(Ok(()));
         }
-        let last = self.waiting.take();
-        match (trailers, last) {
-            (Some(trailers), last) => {
-                if let Some(data) = last {
-                    self.send(data, false).await?;
+        ready!(self.poll_send(cx, false))?;
+        self.leaving = std::mem::take(&mut self.waiting);
+        match self.end.take() {
+            None => self.poll_send(cx, false),
+            Some(None) if self.leaving.is_empty() => {
+                self.ended = true;
+                Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(into_io))
+            }
+            Some(None) => {
+                let sent = self.poll_send(cx, true);
+                match sent {
+                    Poll::Pending => {
+                        self.waiting = std::mem::take(&mut self.leaving);
+                        self.end = Some(None);
+                    }
+                    Poll::Ready(_) => self.ended = true,
                 }
-                self.ended = true;
-                self.stream.send_trailers(trailers.into_map()).map_err(into_io)
+                sent
             }
-            (None, Some(data)) => {
-                self.send(data, true).await?;
+            Some(Some(trailers)) => {
+                let sent = self.poll_send(cx, false);
+                if sent.is_pending() {
+                    self.end = Some(Some(trailers));
+                    return sent;
+                }
+                ready!(sent)?;
                 self.ended = true;
-                Ok(())
-            }
-            (None, None) => {
-                self.ended = true;
-                self.stream.send_data(Bytes::new(), true).map_err(into_io)
+                Poll::Ready(self.stream.send_trailers(trailers.into_map()).map_err(into_io))
             }
         }
     }
 
-    async fn send(&mut self, mut data: Bytes, ends: bool) -> io::Result<()> {
-        loop {
+    /// Ready when the peer has reset the stream.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_reset(cx).map(drop)
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, ends: bool) -> Poll<io::Result<()>> {
+        while !self.leaving.is_empty() {
             if self.stream.capacity() == 0 {
-                self.stream.reserve_capacity(data.len());
-                match poll_fn(|cx| self.stream.poll_capacity(cx)).await {
+                self.stream.reserve_capacity(self.leaving.len());
+                match ready!(self.stream.poll_capacity(cx)) {
                     Some(credit) => credit.map_err(into_io)?,
-                    None => return Err(io::ErrorKind::BrokenPipe.into()),
+                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
                 };
             }
-            let now = self.stream.capacity().min(data.len());
-            if now == data.len() {
-                return self.stream.send_data(data, ends).map_err(into_io);
-            }
-            self.stream.send_data(data.split_to(now), false).map_err(into_io)?;
+            let now = self.stream.capacity().min(self.leaving.len());
+            let piece = self.leaving.split_to(now);
+            self.stream.send_data(piece, ends && self.leaving.is_empty()).map_err(into_io)?;
         }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -361,7 +386,7 @@ pub fn send(
     *request.headers_mut() = fields;
     let ends = head.length.is_empty();
     let (response, stream) = sender.send_request(request, ends)?;
-    Ok(Exchange { sink: Sink { stream, waiting: None, ended: ends }, response })
+    Ok(Exchange { sink: Sink::new(stream, ends), response })
 }
 
 /// A response's head and body.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use super::closing::Closed;
 use super::{Body, Bounds, RequestHead, Responder};
 use crate::error::Error;
 
@@ -13,7 +14,7 @@ pub trait Handler {
     /// Serves one request. What it leaves of the body is read and dropped, within bounds.
     fn handle(
         &self,
-        head: RequestHead,
+        head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
     ) -> impl Future<Output = Next<Self::Tunnel>>;
@@ -31,7 +32,7 @@ pub trait Handler {
     fn is_draining(&self) -> bool;
 
     /// Resolves when idle connections are to be closed.
-    fn closing(&self) -> impl Future<Output = ()>;
+    fn closing(&self) -> Closed;
 }
 
 /// What a connection does after a request.

@@ -6,6 +6,8 @@
 //! peer's bytes.
 
 pub mod body;
+pub mod closing;
+pub mod deadline;
 pub mod fields;
 pub mod h1;
 pub mod h2;

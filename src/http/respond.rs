@@ -1,7 +1,9 @@
 //! The answer on its way to the downstream, over either protocol, and the answers that Pannier
 //! makes itself.
 
+use std::future::poll_fn;
 use std::io;
+use std::task::{Context, Poll};
 
 use ::h2::Reason as Code;
 use bytes::Bytes;
@@ -32,6 +34,8 @@ pub struct Answer<'a> {
     /// The client waits for 100 (Continue) before it sends its body.
     pub(super) expects: bool,
     pub(super) begun: bool,
+    /// Whether its end has been written into the buffer, and whether all of it has left.
+    pub(super) ended: bool,
     pub(super) done: bool,
 }
 
@@ -42,7 +46,8 @@ impl Responder<'_> {
             Responder::H1(answer) if answer.version == Version::HTTP_10 => Ok(()),
             Responder::H1(answer) => {
                 answer.expects &= status != StatusCode::CONTINUE;
-                answer.writer.interim(status, &fields).await
+                answer.writer.interim(status, &fields);
+                answer.writer.flush().await
             }
             Responder::H2(answer) => answer.interim(status, fields),
         }
@@ -77,37 +82,49 @@ impl Responder<'_> {
                 answer.begun = true;
                 answer.done = true;
                 // Framed as an interim answer is: no body, and no field that says so.
-                answer.writer.interim(head.status, &head.fields).await
+                answer.writer.interim(head.status, &head.fields);
+                answer.writer.flush().await
             }
             Responder::H2(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
-    /// Sends a piece of the body, as fast as the downstream takes it.
-    pub async fn data(&mut self, data: Bytes) -> io::Result<()> {
+    /// Ready when there is room for a piece of the body.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Responder::H1(answer) => answer.writer.data(data).await,
-            Responder::H2(answer) => answer.data(data).await,
+            Responder::H1(answer) => answer.writer.poll_room(cx),
+            Responder::H2(answer) => answer.poll_room(cx),
+        }
+    }
+
+    /// Sends a piece of the body, if there is room.
+    pub fn data(&mut self, data: Bytes) {
+        match self {
+            Responder::H1(answer) => answer.writer.data(data),
+            Responder::H2(answer) => answer.data(data),
+        }
+    }
+
+    /// Ends the answer. It has been sent once it has been flushed.
+    pub fn end(&mut self, trailers: Option<Fields>) {
+        match self {
+            Responder::H1(answer) => {
+                answer.writer.end(trailers);
+                answer.ended = true;
+            }
+            Responder::H2(answer) => answer.end(trailers),
         }
     }
 
     /// Sends what waits for company, since none is at hand.
-    pub async fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Responder::H1(answer) => answer.writer.flush().await,
-            Responder::H2(answer) => answer.flush().await,
-        }
-    }
-
-    /// Ends the answer.
-    pub async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Responder::H1(answer) => {
-                answer.writer.end(trailers).await?;
-                answer.done = true;
-                Ok(())
+                let flushed = answer.writer.poll_flush(cx);
+                answer.done |= answer.ended && matches!(flushed, Poll::Ready(Ok(())));
+                flushed
             }
-            Responder::H2(answer) => answer.end(trailers).await,
+            Responder::H2(answer) => answer.poll_flush(cx),
         }
     }
 
@@ -137,12 +154,12 @@ impl Responder<'_> {
         }
     }
 
-    /// Resolves when the downstream has given the request up.
-    pub async fn gone(&mut self) {
+    /// Ready when the downstream has given the request up.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             // A client that has closed its sending side may still read the answer.
-            Responder::H1(_) => std::future::pending().await,
-            Responder::H2(answer) => answer.gone().await,
+            Responder::H1(_) => Poll::Pending,
+            Responder::H2(answer) => answer.poll_gone(cx),
         }
     }
 
@@ -161,14 +178,16 @@ impl Responder<'_> {
             fields.insert("grpc-message", grpc_message(&error.to_string()));
             let head = ResponseHead { status: StatusCode::OK, fields: fields.into(), length: Length::None };
             self.head(head)?;
-            return self.end(None).await;
+            self.end(None);
+            return poll_fn(|cx| self.poll_flush(cx)).await;
         }
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         let text = Bytes::from(format!("pannier: {error}\n"));
         let length = Length::Sized(text.len() as u64);
         self.head(ResponseHead { status: error.reason.status(), fields: fields.into(), length })?;
-        self.data(text).await?;
-        self.end(None).await
+        self.data(text);
+        self.end(None);
+        poll_fn(|cx| self.poll_flush(cx)).await
     }
 }
 

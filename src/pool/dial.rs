@@ -24,21 +24,24 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 pub type Stream = Either<TcpStream, TlsStream<TcpStream>>;
 
 /// How to open a connection.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Dial {
     /// The address that we connect from, where the peer or the kernel's rules tell by it who we
     /// are.
     pub source: Option<Source>,
     /// Mutual TLS, and what it carries.
     pub secure: Option<Alpn>,
-    /// Our identity, as it is when the connection is opened.
-    pub tls: tls::Current,
 }
 
-/// Opens a connection within the upstream's `connect_timeout`, handshake included.
-pub async fn dial(upstream: &Upstream, endpoint: &Endpoint, dial: &Dial) -> Result<Stream> {
+/// Opens a connection, with our identity as it is then, within the upstream's `connect_timeout`, handshake included.
+pub async fn dial(
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+    dial: Dial,
+    tls: &tls::Current,
+) -> Result<Stream> {
     let limit = upstream.spec.connect_timeout;
-    match timeout(limit, open(upstream, endpoint, dial)).await {
+    match timeout(limit, open(upstream, endpoint, dial, tls)).await {
         Ok(opened) => opened,
         Err(_) => Err(failed(
             upstream,
@@ -49,8 +52,9 @@ pub async fn dial(upstream: &Upstream, endpoint: &Endpoint, dial: &Dial) -> Resu
 }
 
 /// As [`dial`], for what is never encrypted.
-pub(super) async fn tcp(upstream: &Upstream, endpoint: &Endpoint, dial_as: &Dial) -> Result<TcpStream> {
-    match dial(upstream, endpoint, &Dial { source: dial_as.source, ..Dial::default() }).await? {
+pub(super) async fn tcp(upstream: &Upstream, endpoint: &Endpoint, as_dialled: Dial) -> Result<TcpStream> {
+    let plain = Dial { secure: None, ..as_dialled };
+    match dial(upstream, endpoint, plain, &tls::Current::default()).await? {
         Either::Left(stream) => Ok(stream),
         Either::Right(_) => {
             Err(failed(upstream, Reason::TlsHandshake, "an encrypted stream where none was asked for".into()))
@@ -58,13 +62,13 @@ pub(super) async fn tcp(upstream: &Upstream, endpoint: &Endpoint, dial_as: &Dial
     }
 }
 
-async fn open(upstream: &Upstream, endpoint: &Endpoint, dial: &Dial) -> Result<Stream> {
+async fn open(upstream: &Upstream, endpoint: &Endpoint, dial: Dial, tls: &tls::Current) -> Result<Stream> {
     let address = endpoint.address;
     let stream = connect(address, dial.source.map(|s| s.towards(address.ip())))
         .await
         .map_err(|error| failed(upstream, Reason::PoolConnect, format!("{address}: {error}")))?;
     let Some(alpn) = dial.secure else { return Ok(Either::Left(stream)) };
-    let (Some(peer), Some(identity)) = (&upstream.spec.peer, dial.tls.load()) else {
+    let (Some(peer), Some(identity)) = (&upstream.spec.peer, tls.load()) else {
         let why = "mTLS is required, and this sidecar has no identity".to_owned();
         return Err(failed(upstream, Reason::TlsHandshake, why));
     };

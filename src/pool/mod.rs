@@ -12,8 +12,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use foldhash::fast::FixedState;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
 use tokio::task::spawn_local;
@@ -21,13 +22,19 @@ use tokio::task::spawn_local;
 use crate::balance::{Endpoint, Open, Upstream};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::{Bounds, h1, h2};
+use crate::tls;
+
+/// A connection that has idled for less than this is used without asking the kernel about it, for
+/// a request that may be sent again: the runtime has looked since.
+const LOOKED_AT: Duration = Duration::from_millis(5);
 
 /// A worker's connections.
-#[derive(Default)]
 pub struct Pools {
-    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    /// Our identity, as it is when a connection is opened.
+    tls: tls::Current,
+    idle: RefCell<HashMap<u64, Vec<Idle>, FixedState>>,
     /// By endpoint, and whether it is encrypted.
-    shared: RefCell<HashMap<(u64, bool), Multiplexed>>,
+    shared: RefCell<HashMap<(u64, bool), Multiplexed, FixedState>>,
 }
 
 /// An HTTP/1 connection between two requests.
@@ -35,7 +42,7 @@ struct Idle {
     conn: h1::Conn,
     open: Open,
     since: Instant,
-    limit: std::time::Duration,
+    limit: Duration,
 }
 
 /// An HTTP/1 connection that carries one request.
@@ -65,18 +72,33 @@ struct Sharer {
 }
 
 impl Pools {
-    /// An HTTP/1 connection to `endpoint`: the one used most recently, or a new one. With `fresh`,
-    /// a new one always.
-    pub async fn h1(
+    /// No connections yet.
+    pub fn new(tls: tls::Current) -> Self {
+        Self { tls, idle: RefCell::default(), shared: RefCell::default() }
+    }
+
+    /// The HTTP/1 connection to `endpoint` that was used most recently. What `may_repeat` may be
+    /// sent again should it turn out to have just been closed.
+    pub fn idle_h1(&self, endpoint: &Endpoint, may_repeat: bool) -> Option<Lease> {
+        let mut pools = self.idle.borrow_mut();
+        let pool = pools.get_mut(&endpoint.id)?;
+        while let Some(idle) = pool.pop() {
+            let age = idle.since.elapsed();
+            let asked = may_repeat && age < LOOKED_AT || idle.conn.reader.is_quiet();
+            if age < idle.limit && idle.conn.reader.seems_quiet() && asked {
+                return Some(Lease { conn: idle.conn, open: idle.open });
+            }
+        }
+        None
+    }
+
+    /// A new HTTP/1 connection to `endpoint`.
+    pub async fn open_h1(
         &self,
         upstream: &Arc<Upstream>,
         endpoint: &Arc<Endpoint>,
-        dial: &Dial,
-        fresh: bool,
+        dial: Dial,
     ) -> Result<Lease> {
-        if !fresh && let Some(idle) = self.take_idle(endpoint) {
-            return Ok(Lease { conn: idle.conn, open: idle.open });
-        }
         let open = match upstream.open(endpoint) {
             // An idle connection to another endpoint makes room.
             Err(full) if self.close_idle(upstream) => upstream.open(endpoint).map_err(|_| full)?,
@@ -84,17 +106,6 @@ impl Pools {
         };
         let stream = dial::tcp(upstream, endpoint, dial).await?;
         Ok(Lease { conn: h1::Conn::new(stream), open })
-    }
-
-    fn take_idle(&self, endpoint: &Endpoint) -> Option<Idle> {
-        let mut pools = self.idle.borrow_mut();
-        let pool = pools.get_mut(&endpoint.id)?;
-        while let Some(idle) = pool.pop() {
-            if idle.since.elapsed() < idle.limit && idle.conn.reader.is_quiet() {
-                return Some(idle);
-            }
-        }
-        None
     }
 
     /// Closes the idle connection to an upstream that has waited longest; false if there is none.
@@ -113,7 +124,8 @@ impl Pools {
     }
 
     /// Gives a connection back, ready for its next request.
-    pub fn put(&self, lease: Lease, upstream: &Upstream) {
+    pub fn put(&self, mut lease: Lease, upstream: &Upstream) {
+        lease.conn.reader.rest();
         let endpoint = lease.open.endpoint();
         if endpoint.is_leaving() {
             return;
@@ -130,7 +142,7 @@ impl Pools {
         self: &Rc<Self>,
         upstream: &Arc<Upstream>,
         endpoint: &Arc<Endpoint>,
-        dial: &Dial,
+        dial: Dial,
         bounds: Bounds,
     ) -> Result<h2::Sender> {
         // Once more if the connection turns out to have ended: nothing was sent on it.
@@ -151,7 +163,7 @@ impl Pools {
         self: &Rc<Self>,
         upstream: &Arc<Upstream>,
         endpoint: &Arc<Endpoint>,
-        dial: &Dial,
+        dial: Dial,
         bounds: Bounds,
     ) -> Result<Sharer> {
         let key = (endpoint.id, dial.secure.is_some());
@@ -161,7 +173,7 @@ impl Pools {
             Some(Connection::Opening(opening)) => opening,
             _ => {
                 // A task of its own: it goes on when all who wait for it have given up.
-                let task = spawn_local(open_h2(upstream.clone(), endpoint.clone(), dial.clone(), bounds));
+                let task = spawn_local(open_h2(upstream.clone(), endpoint.clone(), dial, self.tls.clone(), bounds));
                 let ended = |_| Error::new(Reason::PoolConnect, "the worker ends").retry(Retry::Unprocessed);
                 let opening = task.map(move |opened| opened.unwrap_or_else(|e| Err(ended(e))));
                 let opening = opening.boxed_local().shared();
@@ -222,6 +234,7 @@ async fn open_h2(
     upstream: Arc<Upstream>,
     endpoint: Arc<Endpoint>,
     dial: Dial,
+    tls: tls::Current,
     bounds: Bounds,
 ) -> Result<Sharer> {
     let open = upstream.open(&endpoint)?;
@@ -230,7 +243,7 @@ async fn open_h2(
             .retry(Retry::Unprocessed)
             .upstream(&upstream.spec.name)
     };
-    let stream = dial::dial(&upstream, &endpoint, &dial).await?;
+    let stream = dial::dial(&upstream, &endpoint, dial, &tls).await?;
     let (sender, driver) = h2::connect(stream, &bounds).await.map_err(failed)?;
     let closed = Rc::new(Cell::new(false));
     let ended = closed.clone();

@@ -12,6 +12,7 @@ use super::worker::Worker;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::h1::drain;
+use crate::http::closing::Closed;
 use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
 
 /// One direction's stages.
@@ -24,10 +25,10 @@ pub(super) trait Stages {
         &self,
         worker: &Rc<Worker>,
         mesh: &Mesh,
-        head: RequestHead,
+        head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> impl Future<Output = Result<Next<Opened>>>;
+    ) -> impl Future<Output = Result<Next<Box<Opened>>>>;
 
     /// Whether the downstream is a sidecar, which sends elsewhere what is refused unprocessed.
     fn is_from_sidecar(&self) -> bool;
@@ -40,14 +41,14 @@ pub(super) struct Requests<S> {
 }
 
 impl<S: Stages> Handler for Requests<S> {
-    type Tunnel = Opened;
+    type Tunnel = Box<Opened>;
 
     async fn handle(
         &self,
-        head: RequestHead,
+        head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Next<Opened> {
+    ) -> Next<Box<Opened>> {
         let _busy = self.worker.busy();
         let mesh = self.worker.mesh();
         let (grpc, idempotent) = (head.is_grpc(), head.is_idempotent());
@@ -84,7 +85,7 @@ impl<S: Stages> Handler for Requests<S> {
         self.worker.shared.drain.tells(S::DIRECTION)
     }
 
-    fn closing(&self) -> impl Future<Output = ()> {
+    fn closing(&self) -> Closed {
         self.worker.closing(S::DIRECTION)
     }
 }

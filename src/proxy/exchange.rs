@@ -3,16 +3,17 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use tokio::time::timeout;
+use pin_project_lite::pin_project;
 
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
+use crate::http::deadline::Deadline;
 use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
 use crate::http::h1::{Conn, HeadError, Reader};
 use crate::http::pump::{Broken, pump};
@@ -54,33 +55,24 @@ pub(super) async fn over_h1(
 ) -> Result<Done> {
     let Conn { reader, writer } = &mut lease.conn;
     let written = writer.written();
-    let sends = !body.is_empty();
-    let all_sent = Cell::new(false);
     writer.request(head, terms.host);
-    let send = async {
-        if sends {
-            pump(body, writer, terms.bounds.body_timeout).await?;
-        } else {
-            writer.end(None).await.map_err(Broken::Sink)?;
-        }
-        all_sent.set(true);
-        Ok(())
-    };
+    let sending = Sending::new();
+    let send = pump(body, writer, terms.bounds.body_timeout);
     let receive = async {
         let parsed = h1_head(reader, &head.method, respond, terms, &written).await?;
         let mut body = match parsed.head.length {
             length if length.is_empty() || !parsed.head.may_have_body(&head.method) => Body::Empty,
             length => Body::H1(reader.body(length, parsed.chunked)),
         };
-        let status = parsed.head.status;
-        if !all_sent.get() {
+        let (status, keep_alive) = (parsed.head.status, parsed.keep_alive);
+        if !sending.is_done() {
             respond.last();
         }
         answer(parsed.head, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: parsed.keep_alive && !reader.has_leftover() })
+        Ok(Done { status, reusable: keep_alive && !reader.has_leftover() })
     };
-    let (sent, done) = both(send, receive).await?;
-    Ok(Done { reusable: sent && done.reusable, ..done })
+    let done = both(send, receive, &sending).await?;
+    Ok(Done { reusable: sending.is_done() && done.reusable, ..done })
 }
 
 /// The final head of an answer; interim ones are passed on.
@@ -92,34 +84,49 @@ async fn h1_head(
     written: &Cell<u64>,
 ) -> Result<ParsedResponse> {
     loop {
-        let parsed = tokio::select! {
-            biased;
-            parsed = timeout(terms.patience, reader.response(terms.bounds, method)) => parsed,
-            () = respond.gone() => return Err(given_up()),
-        };
-        let parsed = parsed.map_err(|_| silent())?;
-        let parsed = parsed.map_err(|error| match error {
-            // The write took nothing, so nobody can have read anything.
-            HeadError::Closed if written.get() == 0 => {
-                Error::new(Reason::UpstreamReset, "the connection was closed before the request left")
-                    .retry(Retry::Unprocessed)
-            }
-            HeadError::Closed => lost("the connection was closed before an answer"),
-            HeadError::Lost(error) => {
-                lost(format!("the connection was lost within the answer's head: {error}"))
-            }
-            HeadError::Refused(Refused::TooLarge) => malformed("its head is too large"),
-            HeadError::Refused(Refused::Malformed(why) | Refused::Unsupported(why)) => malformed(why),
-            HeadError::Refused(Refused::Version) => malformed("its version is not HTTP/1"),
-        })?;
+        let parsed = unless_gone(respond, terms.patience, |cx| reader.poll_response(cx, terms.bounds, method));
+        let parsed = parsed.await?.map_err(|error| unread(error, written.get()))?;
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),
             status if status.is_informational() => {
-                interim(status, parsed.head.fields, respond, terms).await?;
+                Box::pin(interim(status, parsed.head.fields, respond, terms)).await?;
             }
             _ => return Ok(parsed),
         }
     }
+}
+
+/// What it says of a request that no head of an answer could be read; `written` bytes of it have
+/// left.
+fn unread(error: HeadError, written: u64) -> Error {
+    match error {
+        // The write took nothing, so nobody can have read anything.
+        HeadError::Closed if written == 0 => {
+            Error::new(Reason::UpstreamReset, "the connection was closed before the request left")
+                .retry(Retry::Unprocessed)
+        }
+        HeadError::Closed => lost("the connection was closed before an answer"),
+        HeadError::Lost(error) => lost(format!("the connection was lost within the answer's head: {error}")),
+        HeadError::Refused(Refused::TooLarge) => malformed("its head is too large"),
+        HeadError::Refused(Refused::Malformed(why) | Refused::Unsupported(why)) => malformed(why),
+        HeadError::Refused(Refused::Version) => malformed("its version is not HTTP/1"),
+    }
+}
+
+/// Waits for what comes from the upstream, as long as the downstream wants it and no longer than
+/// `patience`.
+async fn unless_gone<T>(
+    respond: &mut Responder<'_>,
+    patience: Duration,
+    mut coming: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> Result<T> {
+    let mut patience = Deadline::new(patience);
+    poll_fn(|cx| match coming(cx) {
+        Poll::Ready(come) => Poll::Ready(Ok(come)),
+        Poll::Pending if respond.poll_gone(cx).is_ready() => Poll::Ready(Err(given_up())),
+        Poll::Pending => patience.poll(cx).map(|()| Err(silent())),
+    })
+    .await
 }
 
 /// Sends a request on an HTTP/2 connection and carries its answer back.
@@ -136,24 +143,18 @@ pub(super) async fn over_h2(
     let exchange = h2::send(&mut sender, head, terms.host, told)
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
     let h2::Exchange { mut sink, mut response } = exchange;
-    let all_sent = Cell::new(body.is_empty());
-    let send = async {
-        if !all_sent.get() {
-            pump(body, &mut sink, terms.bounds.body_timeout).await?;
-            all_sent.set(true);
-        }
-        Ok(())
-    };
+    let sending = Sending::new();
+    let send = pump(body, &mut sink, terms.bounds.body_timeout);
     let receive = async {
         let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
         let status = head_back.status;
-        if !all_sent.get() {
+        if !sending.is_done() {
             respond.last();
         }
         answer(head_back, &mut body, respond, terms).await?;
         Ok(Done { status, reusable: true })
     };
-    both(send, receive).await.map(|(_, done)| done)
+    both(send, receive, &sending).await
 }
 
 async fn h2_head(
@@ -163,27 +164,20 @@ async fn h2_head(
     terms: &Terms<'_>,
 ) -> Result<(ResponseHead, Body<'static>)> {
     loop {
-        let next = poll_fn(|cx| {
+        let next = unless_gone(respond, terms.patience, |cx| {
             if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                 return Poll::Ready(Ok(Err(interim)));
             }
             Pin::new(&mut *response).poll(cx).map(|r| r.map(Ok))
         });
-        let next = tokio::select! {
-            biased;
-            next = timeout(terms.patience, next) => {
-                next.map_err(|_| silent())?.map_err(|error| reset(&error))?
-            }
-            () = respond.gone() => return Err(given_up()),
-        };
-        match next {
+        match next.await?.map_err(|error| reset(&error))? {
             Ok(last) => return Ok(h2::received(last, method)),
             Err(early) if early.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(malformed("it switches protocols, which HTTP/2 does not have"));
             }
             Err(early) => {
                 let (parts, ()) = early.into_parts();
-                interim(parts.status, parts.headers.into(), respond, terms).await?;
+                Box::pin(interim(parts.status, parts.headers.into(), respond, terms)).await?;
             }
         }
     }
@@ -212,33 +206,33 @@ async fn answer(
     if !terms.sidecar {
         head.fields.remove_where(is_own);
     }
+    // The head of a body of known length waits for its first bytes: an endpoint that dies in
+    // between has not answered, and another may. A body of unknown length may be a stream that is
+    // silent for long, so there the head goes ahead.
     let first = match head.length {
-        Length::Sized(_) if !body.is_done() => first(body, respond, terms).await?,
-        _ => None,
+        Length::Sized(_) if !body.is_done() => {
+            unless_gone(respond, terms.bounds.body_timeout, |cx| body.poll_frame(cx)).await?
+        }
+        _ => Ok(None),
     };
+    let first = beginning(first)?;
     respond.head(head).map_err(|_| given_up())?;
     if let Some(data) = first {
-        respond.data(data).await.map_err(|_| given_up())?;
+        respond.data(data);
     }
     pump(body, respond, terms.bounds.body_timeout).await.map_err(|broken| match broken {
         Broken::Sink(_) => given_up(),
         Broken::Silent => silent(),
+        Broken::Stuck => Error::new(Reason::HttpDownstreamGone, "the downstream took nothing for http.body_timeout"),
         Broken::Source(BodyError::Malformed(why)) => malformed(why),
         Broken::Source(BodyError::Gone(error)) => cut(&error),
         Broken::Source(BodyError::Reset(error)) => cut(&error),
     })
 }
 
-/// The first bytes of a body of known length. Its head waits for them: an endpoint that dies in
-/// between has not answered, and another may. A body of unknown length may be a stream that is
-/// silent for long, so there the head goes ahead.
-async fn first(body: &mut Body<'_>, respond: &mut Responder<'_>, terms: &Terms<'_>) -> Result<Option<Bytes>> {
-    let frame = tokio::select! {
-        biased;
-        frame = timeout(terms.bounds.body_timeout, body.frame()) => frame.map_err(|_| silent())?,
-        () = respond.gone() => return Err(given_up()),
-    };
-    match frame {
+/// The first bytes of a body of known length.
+fn beginning(first: Result<Option<Frame>, BodyError>) -> Result<Option<Bytes>> {
+    match first {
         Ok(Some(Frame::Data(data))) => Ok(Some(data)),
         Ok(Some(Frame::Trailers(_))) => Err(malformed("its body is shorter than announced")),
         Ok(None) => Ok(None),
@@ -248,20 +242,61 @@ async fn first(body: &mut Body<'_>, respond: &mut Responder<'_>, terms: &Terms<'
     }
 }
 
+/// How far a request has gone.
+struct Sending(Cell<Sent>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Partly,
+    Wholly,
+    /// It could not be sent to its end.
+    Broken,
+}
+
+impl Sending {
+    fn new() -> Self {
+        Self(Cell::new(Sent::Partly))
+    }
+
+    fn is_done(&self) -> bool {
+        self.0.get() == Sent::Wholly
+    }
+}
+
+pin_project! {
+    /// What [`both`] returns.
+    struct Both<'a, S, R> {
+        #[pin]
+        send: S,
+        #[pin]
+        receive: R,
+        sending: &'a Sending,
+    }
+}
+
 /// Runs both ways of an exchange until the answer is there. A request that could not be sent to
 /// its end may still be answered; one that the downstream broke off is not to be.
-async fn both(
-    send: impl Future<Output = Result<(), Broken>>,
-    receive: impl Future<Output = Result<Done>>,
-) -> Result<(bool, Done)> {
-    let (mut send, mut receive) = (pin!(send), pin!(receive));
-    let (mut sending, mut sent) = (true, false);
-    poll_fn(|cx| {
-        if sending && let Poll::Ready(end) = send.as_mut().poll(cx) {
-            sending = false;
+fn both<S, R>(send: S, receive: R, sending: &Sending) -> Both<'_, S, R> {
+    Both { send, receive, sending }
+}
+
+impl<S, R> Future for Both<'_, S, R>
+where
+    S: Future<Output = Result<(), Broken>>,
+    R: Future<Output = Result<Done>>,
+{
+    type Output = Result<Done>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if this.sending.0.get() == Sent::Partly
+            && let Poll::Ready(end) = this.send.poll(cx)
+        {
+            this.sending.0.set(Sent::Broken);
             match end {
-                Ok(()) => sent = true,
+                Ok(()) => this.sending.0.set(Sent::Wholly),
                 Err(Broken::Sink(_)) => {}
+                Err(Broken::Stuck) => return Poll::Ready(Err(silent())),
                 Err(Broken::Silent) => {
                     let why = "the request's body stopped coming";
                     return Poll::Ready(Err(Error::new(Reason::HttpBodyTimeout, why)));
@@ -274,9 +309,8 @@ async fn both(
                 }
             }
         }
-        receive.as_mut().poll(cx).map(|done| done.map(|done| (sent, done)))
-    })
-    .await
+        this.receive.poll(cx)
+    }
 }
 
 fn given_up() -> Error {

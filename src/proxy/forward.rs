@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use smallvec::SmallVec;
-use tokio::time::timeout;
 
 use super::exchange::{self, Done, Terms};
 use super::mesh::{Destination, Mesh};
@@ -15,6 +14,7 @@ use super::worker::Worker;
 use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
+use crate::http::deadline::within;
 use crate::http::{Body, RequestHead, Responder};
 use crate::intercept::Source;
 use crate::pool::Dial;
@@ -50,7 +50,7 @@ pub(super) async fn forward(
     let attempts = attempts(worker, mesh, way, head, body, respond);
     let result = match route.timeout {
         None => attempts.await,
-        Some(limit) => timeout(limit, attempts).await.unwrap_or_else(|_| {
+        Some(limit) => within(limit, attempts).await.unwrap_or_else(|| {
             Err(Error::new(Reason::UpstreamTimeout, format!("no whole answer within {limit:?}")))
         }),
     };
@@ -128,12 +128,11 @@ async fn attempt(
     fresh: bool,
 ) -> Result<StatusCode> {
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
-    let bounds = mesh.bounds;
+    let bounds = &mesh.bounds;
     let mut sidecar = upstream.secures(endpoint);
-    let mut dial =
-        Dial { source: way.source, secure: sidecar.then_some(Alpn::H2), tls: worker.shared.tls.clone() };
+    let mut dial = Dial { source: way.source, secure: sidecar.then_some(Alpn::H2) };
     let sender = if sidecar {
-        match worker.pools.h2(upstream, endpoint, &dial, bounds).await {
+        match Box::pin(worker.pools.h2(upstream, endpoint, dial, *bounds)).await {
             Err(error) if !upstream.secures(endpoint) => {
                 // Found out just now; nothing was sent, so it starts over in plaintext.
                 tracing::info!(endpoint = %endpoint.address, %error, "speaks plaintext");
@@ -147,15 +146,20 @@ async fn attempt(
     };
     // A route's own timeout says how long its answers may take.
     let patience = way.destination.route.timeout.unwrap_or(bounds.body_timeout);
-    let terms = Terms { bounds: &bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
+    let terms = Terms { bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
     let done = if let Some(sender) = sender {
-        exchange::over_h2(sender, head, body, respond, &terms).await?
+        Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?
     } else if way.h2 {
-        let sender = noted(endpoint, worker.pools.h2(upstream, endpoint, &dial, bounds).await)?;
-        exchange::over_h2(sender, head, body, respond, &terms).await?
+        let sender = Box::pin(worker.pools.h2(upstream, endpoint, dial, *bounds)).await;
+        let sender = noted(endpoint, sender)?;
+        Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?
     } else {
-        let lease = worker.pools.h1(upstream, endpoint, &dial, fresh).await;
-        let mut lease = noted(endpoint, lease)?;
+        let may_repeat = head.is_idempotent() && way.destination.route.retries > 0;
+        let idle = if fresh { None } else { worker.pools.idle_h1(endpoint, may_repeat) };
+        let mut lease = match idle {
+            Some(lease) => lease,
+            None => noted(endpoint, Box::pin(worker.pools.open_h1(upstream, endpoint, dial)).await)?,
+        };
         let done = exchange::over_h1(&mut lease, head, body, respond, &terms).await?;
         if done.reusable {
             worker.pools.put(lease, upstream);

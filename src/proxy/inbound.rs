@@ -17,7 +17,7 @@ use super::forward::{Way, forward};
 use super::mesh::{Destination, Mesh};
 use super::outbound::limit;
 use super::tcp::{self, Opened};
-use super::worker::Worker;
+use super::worker::{Snapshot, Worker};
 use crate::auth;
 use crate::config::model::{Direction, InboundMtls};
 use crate::error::{Error, Reason, Result};
@@ -29,15 +29,36 @@ use crate::pool::never_pauses;
 use crate::tls::{self, Alpn};
 
 /// Serves one connection to the pod.
+///
+/// Whatever is not HTTP/1 has memory of its own, as has finding out what it is.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
-    if let Err(error) = connection(&worker, stream).await {
+    let met = match Box::pin(meet(&worker, &stream)).await {
+        Ok(met) => met,
+        Err(error) => return worker.refused(Direction::Inbound, &error),
+    };
+    if met.is_http1() {
+        // Requests in plaintext are read even where none is let in, so that their sender is told.
+        let requests = Requests { worker, stages: met.stages(None) };
+        drop(met);
+        h1::serve(stream, &requests).await;
+    } else if let Err(error) = Box::pin(other(&worker, stream, met)).await {
         worker.refused(Direction::Inbound, &error);
     }
 }
 
-async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
+/// What is known of a connection before its first request.
+struct Met {
+    mesh: Snapshot,
+    target: SocketAddr,
+    source: Option<Source>,
+    destination: Destination,
+    detected: Detected,
+}
+
+/// Intercept and detect.
+async fn meet(worker: &Rc<Worker>, stream: &TcpStream) -> Result<Met> {
     let mesh = worker.mesh();
-    let (target, source) = target(worker, &mesh, &stream)?;
+    let (target, source) = target(worker, &mesh, stream)?;
     let destination = application(worker, &mesh, target);
     let settings = &mesh.model.inbound;
     let plain = mesh.inbound_mtls != InboundMtls::Strict;
@@ -46,32 +67,45 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream) -> Result<()> {
             Detected::server(tcp::open(worker, &destination, source).await?)
         } else {
             let server = plain.then(|| tcp::open(worker, &destination, source));
-            let detecting = detect::detect(&stream, settings.detect_timeout.0, server);
-            Box::pin(worker.unless_closing(Direction::Inbound, detecting)).await?
+            let detecting = detect::detect(stream, settings.detect_timeout.0, server);
+            worker.unless_closing(Direction::Inbound, detecting).await?
         };
-    let inbound = |caller| Inbound { target, source, told: Inbound::told(&caller), caller };
-    let http = !settings.opaque_ports.contains(&target.port());
-    match detected.protocol {
-        Protocol::Tls { ours: true } if mesh.inbound_mtls != InboundMtls::Off => {
-            Box::pin(secured(worker, &mesh, stream, inbound)).await
+    Ok(Met { mesh, target, source, destination, detected })
+}
+
+impl Met {
+    fn carries_http(&self) -> bool {
+        !self.mesh.model.inbound.opaque_ports.contains(&self.target.port())
+    }
+
+    fn is_http1(&self) -> bool {
+        self.detected.protocol == Protocol::Http1 && self.carries_http()
+    }
+
+    fn stages(&self, caller: Option<SpiffeId>) -> Inbound {
+        Inbound { target: self.target, source: self.source, told: Inbound::told(&caller), caller }
+    }
+}
+
+/// Serves what is not plain HTTP/1.
+async fn other(worker: &Rc<Worker>, stream: TcpStream, met: Met) -> Result<()> {
+    match met.detected.protocol {
+        Protocol::Tls { ours: true } if met.mesh.inbound_mtls != InboundMtls::Off => {
+            secured(worker, met, stream).await
         }
-        // Requests in plaintext are read even where none is let in, so that their sender is told.
-        Protocol::Http1 if http => {
-            let requests = Requests { worker: worker.clone(), stages: inbound(None) };
-            h1::serve(stream, &requests).await;
-            Ok(())
-        }
-        Protocol::Http2 if http => {
-            let requests = Rc::new(Requests { worker: worker.clone(), stages: inbound(None) });
-            if let Err(error) = Box::pin(h2::serve(stream, requests)).await {
+        Protocol::Http2 if met.carries_http() => {
+            let requests = Rc::new(Requests { worker: worker.clone(), stages: met.stages(None) });
+            drop(met);
+            if let Err(error) = h2::serve(stream, requests).await {
                 tracing::debug!(%error, "an HTTP/2 connection to the application ended");
             }
             Ok(())
         }
-        _ if !plain => Err(unencrypted()),
+        _ if met.mesh.inbound_mtls == InboundMtls::Strict => Err(unencrypted()),
         _ => {
-            permit_bytes(&mesh, None)?;
-            Box::pin(tcp::carry(worker, Direction::Inbound, stream, &destination, source, detected)).await;
+            permit_bytes(&met.mesh, None)?;
+            let Met { source, destination, detected, .. } = met;
+            tcp::carry(worker, Direction::Inbound, stream, &destination, source, detected).await;
             Ok(())
         }
     }
@@ -103,24 +137,19 @@ fn application(worker: &Worker, mesh: &Mesh, target: SocketAddr) -> Destination 
 }
 
 /// TLS: who is calling, and what the connection carries.
-async fn secured(
-    worker: &Rc<Worker>,
-    mesh: &Mesh,
-    stream: TcpStream,
-    inbound: impl FnOnce(Option<SpiffeId>) -> Inbound,
-) -> Result<()> {
+async fn secured(worker: &Rc<Worker>, met: Met, stream: TcpStream) -> Result<()> {
     let failed = |why: String| Error::new(Reason::TlsHandshake, why);
     let identity = worker.shared.tls.load().ok_or_else(|| failed("this sidecar has no identity".into()))?;
     let handshake = TlsAcceptor::from(identity.server()).accept(stream);
-    let stream = timeout(mesh.bounds.head_timeout, handshake)
+    let stream = timeout(met.mesh.bounds.head_timeout, handshake)
         .await
         .map_err(|_| failed("the handshake took too long".into()))?
         .map_err(|error| tls::Failure::classify(&error))?;
     let connection = stream.get_ref().1;
-    let caller = tls::peer_id(connection);
-    let inbound = inbound(caller);
+    let inbound = met.stages(tls::peer_id(connection));
     match Alpn::negotiated(connection) {
         Some(Alpn::H2) => {
+            drop(met);
             let _ = never_pauses(stream.get_ref().0);
             let requests = Rc::new(Requests { worker: worker.clone(), stages: inbound });
             if let Err(error) = h2::serve(stream, requests).await {
@@ -129,11 +158,9 @@ async fn secured(
             Ok(())
         }
         Some(Alpn::Tcp) => {
-            permit_bytes(mesh, inbound.caller.as_ref())?;
-            let Inbound { target, source, .. } = inbound;
-            let destination = application(worker, mesh, target);
-            let opened = tcp::open(worker, &destination, source).await?;
-            let detected = Detected::server(opened);
+            permit_bytes(&met.mesh, inbound.caller.as_ref())?;
+            let Met { source, destination, .. } = met;
+            let detected = Detected::server(tcp::open(worker, &destination, source).await?);
             tcp::carry(worker, Direction::Inbound, stream, &destination, source, detected).await;
             Ok(())
         }
@@ -170,15 +197,15 @@ impl Stages for Inbound {
         &self,
         worker: &Rc<Worker>,
         mesh: &Mesh,
-        mut head: RequestHead,
+        head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Result<Next<Opened>> {
-        let h2 = self.protocol(&head);
+    ) -> Result<Next<Box<Opened>>> {
+        let h2 = self.protocol(head);
         head.fields.remove_where(|name| is_own(name) || name.eq_ignore_ascii_case(CALLER_FIELD.as_bytes()));
-        self.authorize(mesh, &head)?;
+        self.authorize(mesh, head)?;
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
-        limit(&mesh.inbound_limits, &head, Some(self.target), caller).await?;
+        limit(&mesh.inbound_limits, head, Some(self.target), caller).await?;
         if let Some(told) = &self.told {
             head.fields.push(HeaderName::from_static(CALLER_FIELD), told.clone());
         }
@@ -187,7 +214,7 @@ impl Stages for Inbound {
         }
         let destination = application(worker, mesh, self.target);
         let way = Way { destination, source: self.source, h2 };
-        forward(worker, mesh, &way, &head, body, respond).await?;
+        forward(worker, mesh, &way, head, body, respond).await?;
         Ok(Next::Request)
     }
 

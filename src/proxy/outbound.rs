@@ -26,50 +26,36 @@ use crate::limit::{Decision, Facts, Limits};
 
 /// Serves one connection of the pod.
 ///
-/// What is not HTTP/1, and what comes before it is known, has memory of its own: thousands of idle
+/// Whatever is not HTTP/1 has memory of its own, as has finding out what it is: thousands of idle
 /// HTTP/1 connections hold none of it.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
     let original = intercept::original_destination(&stream);
-    let mesh = worker.mesh();
-    // By address alone: where opaque bytes go.
-    let destination = match original {
-        Some(original) => Some(by_address(&worker, &mesh, original).await),
-        None => None,
-    };
-    let settings = &mesh.model.outbound;
-    let opaque = original.is_some_and(|o| settings.opaque_ports.contains(&o.port()));
-    let detected = match &destination {
-        Some(destination) if opaque => {
-            Box::pin(tcp::open(&worker, destination, None)).await.map(Detected::server)
-        }
-        _ => {
-            let server = destination.as_ref().map(|d| tcp::open(&worker, d, None));
-            let detecting = detect::detect(&stream, settings.detect_timeout.0, server);
-            Box::pin(worker.unless_closing(Direction::Outbound, detecting)).await
-        }
-    };
-    let outbound = Outbound { original };
-    let detected = match detected {
-        Ok(detected) => detected,
+    let met = match Box::pin(meet(&worker, &stream, original)).await {
+        Ok(met) => met,
         Err(error) => return worker.refused(Direction::Outbound, &error),
     };
-    match detected.protocol {
+    let stages = Outbound { original };
+    match met.detected.protocol {
         Protocol::Http1 => {
-            let requests = Requests { worker: worker.clone(), stages: outbound };
+            drop(met);
+            let requests = Requests { worker, stages };
             if let h1::Ended::Tunnel(downstream, first, upstream) = h1::serve(stream, &requests).await {
-                let _busy = worker.busy();
-                Box::pin(tcp::relay(downstream, first, upstream)).await;
+                let _busy = requests.worker.busy();
+                Box::pin(tcp::relay(downstream, first, *upstream)).await;
             }
         }
         Protocol::Http2 => {
-            let requests = Rc::new(Requests { worker, stages: outbound });
+            drop(met);
+            let requests = Rc::new(Requests { worker, stages });
             if let Err(error) = Box::pin(h2::serve(stream, requests)).await {
                 tracing::debug!(%error, "an HTTP/2 connection of the application ended");
             }
         }
-        Protocol::Opaque | Protocol::Tls { .. } => match destination {
+        Protocol::Opaque | Protocol::Tls { .. } => match met.destination {
             Some(destination) => {
-                Box::pin(tcp::carry(&worker, Direction::Outbound, stream, &destination, None, detected)).await
+                let carried =
+                    tcp::carry(&worker, Direction::Outbound, stream, &destination, None, met.detected);
+                Box::pin(carried).await;
             }
             None => {
                 let why = "bytes that are not HTTP, and no original destination";
@@ -77,6 +63,33 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
             }
         },
     }
+}
+
+/// What is known of a connection before its first request.
+struct Met {
+    detected: Detected,
+    /// By address alone: where opaque bytes go.
+    destination: Option<Destination>,
+}
+
+/// Intercept and detect.
+async fn meet(worker: &Rc<Worker>, stream: &TcpStream, original: Option<SocketAddr>) -> Result<Met> {
+    let mesh = worker.mesh();
+    let destination = match original {
+        Some(original) => Some(by_address(worker, &mesh, original).await),
+        None => None,
+    };
+    let settings = &mesh.model.outbound;
+    let opaque = original.is_some_and(|o| settings.opaque_ports.contains(&o.port()));
+    let detected = match &destination {
+        Some(destination) if opaque => Detected::server(tcp::open(worker, destination, None).await?),
+        _ => {
+            let server = destination.as_ref().map(|d| tcp::open(worker, d, None));
+            let detecting = detect::detect(stream, settings.detect_timeout.0, server);
+            worker.unless_closing(Direction::Outbound, detecting).await?
+        }
+    };
+    Ok(Met { detected, destination })
 }
 
 async fn by_address(worker: &Worker, mesh: &Mesh, original: SocketAddr) -> Destination {
@@ -99,19 +112,19 @@ impl Stages for Outbound {
         &self,
         worker: &Rc<Worker>,
         mesh: &Mesh,
-        mut head: RequestHead,
+        head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Result<Next<Opened>> {
+    ) -> Result<Next<Box<Opened>>> {
         head.fields.remove_where(is_own);
-        let destination = self.route(worker, mesh, &head).await?;
-        limit(&mesh.outbound_limits, &head, self.original, &mesh.identity).await?;
+        let destination = self.route(worker, mesh, head).await?;
+        limit(&mesh.outbound_limits, head, self.original, &mesh.identity).await?;
         if head.method == Method::CONNECT {
-            return connect(worker, &destination, respond).await;
+            return Box::pin(connect(worker, &destination, respond)).await;
         }
         let h2 = head.version == http::Version::HTTP_2;
         let way = Way { destination, source: None, h2 };
-        forward(worker, mesh, &way, &head, body, respond).await?;
+        forward(worker, mesh, &way, head, body, respond).await?;
         Ok(Next::Request)
     }
 
@@ -129,7 +142,7 @@ impl Outbound {
             && !route.upstream.is_located()
         {
             // Of an upstream that a reload has just brought, nothing may be known yet.
-            route.upstream.located(original).await;
+            Box::pin(route.upstream.located(original)).await;
             if !route.upstream.is_located() && route.upstream.requires_identity() {
                 // Perhaps meant for it, perhaps not: in plaintext it does not go.
                 let why = "its names have not been answered, so whether this was meant for it is not known";
@@ -143,7 +156,7 @@ impl Outbound {
             (Some(route), Some(original)) => {
                 worker.shared.mismatches.fetch_add(1, Ordering::Relaxed);
                 match mesh.on_mismatch {
-                    OnMismatch::Original => Ok(by_address(worker, mesh, original).await),
+                    OnMismatch::Original => Ok(Box::pin(by_address(worker, mesh, original)).await),
                     OnMismatch::Route => Ok(balanced(route)),
                     OnMismatch::Refuse => {
                         let why = format!("the host has a route, but {original} is not of its upstream");
@@ -151,7 +164,7 @@ impl Outbound {
                     }
                 }
             }
-            (None, Some(original)) => Ok(by_address(worker, mesh, original).await),
+            (None, Some(original)) => Ok(Box::pin(by_address(worker, mesh, original)).await),
             (None, None) => Err(Error::new(
                 Reason::RouteNone,
                 "no route takes this host and path, and nothing was redirected",
@@ -188,7 +201,7 @@ pub(super) async fn limit(
     match decision {
         Decision::Admitted => Ok(()),
         Decision::Refused(refusal) => Err(refusal.into()),
-        Decision::Wait(wait) => wait.resolve().await,
+        Decision::Wait(wait) => Box::pin(wait.resolve()).await,
     }
 }
 
@@ -197,10 +210,10 @@ async fn connect(
     worker: &Rc<Worker>,
     destination: &Destination,
     respond: &mut Responder<'_>,
-) -> Result<Next<Opened>> {
+) -> Result<Next<Box<Opened>>> {
     let opened = tcp::open(worker, destination, None).await?;
     let head = ResponseHead { status: StatusCode::OK, fields: Fields::default(), length: Length::Stream };
     let gone = |_| Error::new(Reason::HttpDownstreamGone, "the downstream gave the tunnel up");
     respond.tunnel(head).await.map_err(gone)?;
-    Ok(Next::Tunnel(opened))
+    Ok(Next::Tunnel(Box::new(opened)))
 }

@@ -56,11 +56,11 @@ pub(super) async fn open(
         let endpoint = place.endpoint.clone();
         let opened = upstream.open(&endpoint)?;
         let secure = upstream.secures(&endpoint).then_some(Alpn::Tcp);
-        let mut way = Dial { source, secure, tls: worker.shared.tls.clone() };
-        let mut stream = dial(upstream, &endpoint, &way).await;
+        let mut way = Dial { source, secure };
+        let mut stream = dial(upstream, &endpoint, way, &worker.shared.tls).await;
         if stream.is_err() && secure.is_some() && !upstream.secures(&endpoint) {
             way.secure = None;
-            stream = dial(upstream, &endpoint, &way).await;
+            stream = dial(upstream, &endpoint, way, &worker.shared.tls).await;
         }
         match noted(&endpoint, stream) {
             Ok(stream) => return Ok(Opened { stream, said: BytesMut::new(), _place: place, _open: opened }),

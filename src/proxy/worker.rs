@@ -22,6 +22,7 @@ use super::{inbound, outbound};
 use crate::balance::Endpoint;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason};
+use crate::http::closing::{Closed, Closing};
 use crate::pool::{Pools, tune};
 use crate::telemetry::Accepted;
 use crate::tls;
@@ -100,8 +101,30 @@ pub(super) struct Worker {
     pub pools: Rc<Pools>,
     mesh: RefCell<Snapshot>,
     addresses: RefCell<HashMap<SocketAddr, Arc<Endpoint>>>,
-    inbound: CancellationToken,
-    outbound: CancellationToken,
+    inbound: Ending,
+    outbound: Ending,
+}
+
+/// The end of one direction's connections: the token for what waits for it alone, the word for
+/// the many that idle.
+struct Ending {
+    token: CancellationToken,
+    closing: Rc<Closing>,
+}
+
+impl Ending {
+    fn new(token: CancellationToken) -> Self {
+        Self { token, closing: Rc::default() }
+    }
+
+    /// Passes the word on.
+    fn follow(&self) -> impl Future<Output = ()> + use<> {
+        let (token, closing) = (self.token.clone(), self.closing.clone());
+        async move {
+            token.cancelled().await;
+            closing.say();
+        }
+    }
 }
 
 /// Runs a worker on this thread until `end`.
@@ -116,6 +139,8 @@ pub(super) fn run(
     runtime.block_on(async {
         let worker = Worker::new(assignment.index, shared);
         let workers = Rc::new(assignment.workers);
+        spawn_local(worker.inbound.follow());
+        spawn_local(worker.outbound.follow());
         for (direction, listener) in assignment.listeners {
             let listener = TcpListener::from_std(listener)?;
             spawn_local(accept(worker.clone(), workers.clone(), direction, listener));
@@ -139,11 +164,11 @@ impl Worker {
     fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
         Rc::new(Self {
             index,
-            pools: Rc::default(),
+            pools: Rc::new(Pools::new(shared.tls.clone())),
             mesh: RefCell::new(Rc::new(shared.mesh.load_full())),
             addresses: RefCell::default(),
-            inbound: shared.drain.inbound.child_token(),
-            outbound: shared.drain.outbound.child_token(),
+            inbound: Ending::new(shared.drain.inbound.child_token()),
+            outbound: Ending::new(shared.drain.outbound.child_token()),
             shared,
         })
     }
@@ -160,12 +185,15 @@ impl Worker {
     }
 
     /// Resolves when idle connections of this direction are to be closed.
-    pub(super) fn closing(&self, direction: Direction) -> impl Future<Output = ()> + use<> {
-        let token = match direction {
+    pub(super) fn closing(&self, direction: Direction) -> Closed {
+        self.ending(direction).closing.wait()
+    }
+
+    fn ending(&self, direction: Direction) -> &Ending {
+        match direction {
             Direction::Inbound => &self.inbound,
             Direction::Outbound => &self.outbound,
-        };
-        token.clone().cancelled_owned()
+        }
     }
 
     /// Waits for `work`, but not beyond the time when connections of this direction are to end, nor
@@ -224,10 +252,7 @@ async fn accept(
     listener: TcpListener,
 ) {
     let metrics = worker.shared.ground.metrics.clone();
-    let closing = match direction {
-        Direction::Inbound => worker.inbound.clone(),
-        Direction::Outbound => worker.outbound.clone(),
-    };
+    let closing = worker.ending(direction).token.clone();
     loop {
         let accepted = tokio::select! {
             biased;

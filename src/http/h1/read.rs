@@ -1,34 +1,45 @@
-//! The reading half of an HTTP/1 connection: heads and bodies out of one buffer that is given
+//! The reading half of an HTTP/1 connection: heads and bodies out of one buffer, which is given
 //! back while nothing arrives.
+//!
+//! What comes in small pieces is read into memory that the whole thread shares, and only what was
+//! read is kept; a body that comes fast gets a buffer of its own, which grows while reads fill it.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
-
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt;
 use http::Method;
 use rustix::net::RecvFlags;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
 use super::Writer;
-
 use super::chunked::{Chunked, Decoded};
 use super::parse::{self, ParsedRequest, ParsedResponse, Refused};
 use crate::http::body::BodyError;
 use crate::http::{Bounds, Frame, Length};
 
-/// What a buffer begins with, and what it may grow to while a body streams.
+/// What is read at a time, and what a buffer may grow to while a body streams.
 const SMALL_BUFFER: usize = 16 << 10;
 const LARGE_BUFFER: usize = 128 << 10;
+
+thread_local! {
+    /// Where small reads go first.
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SMALL_BUFFER].into());
+}
 
 /// The reading half, with what was read and not yet used.
 #[derive(Debug)]
 pub struct Reader {
     half: OwnedReadHalf,
     buf: BytesMut,
+    /// How much of `buf` is known not to hold a whole head.
+    seen: usize,
     /// How much the next read asks for: grows while reads come back full.
     ask: usize,
 }
@@ -46,22 +57,18 @@ pub enum HeadError {
 
 impl Reader {
     pub(super) fn new(half: OwnedReadHalf) -> Self {
-        Self { half, buf: BytesMut::new(), ask: SMALL_BUFFER }
+        Self { half, buf: BytesMut::new(), seen: 0, ask: SMALL_BUFFER }
     }
 
     /// Waits for the next byte without holding a buffer.
-    pub async fn idle(&mut self) -> io::Result<()> {
-        while self.buf.is_empty() {
+    pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.buf.is_empty() {
             self.buf = BytesMut::new();
-            self.half.readable().await?;
-            // Ready may only have meant that nobody had looked since the last read.
-            match self.fill().now_or_never() {
-                Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Some(Ok(_)) | None => {}
-                Some(Err(error)) => return Err(error),
+            if ready!(self.poll_fill(cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
     /// Whether nothing has been read but empty lines.
@@ -78,47 +85,69 @@ impl Reader {
             && matches!(rustix::net::recv(stream, &mut [0; 1][..], flags), Err(rustix::io::Errno::AGAIN))
     }
 
+    /// As [`Reader::is_quiet`], as far as the runtime knows, which costs nothing.
+    pub fn seems_quiet(&self) -> bool {
+        let read = self.half.try_read(&mut [0]);
+        self.buf.is_empty() && read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Gives the buffer back, since nothing is expected for a while.
+    pub fn rest(&mut self) {
+        self.buf = BytesMut::new();
+    }
+
     /// A request's head.
-    pub async fn request(&mut self, bounds: &Bounds) -> Result<ParsedRequest, HeadError> {
-        self.head(bounds, |buf| parse::request(buf, bounds.fields)).await
+    pub fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        bounds: &Bounds,
+    ) -> Poll<Result<ParsedRequest, HeadError>> {
+        self.poll_head(cx, bounds, |buf| parse::request(buf, bounds.fields))
     }
 
     /// A response's head; interim ones included.
-    pub async fn response(&mut self, bounds: &Bounds, method: &Method) -> Result<ParsedResponse, HeadError> {
-        self.head(bounds, |buf| parse::response(buf, method, bounds.fields)).await
+    pub fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        bounds: &Bounds,
+        method: &Method,
+    ) -> Poll<Result<ParsedResponse, HeadError>> {
+        self.poll_head(cx, bounds, |buf| parse::response(buf, method, bounds.fields))
     }
 
-    async fn head<T>(
+    fn poll_head<T>(
         &mut self,
+        cx: &mut Context<'_>,
         bounds: &Bounds,
         mut parse: impl FnMut(&mut BytesMut) -> Result<Option<T>, Refused>,
-    ) -> Result<T, HeadError> {
-        // Parsed again only when a line has ended, so that a head that arrives byte by byte does
-        // not cost the square of its length.
-        let mut worth_parsing = true;
+    ) -> Poll<Result<T, HeadError>> {
         loop {
-            if worth_parsing && !self.buf.is_empty() {
+            // Parsed again only when a line has ended, so that a head that arrives byte by byte
+            // does not cost the square of its length.
+            let news = &self.buf[self.seen..];
+            if news.contains(&b'\n') || self.buf.len() >= bounds.head_bytes {
                 let arrived = self.buf.len();
                 if let Some(head) = parse(&mut self.buf).map_err(HeadError::Refused)? {
+                    self.seen = 0;
                     // However it was cut into packets, a head is as large as it is.
                     if arrived - self.buf.len() > bounds.head_bytes {
-                        return Err(HeadError::Refused(Refused::TooLarge));
+                        return Poll::Ready(Err(HeadError::Refused(Refused::TooLarge)));
                     }
-                    return Ok(head);
+                    return Poll::Ready(Ok(head));
                 }
-                if self.buf.len() >= bounds.head_bytes {
-                    return Err(HeadError::Refused(Refused::TooLarge));
+                if arrived >= bounds.head_bytes {
+                    return Poll::Ready(Err(HeadError::Refused(Refused::TooLarge)));
                 }
             }
-            let before = self.buf.len();
-            match self.fill().await {
-                Ok(0) if before == 0 => return Err(HeadError::Closed),
-                Ok(0) => return Err(HeadError::Lost(io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) => {
-                    worth_parsing = self.buf[before..].contains(&b'\n') || self.buf.len() >= bounds.head_bytes
+            self.seen = self.buf.len();
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) if self.seen == 0 => return Poll::Ready(Err(HeadError::Closed)),
+                Ok(0) => return Poll::Ready(Err(HeadError::Lost(io::ErrorKind::UnexpectedEof.into()))),
+                Ok(_) => {}
+                Err(error) if self.seen == 0 && is_reset(&error) => {
+                    return Poll::Ready(Err(HeadError::Closed));
                 }
-                Err(error) if before == 0 && is_reset(&error) => return Err(HeadError::Closed),
-                Err(error) => return Err(HeadError::Lost(error)),
+                Err(error) => return Poll::Ready(Err(HeadError::Lost(error))),
             }
         }
     }
@@ -143,7 +172,7 @@ impl Reader {
     pub(super) async fn discard(&mut self, mut room: usize) {
         while room > 0 {
             self.buf.clear();
-            match self.fill().await {
+            match poll_fn(|cx| self.poll_fill(cx)).await {
                 Ok(n) if n > 0 => room = room.saturating_sub(n),
                 _ => return,
             }
@@ -162,12 +191,24 @@ impl Reader {
         Some((stream, self.buf.freeze()))
     }
 
-    async fn fill(&mut self) -> io::Result<usize> {
-        self.buf.reserve(if self.buf.is_empty() { self.ask } else { 1024 });
-        let room = self.buf.capacity() - self.buf.len();
-        let read = self.half.read_buf(&mut self.buf).await?;
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let (read, room) = if self.ask == SMALL_BUFFER {
+            ready!(SHARED.with_borrow_mut(|shared| {
+                let mut into = ReadBuf::new(shared);
+                let read = Pin::new(&mut self.half).poll_read(cx, &mut into)?;
+                self.buf.extend_from_slice(into.filled());
+                read.map(|()| io::Result::Ok((into.filled().len(), SMALL_BUFFER)))
+            }))?
+        } else {
+            // A body that has come to a halt holds no buffer.
+            ready!(AsRef::<TcpStream>::as_ref(&self.half).poll_read_ready(cx))?;
+            self.buf.reserve(if self.buf.is_empty() { self.ask } else { SMALL_BUFFER });
+            let room = self.buf.capacity() - self.buf.len();
+            // It keeps nothing between two polls but the buffer itself.
+            (ready!(pin!(self.half.read_buf(&mut self.buf)).poll(cx))?, room)
+        };
         self.ask = if read == room { (self.ask * 2).min(LARGE_BUFFER) } else { SMALL_BUFFER };
-        Ok(read)
+        Poll::Ready(Ok(read))
     }
 }
 
@@ -196,36 +237,41 @@ impl Incoming<'_> {
         matches!(self.state, State::Done)
     }
 
-    pub(in crate::http) async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
+    pub(in crate::http) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Frame>, BodyError>> {
         loop {
             let buf = &mut self.reader.buf;
             match &mut self.state {
-                State::Done => return Ok(None),
+                State::Done => return Poll::Ready(Ok(None)),
                 State::Sized(left) if !buf.is_empty() => {
                     let take = usize::try_from(*left).unwrap_or(usize::MAX).min(buf.len());
                     *left -= take as u64;
                     if *left == 0 {
                         self.state = State::Done;
                     }
-                    return Ok(Some(Frame::Data(buf.split_to(take).freeze())));
+                    return Poll::Ready(Ok(Some(Frame::Data(buf.split_to(take).freeze()))));
                 }
-                State::UntilClose if !buf.is_empty() => return Ok(Some(Frame::Data(buf.split().freeze()))),
+                State::UntilClose if !buf.is_empty() => {
+                    return Poll::Ready(Ok(Some(Frame::Data(buf.split().freeze()))));
+                }
                 State::Chunked(chunked) => match chunked.decode(buf).map_err(BodyError::Malformed)? {
-                    Decoded::Data(data) => return Ok(Some(Frame::Data(data))),
+                    Decoded::Data(data) => return Poll::Ready(Ok(Some(Frame::Data(data)))),
                     Decoded::End(trailers) => {
                         self.state = State::Done;
-                        return Ok(trailers.map(Frame::Trailers));
+                        return Poll::Ready(Ok(trailers.map(Frame::Trailers)));
                     }
                     Decoded::NeedMore => {}
                 },
                 State::Sized(_) | State::UntilClose => {}
             }
-            if self.reader.fill().await.map_err(BodyError::Gone)? == 0 {
+            if ready!(self.reader.poll_fill(cx)).map_err(BodyError::Gone)? == 0 {
                 if matches!(self.state, State::UntilClose) {
                     self.state = State::Done;
-                    return Ok(None);
+                    return Poll::Ready(Ok(None));
                 }
-                return Err(BodyError::Gone(io::ErrorKind::UnexpectedEof.into()));
+                return Poll::Ready(Err(BodyError::Gone(io::ErrorKind::UnexpectedEof.into())));
             }
         }
     }

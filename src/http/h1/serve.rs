@@ -1,17 +1,20 @@
 //! The server side of an HTTP/1 connection: one request after another, each handed on with its
 //! body and the place for its answer.
 
-use std::pin::{Pin, pin};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Version};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::parse::{ParsedRequest, Refused};
-use super::{Conn, HeadError};
+use super::{Conn, HeadError, Reader};
 use crate::error::{Error, Reason};
+use crate::http::closing::Closed;
+use crate::http::deadline::{Deadline, within};
 use crate::http::handler::{Handler, Next};
 use crate::http::respond::Answer;
 use crate::http::{Body, Bounds, Frame, Responder};
@@ -31,34 +34,21 @@ pub enum Ended<T> {
 }
 
 /// Serves one connection until it ends.
+///
+/// Between two requests, what this future holds is what an idle connection costs: everything that
+/// a request or an end needs has memory of its own for as long as it takes.
 pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunnel> {
-    let bounds = handler.bounds();
     let mut conn = Conn::new(stream);
-    let mut watchdog = pin!(Watchdog::new(bounds.idle_timeout));
-    let mut closing = pin!(handler.closing());
+    let mut closing = handler.closing();
     loop {
-        watchdog.as_mut().rest();
-        tokio::select! {
-            biased;
-            ready = conn.reader.idle() => if ready.is_err() { return Ended::Closed },
-            () = &mut closing => return Ended::Closed,
-            () = watchdog.as_mut().expired() => return Ended::Closed,
-        }
-        let parsed = match timeout(bounds.head_timeout, conn.reader.request(&bounds)).await {
-            Ok(Ok(parsed)) => parsed,
-            Ok(Err(HeadError::Closed | HeadError::Lost(_))) => return Ended::Closed,
-            Ok(Err(HeadError::Refused(refused))) => return refuse(conn, handler, refusal(refused)).await,
-            // A client that has sent nothing waits for no answer; to a later request it would be one.
-            Err(_) if conn.reader.is_blank() => return Ended::Closed,
-            Err(_) => {
-                let error = Error::new(Reason::HttpHeadTimeout, "the request's head did not arrive in time");
-                return refuse(conn, handler, error).await;
-            }
+        let parsed = match next(&mut conn.reader, &mut closing, handler.bounds()).await {
+            Ok(parsed) => parsed,
+            Err(None) => return Ended::Closed,
+            Err(Some(error)) => return Box::pin(refuse(conn, handler, error)).await,
         };
-        // In memory of its own, so that a connection holds it no longer than a request takes.
-        match Box::pin(one(&mut conn, parsed, handler, &bounds)).await {
+        match Box::pin(one(&mut conn, parsed, handler)).await {
             Turn::Again => {}
-            Turn::Close => return linger(conn).await,
+            Turn::Close => return Box::pin(linger(conn)).await,
             Turn::Abort => return abort(conn),
             Turn::Tunnel(other) => {
                 let Conn { reader, writer } = conn;
@@ -69,6 +59,50 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunne
             }
         }
     }
+}
+
+/// The next request's head; none if there will be no other, an error if it cannot be read.
+async fn next(
+    reader: &mut Reader,
+    closing: &mut Closed,
+    bounds: Bounds,
+) -> Result<ParsedRequest, Option<Error>> {
+    let mut patience = Deadline::new(bounds.idle_timeout);
+    let mut begun = reader.has_leftover();
+    if begun {
+        patience = Deadline::new(bounds.head_timeout);
+    }
+    poll_fn(|cx| {
+        if !begun {
+            match reader.poll_idle(cx) {
+                Poll::Ready(Ok(())) => {
+                    begun = true;
+                    patience = Deadline::new(bounds.head_timeout);
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(None)),
+                Poll::Pending => {
+                    let over = Pin::new(&mut *closing).poll(cx).is_ready() || patience.poll(cx).is_ready();
+                    return if over { Poll::Ready(Err(None)) } else { Poll::Pending };
+                }
+            }
+        }
+        match reader.poll_request(cx, &bounds) {
+            Poll::Ready(Ok(parsed)) => Poll::Ready(Ok(parsed)),
+            Poll::Ready(Err(HeadError::Closed | HeadError::Lost(_))) => Poll::Ready(Err(None)),
+            Poll::Ready(Err(HeadError::Refused(refused))) => Poll::Ready(Err(Some(refusal(refused)))),
+            Poll::Pending => match patience.poll(cx) {
+                Poll::Pending => Poll::Pending,
+                // A client that has sent nothing waits for no answer; to a later request it would
+                // be one.
+                Poll::Ready(()) if reader.is_blank() => Poll::Ready(Err(None)),
+                Poll::Ready(()) => {
+                    let why = "the request's head did not arrive in time";
+                    Poll::Ready(Err(Some(Error::new(Reason::HttpHeadTimeout, why))))
+                }
+            },
+        }
+    })
+    .await
 }
 
 enum Turn<T> {
@@ -82,9 +116,8 @@ async fn one<H: Handler>(
     conn: &mut Conn,
     parsed: ParsedRequest,
     handler: &H,
-    bounds: &Bounds,
 ) -> Turn<H::Tunnel> {
-    let ParsedRequest { head, keep_alive } = parsed;
+    let ParsedRequest { mut head, keep_alive } = parsed;
     let Conn { reader, writer } = conn;
     let expects = head.version == Version::HTTP_11
         && head.fields.get("expect").is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
@@ -95,21 +128,22 @@ async fn one<H: Handler>(
         close: !keep_alive || handler.is_draining(),
         expects: expects && !head.length.is_empty(),
         begun: false,
+        ended: false,
         done: false,
     });
     let mut body = match head.length {
         length if length.is_empty() => Body::Empty,
         length => Body::H1(reader.body(length, true)),
     };
-    let next = handler.handle(head, &mut body, &mut responder).await;
+    let next = handler.handle(&mut head, &mut body, &mut responder).await;
     let Responder::H1(answer) = responder else { return Turn::Abort };
     match next {
         Next::Tunnel(other) => Turn::Tunnel(other),
         Next::Request if !answer.done => Turn::Abort,
         Next::Request if answer.close => Turn::Close,
         Next::Request if body.is_done() => Turn::Again,
-        Next::Request => match timeout(DRAIN_TIME.min(bounds.body_timeout), drain(&mut body)).await {
-            Ok(true) => Turn::Again,
+        Next::Request => match Box::pin(within(DRAIN_TIME, drain(&mut body))).await {
+            Some(true) => Turn::Again,
             _ => Turn::Close,
         },
     }
@@ -149,6 +183,7 @@ async fn refuse<H: Handler>(mut conn: Conn, handler: &H, error: Error) -> Ended<
         close: true,
         expects: false,
         begun: false,
+        ended: false,
         done: false,
     });
     if responder.refusal(&error, false).await.is_err() {
@@ -161,7 +196,7 @@ async fn refuse<H: Handler>(mut conn: Conn, handler: &H, error: Error) -> Ended<
 /// it on its way (RFC 9112 section 9.6).
 async fn linger<T>(mut conn: Conn) -> Ended<T> {
     if conn.writer.shutdown().await.is_ok() {
-        let _ = timeout(DRAIN_TIME, conn.reader.discard(DRAIN_BYTES)).await;
+        let _ = within(DRAIN_TIME, conn.reader.discard(DRAIN_BYTES)).await;
     }
     Ended::Closed
 }
@@ -173,34 +208,4 @@ fn abort<T>(conn: Conn) -> Ended<T> {
     // the answer.
     conn.writer.into_half().forget();
     Ended::Closed
-}
-
-/// An idle timeout that costs a timer only when it runs out: it is looked at again then, and
-/// rests until the connection would really have idled too long.
-struct Watchdog {
-    limit: Duration,
-    since: Instant,
-    sleep: Pin<Box<Sleep>>,
-}
-
-impl Watchdog {
-    fn new(limit: Duration) -> Self {
-        Self { limit, since: Instant::now(), sleep: Box::pin(sleep(limit)) }
-    }
-
-    /// Notes that the connection begins to idle.
-    fn rest(mut self: Pin<&mut Self>) {
-        self.since = Instant::now();
-    }
-
-    async fn expired(mut self: Pin<&mut Self>) {
-        loop {
-            self.sleep.as_mut().await;
-            let end = self.since + self.limit;
-            if Instant::now() >= end {
-                return;
-            }
-            self.sleep.as_mut().reset(end);
-        }
-    }
 }

@@ -1,12 +1,15 @@
 //! The writing half of an HTTP/1 connection. A head and the first bytes of its body leave in one
 //! write; large bodies are written from where they were read.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 
 use crate::http::{Fields, Length, RequestHead, ResponseHead};
@@ -31,21 +34,49 @@ pub enum Framing {
 pub struct Writer {
     half: OwnedWriteHalf,
     buf: BytesMut,
+    /// A large piece of a body, which follows `buf` from where it was read.
+    piece: Bytes,
+    /// What follows `piece`.
+    after: &'static [u8],
     framing: Framing,
     /// Bytes that have left since the last head, for whoever watches while a body is being sent.
     written: Rc<Cell<u64>>,
 }
 
+thread_local! {
+    /// Buffers that wait for the next head of any connection.
+    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How many of them are kept, and up to which size.
+const SPARES: usize = 16;
+const SPARE_SIZE: usize = 16 << 10;
+
 impl Writer {
     pub(super) fn new(half: OwnedWriteHalf) -> Self {
-        Self { half, buf: BytesMut::new(), framing: Framing::Plain, written: Rc::default() }
+        Self {
+            half,
+            buf: BytesMut::new(),
+            piece: Bytes::new(),
+            after: b"",
+            framing: Framing::Plain,
+            written: Rc::default(),
+        }
+    }
+
+    /// The buffer, with room for a head.
+    fn begin(&mut self) -> &mut BytesMut {
+        self.written.set(0);
+        if self.buf.capacity() == 0 {
+            let spare = SPARE.with_borrow_mut(Vec::pop);
+            self.buf = spare.unwrap_or_else(|| BytesMut::with_capacity(1024));
+        }
+        &mut self.buf
     }
 
     /// Puts a request's head into the buffer. `host` stands in where the request names nobody.
     pub fn request(&mut self, head: &RequestHead, host: &str) {
-        self.written.set(0);
-        let out = &mut self.buf;
-        out.reserve(512);
+        let out = self.begin();
         out.put_slice(head.method.as_str().as_bytes());
         out.put_u8(b' ');
         out.put_slice(head.path.as_str().as_bytes());
@@ -56,27 +87,27 @@ impl Writer {
             out.put_slice(b"\r\n");
         }
         head.fields.write_h1(out);
-        self.framing = match head.length {
+        let framing = match head.length {
             Length::None => Framing::Bodyless,
             Length::Sized(_) => Framing::Plain,
             Length::Stream => Framing::Chunked,
         };
-        put_length(out, head.length, self.framing);
+        put_length(out, head.length, framing);
         out.put_slice(b"\r\n");
+        self.framing = framing;
     }
 
     /// Puts a response's head into the buffer, as an answer to `method` from a client that speaks
     /// `version`. With `close`, says that the connection ends.
     pub fn response(&mut self, head: &ResponseHead, method: &Method, version: Version, close: bool) {
-        self.written.set(0);
-        self.framing = match head.length {
+        let framing = match head.length {
             _ if !head.may_have_body(method) => Framing::Bodyless,
             Length::None | Length::Sized(_) => Framing::Plain,
             Length::Stream if version == Version::HTTP_11 => Framing::Chunked,
             Length::Stream => Framing::Plain,
         };
-        let out = &mut self.buf;
-        out.reserve(512);
+        self.framing = framing;
+        let out = self.begin();
         put_status(out, head.status);
         head.fields.write_h1(out);
         let length = match head.length {
@@ -84,7 +115,7 @@ impl Writer {
             Length::None if head.may_have_body(method) => Length::Sized(0),
             length => length,
         };
-        put_length(out, length, self.framing);
+        put_length(out, length, framing);
         if close {
             out.put_slice(b"connection: close\r\n");
         } else if version == Version::HTTP_10 {
@@ -93,48 +124,35 @@ impl Writer {
         out.put_slice(b"\r\n");
     }
 
-    /// Writes an interim response (1xx) at once.
-    pub async fn interim(&mut self, status: StatusCode, fields: &Fields) -> io::Result<()> {
-        put_status(&mut self.buf, status);
-        fields.write_h1(&mut self.buf);
-        self.buf.put_slice(b"\r\n");
-        self.flush().await
+    /// Puts an interim response (1xx) into the buffer.
+    pub fn interim(&mut self, status: StatusCode, fields: &Fields) {
+        let out = self.begin();
+        put_status(out, status);
+        fields.write_h1(out);
+        out.put_slice(b"\r\n");
     }
 
-    /// A piece of the body. Small pieces wait for [`Writer::flush`] or for company.
-    pub async fn data(&mut self, mut data: Bytes) -> io::Result<()> {
+    /// A piece of the body. Small pieces wait for [`Writer::poll_flush`] or for company.
+    pub fn data(&mut self, data: Bytes) {
+        debug_assert!(self.piece.is_empty(), "a piece of a body before there was room");
         match self.framing {
-            Framing::Bodyless => return Ok(()),
-            Framing::Plain => {}
+            Framing::Bodyless => return,
+            Framing::Plain => self.after = b"",
             Framing::Chunked => {
-                use std::fmt::Write;
-                let _ = write!(self.buf, "{:x}\r\n", data.len());
+                put_hex(&mut self.buf, data.len() as u64);
+                self.after = b"\r\n";
             }
         }
         if self.buf.len() + data.len() <= GATHER {
             self.buf.put_slice(&data);
+            self.buf.put_slice(self.after);
         } else {
-            while !data.is_empty() {
-                let slices = [IoSlice::new(&self.buf), IoSlice::new(&data)];
-                let slices = if self.buf.is_empty() { &slices[1..] } else { &slices[..] };
-                let n = self.half.write_vectored(slices).await?;
-                if n == 0 {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                self.written.set(self.written.get() + n as u64);
-                let head = n.min(self.buf.len());
-                self.buf.advance(head);
-                data.advance(n - head);
-            }
+            self.piece = data;
         }
-        if self.framing == Framing::Chunked {
-            self.buf.put_slice(b"\r\n");
-        }
-        Ok(())
     }
 
-    /// Ends the body and writes all that waits.
-    pub async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
+    /// Puts the body's end into the buffer.
+    pub fn end(&mut self, trailers: Option<Fields>) {
         if self.framing == Framing::Chunked {
             self.buf.put_slice(b"0\r\n");
             if let Some(trailers) = trailers {
@@ -142,22 +160,71 @@ impl Writer {
             }
             self.buf.put_slice(b"\r\n");
         }
-        self.flush().await
+    }
+
+    /// Ready when there is room for another piece.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.piece.is_empty() && self.buf.len() <= GATHER {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_piece(cx)
+    }
+
+    /// Writes the buffer and the piece that follows it.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.buf.is_empty() || !self.piece.is_empty() {
+            let half = Pin::new(&mut self.half);
+            let n = if self.piece.is_empty() {
+                ready!(half.poll_write(cx, &self.buf))?
+            } else if self.buf.is_empty() {
+                ready!(half.poll_write(cx, &self.piece))?
+            } else {
+                ready!(half.poll_write_vectored(cx, &[IoSlice::new(&self.buf), IoSlice::new(&self.piece)]))?
+            };
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written.set(self.written.get() + n as u64);
+            let head = n.min(self.buf.len());
+            self.buf.advance(head);
+            if head < n {
+                self.piece.advance(n - head);
+                if self.piece.is_empty() {
+                    self.piece = Bytes::new();
+                    self.buf.put_slice(self.after);
+                    // It goes with what comes next.
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes all that waits.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.buf.is_empty() || !self.piece.is_empty() {
+            ready!(self.poll_piece(cx))?;
+        }
+        // An idle connection holds no buffer.
+        let mut buf = std::mem::take(&mut self.buf);
+        if buf.try_reclaim(1024) && buf.capacity() <= SPARE_SIZE {
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < SPARES {
+                    spare.push(buf);
+                }
+            });
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when nobody wants the body any more, which HTTP/1 tells only by its answer.
+    pub fn poll_gone(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
     }
 
     /// Writes all that waits.
     pub async fn flush(&mut self) -> io::Result<()> {
-        while !self.buf.is_empty() {
-            let n = self.half.write(&self.buf).await?;
-            if n == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            self.written.set(self.written.get() + n as u64);
-            self.buf.advance(n);
-        }
-        // An idle connection holds no buffer.
-        self.buf = BytesMut::new();
-        Ok(())
+        poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     /// Bytes that have left since the last head began, as they leave.
@@ -207,4 +274,13 @@ fn put_number(out: &mut BytesMut, mut n: u64) {
         }
     }
     out.put_slice(&digits[at..]);
+}
+
+/// A chunk's size line (RFC 9112 section 7.1).
+fn put_hex(out: &mut BytesMut, n: u64) {
+    let digits = (u64::BITS - n.leading_zeros()).div_ceil(4).max(1);
+    for digit in (0..digits).rev() {
+        out.put_u8(b"0123456789abcdef"[(n >> (4 * digit)) as usize & 15]);
+    }
+    out.put_slice(b"\r\n");
 }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Fields, Length, h1};
+use super::{Fields, Length, h1, mesh};
 
 /// A piece of a body.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub enum Body<'a> {
     H1(h1::Incoming<'a>),
     /// From an HTTP/2 stream.
     H2(::h2::RecvStream),
+    /// From a stream between sidecars.
+    Mesh(mesh::Incoming),
 }
 
 impl Body<'_> {
@@ -46,6 +48,7 @@ impl Body<'_> {
             Body::Empty => Poll::Ready(Ok(None)),
             Body::H1(incoming) => incoming.poll_frame(cx),
             Body::H2(stream) => poll_h2_frame(stream, cx),
+            Body::Mesh(incoming) => incoming.poll_frame(cx),
         }
     }
 
@@ -60,6 +63,7 @@ impl Body<'_> {
             Body::Empty => true,
             Body::H1(incoming) => incoming.is_done(),
             Body::H2(stream) => stream.is_end_stream(),
+            Body::Mesh(incoming) => incoming.is_done(),
         }
     }
 }

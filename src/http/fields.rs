@@ -53,6 +53,16 @@ impl Span {
         }
     }
 
+    /// The place of a name at `start`, and of its value behind it.
+    pub(super) fn at(start: usize, name_len: usize, value_len: usize) -> Self {
+        Self {
+            name: start as u32,
+            name_len: name_len as u32,
+            value: (start + name_len) as u32,
+            value_len: value_len as u32,
+        }
+    }
+
     pub(super) fn name<'a>(&self, block: &'a [u8]) -> &'a [u8] {
         &block[self.name as usize..(self.name + self.name_len) as usize]
     }
@@ -85,10 +95,10 @@ impl Fields {
             Inner::Block(block) => {
                 let Block { bytes, spans, added } = &**block;
                 spans
-                .iter()
-                .find(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()))
-                .map(|s| s.value(bytes))
-                .or_else(|| added.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_bytes()))
+                    .iter()
+                    .find(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()))
+                    .map(|s| s.value(bytes))
+                    .or_else(|| added.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_bytes()))
             }
             Inner::Map(map) => map.get(name).map(HeaderValue::as_bytes),
         }

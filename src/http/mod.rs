@@ -12,6 +12,7 @@ pub mod fields;
 pub mod h1;
 pub mod h2;
 pub mod handler;
+pub mod mesh;
 pub mod pump;
 pub mod respond;
 
@@ -65,9 +66,10 @@ pub struct ResponseHead {
 }
 
 /// What a head says of the length of its body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Length {
     /// Nothing is announced, and nothing follows.
+    #[default]
     None,
     /// So many bytes.
     Sized(u64),

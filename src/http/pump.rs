@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::body::Replay;
 use super::deadline::Deadline;
 use super::h1::parse::may_not_trail;
-use super::{Body, BodyError, Fields, Frame, Responder, h1, h2};
+use super::{Body, BodyError, Fields, Frame, Responder, h1, h2, mesh};
 
 /// Where a body arrives.
 pub trait Source {
@@ -141,4 +141,4 @@ macro_rules! sinks {
     )+};
 }
 
-sinks!(h1::Writer, h2::Sink, Responder<'_>);
+sinks!(h1::Writer, h2::Sink, mesh::Sink, Responder<'_>);

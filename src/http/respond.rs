@@ -11,7 +11,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER
 use http::{Method, StatusCode, Version};
 
 use super::h1::Writer;
-use super::{Fields, Length, ResponseHead, h2};
+use super::{Fields, Length, ResponseHead, h2, mesh};
 use crate::error::{Error, REFUSED_FIELD};
 
 /// Where the answer to one request goes.
@@ -21,6 +21,8 @@ pub enum Responder<'a> {
     H1(Answer<'a>),
     /// To an HTTP/2 stream.
     H2(h2::Answer),
+    /// To a stream between sidecars.
+    Mesh(mesh::Answer),
 }
 
 /// An answer on an HTTP/1 connection.
@@ -50,6 +52,7 @@ impl Responder<'_> {
                 answer.writer.flush().await
             }
             Responder::H2(answer) => answer.interim(status, fields),
+            Responder::Mesh(answer) => answer.interim(status, &fields),
         }
     }
 
@@ -64,6 +67,7 @@ impl Responder<'_> {
                 Ok(())
             }
             Responder::H2(answer) => answer.head(head),
+            Responder::Mesh(answer) => answer.head(&head),
         }
     }
 
@@ -85,7 +89,7 @@ impl Responder<'_> {
                 answer.writer.interim(head.status, &head.fields);
                 answer.writer.flush().await
             }
-            Responder::H2(_) => Err(io::ErrorKind::Unsupported.into()),
+            Responder::H2(_) | Responder::Mesh(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -94,6 +98,7 @@ impl Responder<'_> {
         match self {
             Responder::H1(answer) => answer.writer.poll_room(cx),
             Responder::H2(answer) => answer.poll_room(cx),
+            Responder::Mesh(answer) => answer.sink().map_or(Poll::Ready(Ok(())), |sink| sink.poll_room(cx)),
         }
     }
 
@@ -102,6 +107,11 @@ impl Responder<'_> {
         match self {
             Responder::H1(answer) => answer.writer.data(data),
             Responder::H2(answer) => answer.data(data),
+            Responder::Mesh(answer) => {
+                if let Some(sink) = answer.sink() {
+                    sink.data(data);
+                }
+            }
         }
     }
 
@@ -113,6 +123,11 @@ impl Responder<'_> {
                 answer.ended = true;
             }
             Responder::H2(answer) => answer.end(trailers),
+            Responder::Mesh(answer) => {
+                if let Some(sink) = answer.sink() {
+                    sink.end(trailers);
+                }
+            }
         }
     }
 
@@ -125,6 +140,7 @@ impl Responder<'_> {
                 flushed
             }
             Responder::H2(answer) => answer.poll_flush(cx),
+            Responder::Mesh(answer) => answer.sink().map_or(Poll::Ready(Ok(())), |sink| sink.poll_flush(cx)),
         }
     }
 
@@ -133,6 +149,7 @@ impl Responder<'_> {
         match self {
             Responder::H1(answer) => answer.begun,
             Responder::H2(answer) => answer.has_begun(),
+            Responder::Mesh(answer) => answer.has_begun(),
         }
     }
 
@@ -142,6 +159,7 @@ impl Responder<'_> {
         match self {
             Responder::H1(_) => false,
             Responder::H2(answer) => answer.reset(Code::REFUSED_STREAM),
+            Responder::Mesh(answer) => answer.reset(mesh::Code::REFUSED_STREAM),
         }
     }
 
@@ -151,6 +169,7 @@ impl Responder<'_> {
         match self {
             Responder::H1(_) => false,
             Responder::H2(answer) => answer.reset(Code::INTERNAL_ERROR),
+            Responder::Mesh(answer) => answer.reset(mesh::Code::INTERNAL_ERROR),
         }
     }
 
@@ -160,6 +179,7 @@ impl Responder<'_> {
             // A client that has closed its sending side may still read the answer.
             Responder::H1(_) => Poll::Pending,
             Responder::H2(answer) => answer.poll_gone(cx),
+            Responder::Mesh(answer) => answer.poll_gone(cx),
         }
     }
 

@@ -14,7 +14,7 @@ use tokio_util::either::Either;
 use crate::balance::{Endpoint, Upstream};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::intercept::Source;
-use crate::tls::{self, Alpn};
+use crate::tls::{self, Alpn, Carries};
 
 /// A dead peer is noticed within this time, whether we are sending or waiting.
 const DEAD_PEER: Duration = Duration::from_secs(15);
@@ -30,7 +30,7 @@ pub struct Dial {
     /// are.
     pub source: Option<Source>,
     /// Mutual TLS, and what it carries.
-    pub secure: Option<Alpn>,
+    pub secure: Option<Carries>,
 }
 
 /// Opens a connection, with our identity as it is then, within the upstream's `connect_timeout`, handshake included.
@@ -67,15 +67,15 @@ async fn open(upstream: &Upstream, endpoint: &Endpoint, dial: Dial, tls: &tls::C
     let stream = connect(address, dial.source.map(|s| s.towards(address.ip())))
         .await
         .map_err(|error| failed(upstream, Reason::PoolConnect, format!("{address}: {error}")))?;
-    let Some(alpn) = dial.secure else { return Ok(Either::Left(stream)) };
+    let Some(carries) = dial.secure else { return Ok(Either::Left(stream)) };
     let (Some(peer), Some(identity)) = (&upstream.spec.peer, tls.load()) else {
         let why = "mTLS is required, and this sidecar has no identity".to_owned();
         return Err(failed(upstream, Reason::TlsHandshake, why));
     };
-    let config = identity.client(peer, alpn);
+    let config = identity.client(peer, carries);
     match TlsConnector::from(config).connect(tls::server_name(address.ip()), stream).await {
-        Ok(stream) if Alpn::negotiated(stream.get_ref().1) == Some(alpn) => {
-            if alpn == Alpn::H2 {
+        Ok(stream) if Alpn::negotiated(stream.get_ref().1).is_some_and(|a| carries.offers().contains(&a)) => {
+            if carries == Carries::Requests {
                 let _ = never_pauses(stream.get_ref().0);
             }
             Ok(Either::Right(stream))

@@ -1,8 +1,8 @@
 //! Connections to endpoints, kept by each worker for itself and used most recent first.
 //!
 //! Promises: a connection is used only while it is open and silent and younger in its idleness
-//! than the upstream allows; one HTTP/2 connection per worker and peer carries every request
-//! between sidecars; no connection reaches an endpoint other than the one it was opened to.
+//! than the upstream allows; one connection per worker and peer carries every request between
+//! sidecars, and another only while that one is full; no connection reaches an endpoint other than the one it was opened to.
 
 mod dial;
 
@@ -18,11 +18,12 @@ use foldhash::fast::FixedState;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
 use tokio::task::spawn_local;
+use tokio_util::either::Either;
 
 use crate::balance::{Endpoint, Open, Upstream};
 use crate::error::{Error, Reason, Result, Retry};
-use crate::http::{Bounds, h1, h2};
-use crate::tls;
+use crate::http::{Bounds, h1, h2, mesh};
+use crate::tls::{self, Alpn};
 
 /// A connection that has idled for less than this is used without asking the kernel about it, for
 /// a request that may be sent again: the runtime has looked since.
@@ -52,23 +53,64 @@ pub struct Lease {
     open: Open,
 }
 
-/// The one HTTP/2 connection to an endpoint.
+/// The connections to an endpoint that carry many requests each: one, and more while it is full.
+#[derive(Default)]
 struct Multiplexed {
-    state: Connection,
-    endpoint: Arc<Endpoint>,
+    open: Vec<Sharer>,
+    opening: Option<Opening>,
 }
 
-#[derive(Clone)]
-enum Connection {
-    Opening(Shared<LocalBoxFuture<'static, Result<Sharer>>>),
-    Open(Sharer),
-}
+type Opening = Shared<LocalBoxFuture<'static, Result<Sharer>>>;
 
 /// Opens streams on a shared connection.
 #[derive(Clone)]
 struct Sharer {
-    sender: h2::Sender,
+    streams: Streams,
+    endpoint: Arc<Endpoint>,
     closed: Rc<Cell<bool>>,
+}
+
+/// A connection on which streams are opened.
+#[derive(Clone)]
+pub enum Streams {
+    /// To another sidecar.
+    Mesh(mesh::Link),
+    /// HTTP/2.
+    H2(h2::Sender),
+}
+
+/// A connection with more of its streams open than this share gets another beside it.
+const NEARLY_FULL: f64 = 0.8;
+
+/// As has one whose peer has taken nothing of what was sent for so long.
+const BLOCKED: Duration = Duration::from_millis(100);
+
+/// Connections that a worker opens to one endpoint for streams.
+const MOST: usize = 4;
+
+impl Sharer {
+    fn is_over(&self) -> bool {
+        self.closed.get()
+            || match &self.streams {
+                Streams::Mesh(link) => link.is_over(),
+                Streams::H2(_) => false,
+            }
+    }
+
+    /// Whether a request that has the choice goes elsewhere.
+    fn is_busy(&self) -> bool {
+        match &self.streams {
+            Streams::Mesh(link) => link.fullness() > NEARLY_FULL || link.blocked_for() > BLOCKED,
+            Streams::H2(_) => false,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        match &self.streams {
+            Streams::Mesh(link) => link.fullness() == 0.0,
+            Streams::H2(_) => false,
+        }
+    }
 }
 
 impl Pools {
@@ -136,67 +178,94 @@ impl Pools {
         self.idle.borrow_mut().entry(id).or_default().push(idle);
     }
 
-    /// Opens a stream's worth of an HTTP/2 connection to `endpoint`: the one there is, or the one
-    /// that is being opened.
-    pub async fn h2(
+    /// A connection to `endpoint` that carries many requests: one there is, if it is not so full that
+    /// another is better.
+    pub fn streams(&self, endpoint: &Endpoint, secure: bool) -> Option<Streams> {
+        let shared = self.shared.borrow();
+        let multiplexed = shared.get(&(endpoint.id, secure))?;
+        let mut usable = multiplexed.open.iter().filter(|sharer| !sharer.is_over());
+        let first = usable.next()?;
+        if !first.is_busy() {
+            return Some(first.streams.clone());
+        }
+        if let Some(next) = usable.find(|sharer| !sharer.is_busy()) {
+            return Some(next.streams.clone());
+        }
+        // Rather a busy one than none, as long as another cannot be had.
+        (multiplexed.open.len() >= MOST || multiplexed.opening.is_some()).then(|| first.streams.clone())
+    }
+
+    /// As [`streams`](Self::streams), opening one if need be. An HTTP/2 connection is ready for another
+    /// stream.
+    pub async fn open_streams(
         self: &Rc<Self>,
         upstream: &Arc<Upstream>,
         endpoint: &Arc<Endpoint>,
         dial: Dial,
         bounds: Bounds,
-    ) -> Result<h2::Sender> {
+    ) -> Result<Streams> {
         // Once more if the connection turns out to have ended: nothing was sent on it.
         for _ in 0..2 {
-            let sharer = self.sharer(upstream, endpoint, dial, bounds).await?;
-            let closed = sharer.closed;
-            match sharer.sender.ready().await {
-                Ok(sender) if !closed.get() => return Ok(sender),
-                _ => closed.set(true),
+            let known = self.streams(endpoint, dial.secure.is_some());
+            let streams = match known {
+                Some(streams) => streams,
+                None => {
+                    let opening = self.opening(upstream, endpoint, dial, bounds);
+                    match self.streams(endpoint, dial.secure.is_some()) {
+                        // One that is nearly full serves until there is another.
+                        Some(streams) => streams,
+                        None => opening.await?.streams,
+                    }
+                }
+            };
+            match streams {
+                Streams::Mesh(link) if !link.is_over() => return Ok(Streams::Mesh(link)),
+                Streams::Mesh(_) => {}
+                Streams::H2(sender) => {
+                    if let Ok(sender) = sender.ready().await {
+                        return Ok(Streams::H2(sender));
+                    }
+                }
             }
+            self.drop_closed(endpoint, dial);
         }
         Err(Error::new(Reason::PoolConnect, format!("{} ends each connection at once", endpoint.address))
             .retry(Retry::Unprocessed)
             .upstream(&upstream.spec.name))
     }
 
-    async fn sharer(
+    fn drop_closed(&self, endpoint: &Endpoint, dial: Dial) {
+        if let Some(multiplexed) = self.shared.borrow_mut().get_mut(&(endpoint.id, dial.secure.is_some())) {
+            multiplexed.open.retain(|sharer| !sharer.is_over());
+        }
+    }
+
+    /// The opening of another connection: the one that is going on, or a new one.
+    fn opening(
         self: &Rc<Self>,
         upstream: &Arc<Upstream>,
         endpoint: &Arc<Endpoint>,
         dial: Dial,
         bounds: Bounds,
-    ) -> Result<Sharer> {
+    ) -> Opening {
         let key = (endpoint.id, dial.secure.is_some());
-        let known = self.shared.borrow().get(&key).map(|m| m.state.clone());
-        let opening = match known {
-            Some(Connection::Open(sharer)) if !sharer.closed.get() => return Ok(sharer),
-            Some(Connection::Opening(opening)) => opening,
-            _ => {
-                // A task of its own: it goes on when all who wait for it have given up.
-                let task = spawn_local(open_h2(upstream.clone(), endpoint.clone(), dial, self.tls.clone(), bounds));
-                let ended = |_| Error::new(Reason::PoolConnect, "the worker ends").retry(Retry::Unprocessed);
-                let opening = task.map(move |opened| opened.unwrap_or_else(|e| Err(ended(e))));
-                let opening = opening.boxed_local().shared();
-                let state = Connection::Opening(opening.clone());
-                let multiplexed = Multiplexed { state, endpoint: endpoint.clone() };
-                self.shared.borrow_mut().insert(key, multiplexed);
-                opening
-            }
-        };
-        let opened = opening.clone().await;
-        // The first to hear replaces what all were waiting for; by now it may be another's.
         let mut shared = self.shared.borrow_mut();
-        if let Some(multiplexed) = shared.get_mut(&key)
-            && matches!(&multiplexed.state, Connection::Opening(o) if o.ptr_eq(&opening))
-        {
-            match &opened {
-                Ok(sharer) => multiplexed.state = Connection::Open(sharer.clone()),
-                Err(_) => {
-                    shared.remove(&key);
+        let begin = || {
+            let opened = open_streams(upstream.clone(), endpoint.clone(), dial, self.tls.clone(), bounds);
+            let pools = self.clone();
+            // A task of its own: it goes on when all who wait for it have given up.
+            let task = spawn_local(async move {
+                let opened = opened.await;
+                if let Some(multiplexed) = pools.shared.borrow_mut().get_mut(&key) {
+                    multiplexed.opening = None;
+                    multiplexed.open.extend(opened.clone().ok());
                 }
-            }
-        }
-        opened
+                opened
+            });
+            let ended = |_| Error::new(Reason::PoolConnect, "the worker ends").retry(Retry::Unprocessed);
+            task.map(move |opened| opened.unwrap_or_else(|e| Err(ended(e)))).boxed_local().shared()
+        };
+        shared.entry(key).or_default().opening.get_or_insert_with(begin).clone()
     }
 
     /// Drops what can no longer be used: idle for too long, ended by the peer, or to an endpoint
@@ -210,27 +279,19 @@ impl Pools {
             });
             !pool.is_empty()
         });
-        // Without a sender, a connection ends once its last stream has.
-        self.shared.borrow_mut().retain(|_, m| {
-            // One that opened after all who waited for it had given up was noticed by nobody.
-            let opened = match &m.state {
-                Connection::Opening(opening) => opening.clone().now_or_never(),
-                Connection::Open(sharer) => Some(Ok(sharer.clone())),
-            };
-            match opened {
-                None => true,
-                Some(Err(_)) => false,
-                Some(Ok(sharer)) => {
-                    let keep = !sharer.closed.get() && !m.endpoint.is_leaving();
-                    m.state = Connection::Open(sharer);
-                    keep
-                }
-            }
+        // Without anybody who sends on it, a connection ends once its last stream has.
+        self.shared.borrow_mut().retain(|_, multiplexed| {
+            let mut first = true;
+            multiplexed.open.retain(|sharer| {
+                let spare = !std::mem::take(&mut first) && sharer.is_idle();
+                !spare && !sharer.is_over() && !sharer.endpoint.is_leaving()
+            });
+            !multiplexed.open.is_empty() || multiplexed.opening.is_some()
         });
     }
 }
 
-async fn open_h2(
+async fn open_streams(
     upstream: Arc<Upstream>,
     endpoint: Arc<Endpoint>,
     dial: Dial,
@@ -244,14 +305,32 @@ async fn open_h2(
             .upstream(&upstream.spec.name)
     };
     let stream = dial::dial(&upstream, &endpoint, dial, &tls).await?;
-    let (sender, driver) = h2::connect(stream, &bounds).await.map_err(failed)?;
     let closed = Rc::new(Cell::new(false));
     let ended = closed.clone();
-    spawn_local(async move {
-        if let Err(error) = driver.await {
-            tracing::debug!(address = %open.endpoint().address, %error, "a connection to a peer ended");
-        }
-        ended.set(true);
-    });
-    Ok(Sharer { sender, closed })
+    let address = endpoint.address;
+    let is_mesh = match &stream {
+        Either::Left(_) => false,
+        Either::Right(stream) => Alpn::negotiated(stream.get_ref().1) == Some(Alpn::Mesh),
+    };
+    let streams = if is_mesh {
+        let (link, driver) = mesh::connect(stream, &bounds);
+        spawn_local(async move {
+            let why = driver.await;
+            tracing::debug!(%address, %why, "a connection to a peer ended");
+            ended.set(true);
+            drop(open);
+        });
+        Streams::Mesh(link)
+    } else {
+        let (sender, driver) = h2::connect(stream, &bounds).await.map_err(failed)?;
+        spawn_local(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(%address, %error, "a connection to a peer ended");
+            }
+            ended.set(true);
+            drop(open);
+        });
+        Streams::H2(sender)
+    };
+    Ok(Sharer { streams, endpoint, closed })
 }

@@ -11,8 +11,8 @@ use super::tcp::Opened;
 use super::worker::Worker;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason, Result, Retry};
-use crate::http::h1::drain;
 use crate::http::closing::Closed;
+use crate::http::h1::drain;
 use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
 
 /// One direction's stages.

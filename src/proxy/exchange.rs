@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pin_project_lite::pin_project;
 
 use crate::error::{Error, Reason, Result, Retry};
@@ -19,6 +19,7 @@ use crate::http::h1::{Conn, HeadError, Reader};
 use crate::http::pump::{Broken, pump};
 use crate::http::{
     Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2,
+    mesh,
 };
 use crate::pool::Lease;
 
@@ -84,7 +85,8 @@ async fn h1_head(
     written: &Cell<u64>,
 ) -> Result<ParsedResponse> {
     loop {
-        let parsed = unless_gone(respond, terms.patience, |cx| reader.poll_response(cx, terms.bounds, method));
+        let parsed =
+            unless_gone(respond, terms.patience, |cx| reader.poll_response(cx, terms.bounds, method));
         let parsed = parsed.await?.map_err(|error| unread(error, written.get()))?;
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),
@@ -183,6 +185,61 @@ async fn h2_head(
     }
 }
 
+/// Sends a request to another sidecar and carries its answer back.
+pub(super) async fn over_mesh(
+    link: mesh::Link,
+    head: &RequestHead,
+    body: &mut Replay<'_, '_>,
+    respond: &mut Responder<'_>,
+    terms: &Terms<'_>,
+) -> Result<Done> {
+    let mut own = HeaderMap::new();
+    if terms.h2 {
+        own.insert(PROTOCOL_FIELD, HeaderValue::from_static("h2"));
+    }
+    // Nothing has left as long as the stream is not open.
+    let (mut sink, mut response) = link.send(head, terms.host, &own).map_err(|lost| untaken(&lost))?;
+    drop(link);
+    let sending = Sending::new();
+    let send = pump(body, &mut sink, terms.bounds.body_timeout);
+    let receive = async {
+        let head_back = loop {
+            let next = unless_gone(respond, terms.patience, |cx| response.poll_head(cx));
+            let next = next.await?.map_err(|lost| stream_lost(&lost))?;
+            match next.status {
+                StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),
+                status if status.is_informational() => {
+                    Box::pin(interim(status, next.fields, respond, terms)).await?;
+                }
+                _ => break next,
+            }
+        };
+        let status = head_back.status;
+        let mut body = response.body(&head_back, &head.method);
+        if !sending.is_done() {
+            respond.last();
+        }
+        answer(head_back, &mut body, respond, terms).await?;
+        Ok(Done { status, reusable: true })
+    };
+    both(send, receive, &sending).await
+}
+
+/// What a stream's loss before the answer says of the request.
+fn stream_lost(lost_stream: &mesh::Lost) -> Error {
+    match lost_stream {
+        mesh::Lost::Untaken | mesh::Lost::Reset(mesh::Code::REFUSED_STREAM) => untaken(lost_stream),
+        mesh::Lost::Malformed(why) => malformed(why),
+        mesh::Lost::Reset(_) => lost(format!("the stream was lost before an answer: {lost_stream}")),
+        mesh::Lost::Connection(why) => lost(format!("the connection was lost before an answer: {why}")),
+    }
+}
+
+fn untaken(lost_stream: &mesh::Lost) -> Error {
+    Error::new(Reason::UpstreamRefused, format!("the peer took no request: {lost_stream}"))
+        .retry(Retry::Unprocessed)
+}
+
 /// Passes an interim answer on.
 async fn interim(
     status: StatusCode,
@@ -223,7 +280,9 @@ async fn answer(
     pump(body, respond, terms.bounds.body_timeout).await.map_err(|broken| match broken {
         Broken::Sink(_) => given_up(),
         Broken::Silent => silent(),
-        Broken::Stuck => Error::new(Reason::HttpDownstreamGone, "the downstream took nothing for http.body_timeout"),
+        Broken::Stuck => {
+            Error::new(Reason::HttpDownstreamGone, "the downstream took nothing for http.body_timeout")
+        }
         Broken::Source(BodyError::Malformed(why)) => malformed(why),
         Broken::Source(BodyError::Gone(error)) => cut(&error),
         Broken::Source(BodyError::Reset(error)) => cut(&error),

@@ -15,10 +15,10 @@ use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::within;
-use crate::http::{Body, RequestHead, Responder};
+use crate::http::{Body, Bounds, RequestHead, Responder};
 use crate::intercept::Source;
-use crate::pool::Dial;
-use crate::tls::Alpn;
+use crate::pool::{Dial, Streams};
+use crate::tls::Carries;
 
 /// What is kept of a request's body, so that it can be sent again.
 const REPLAY: usize = 64 << 10;
@@ -130,45 +130,58 @@ async fn attempt(
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
     let bounds = &mesh.bounds;
     let mut sidecar = upstream.secures(endpoint);
-    let mut dial = Dial { source: way.source, secure: sidecar.then_some(Alpn::H2) };
-    let sender = if sidecar {
-        match Box::pin(worker.pools.h2(upstream, endpoint, dial, *bounds)).await {
-            Err(error) if !upstream.secures(endpoint) => {
+    let mut streams = None;
+    if sidecar || way.h2 {
+        streams = match streams_to(worker, way, place, bounds, sidecar).await {
+            Err(error) if sidecar && !upstream.secures(endpoint) => {
                 // Found out just now; nothing was sent, so it starts over in plaintext.
                 tracing::info!(endpoint = %endpoint.address, %error, "speaks plaintext");
-                (sidecar, dial.secure) = (false, None);
-                None
+                sidecar = false;
+                if way.h2 { Some(streams_to(worker, way, place, bounds, false).await?) } else { None }
             }
-            sender => Some(noted(endpoint, sender)?),
-        }
-    } else {
-        None
-    };
+            streams => Some(streams?),
+        };
+    }
     // A route's own timeout says how long its answers may take.
     let patience = way.destination.route.timeout.unwrap_or(bounds.body_timeout);
     let terms = Terms { bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
-    let done = if let Some(sender) = sender {
-        Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?
-    } else if way.h2 {
-        let sender = Box::pin(worker.pools.h2(upstream, endpoint, dial, *bounds)).await;
-        let sender = noted(endpoint, sender)?;
-        Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?
-    } else {
-        let may_repeat = head.is_idempotent() && way.destination.route.retries > 0;
-        let idle = if fresh { None } else { worker.pools.idle_h1(endpoint, may_repeat) };
-        let mut lease = match idle {
-            Some(lease) => lease,
-            None => noted(endpoint, Box::pin(worker.pools.open_h1(upstream, endpoint, dial)).await)?,
-        };
-        let done = exchange::over_h1(&mut lease, head, body, respond, &terms).await?;
-        if done.reusable {
-            worker.pools.put(lease, upstream);
+    let done = match streams {
+        Some(Streams::Mesh(link)) => exchange::over_mesh(link, head, body, respond, &terms).await?,
+        Some(Streams::H2(sender)) => Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?,
+        None => {
+            let may_repeat = head.is_idempotent() && way.destination.route.retries > 0;
+            let idle = if fresh { None } else { worker.pools.idle_h1(endpoint, may_repeat) };
+            let dial = Dial { source: way.source, secure: None };
+            let mut lease = match idle {
+                Some(lease) => lease,
+                None => noted(endpoint, Box::pin(worker.pools.open_h1(upstream, endpoint, dial)).await)?,
+            };
+            let done = exchange::over_h1(&mut lease, head, body, respond, &terms).await?;
+            if done.reusable {
+                worker.pools.put(lease, upstream);
+            }
+            done
         }
-        done
     };
     let Done { status, .. } = done;
     endpoint.answered();
     Ok(status)
+}
+
+/// Pool: a connection that carries many requests.
+async fn streams_to(
+    worker: &Worker,
+    way: &Way,
+    place: &InFlight,
+    bounds: &Bounds,
+    secure: bool,
+) -> Result<Streams> {
+    if let Some(streams @ Streams::Mesh(_)) = worker.pools.streams(&place.endpoint, secure) {
+        return Ok(streams);
+    }
+    let dial = Dial { source: way.source, secure: secure.then_some(Carries::Requests) };
+    let opening = worker.pools.open_streams(place.upstream(), &place.endpoint, dial, *bounds);
+    noted(&place.endpoint, Box::pin(opening).await)
 }
 
 /// Remembers an endpoint that could not be reached, so that the next request passes it over.

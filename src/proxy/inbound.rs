@@ -22,7 +22,7 @@ use crate::auth;
 use crate::config::model::{Direction, InboundMtls};
 use crate::error::{Error, Reason, Result};
 use crate::http::h1::{self, parse::is_own};
-use crate::http::{Body, CALLER_FIELD, Next, PROTOCOL_FIELD, RequestHead, Responder, h2};
+use crate::http::{Body, CALLER_FIELD, Next, PROTOCOL_FIELD, RequestHead, Responder, h2, mesh};
 use crate::identity::SpiffeId;
 use crate::intercept::{self, INBOUND_SOURCE, Source};
 use crate::pool::never_pauses;
@@ -148,6 +148,14 @@ async fn secured(worker: &Rc<Worker>, met: Met, stream: TcpStream) -> Result<()>
     let connection = stream.get_ref().1;
     let inbound = met.stages(tls::peer_id(connection));
     match Alpn::negotiated(connection) {
+        Some(Alpn::Mesh) => {
+            drop(met);
+            let _ = never_pauses(stream.get_ref().0);
+            let requests = Rc::new(Requests { worker: worker.clone(), stages: inbound });
+            let why = mesh::serve(stream, requests).await;
+            tracing::debug!(%why, "a connection of a sidecar ended");
+            Ok(())
+        }
         Some(Alpn::H2) => {
             drop(met);
             let _ = never_pauses(stream.get_ref().0);

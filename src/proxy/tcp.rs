@@ -16,7 +16,7 @@ use crate::config::model::Direction;
 use crate::error::{Reason, Result};
 use crate::intercept::Source;
 use crate::pool::{Dial, Stream, dial};
-use crate::tls::Alpn;
+use crate::tls::Carries;
 
 /// Endpoints that are tried for one connection.
 const TRIES: usize = 3;
@@ -55,7 +55,7 @@ pub(super) async fn open(
         };
         let endpoint = place.endpoint.clone();
         let opened = upstream.open(&endpoint)?;
-        let secure = upstream.secures(&endpoint).then_some(Alpn::Tcp);
+        let secure = upstream.secures(&endpoint).then_some(Carries::Bytes);
         let mut way = Dial { source, secure };
         let mut stream = dial(upstream, &endpoint, way, &worker.shared.tls).await;
         if stream.is_err() && secure.is_some() && !upstream.secures(&endpoint) {

@@ -8,7 +8,7 @@
 //! that has expired, or a root that was withdrawn, would open connections for as long as tickets
 //! live; and mesh connections live long, so there is little to win. Every handshake is a full one,
 //! and every connection's peer has been verified when it was made. Each pair of [`Peer`] and
-//! [`Alpn`] has a client configuration of its own.
+//! [`Carries`] has a client configuration of its own.
 //!
 //! The ALPN names what a connection carries. A peer that was verified but agreed on none of ours
 //! speaks something else: see [`Alpn::negotiated`].
@@ -39,7 +39,7 @@ use crate::identity::{self, Identity, SpiffeId};
 pub struct Tls {
     identity: Identity,
     server: Arc<ServerConfig>,
-    clients: Mutex<HashMap<(Peer, Alpn), Arc<ClientConfig>>>,
+    clients: Mutex<HashMap<(Peer, Carries), Arc<ClientConfig>>>,
 }
 
 /// What a peer must prove to be.
@@ -51,9 +51,20 @@ pub enum Peer {
     TrustDomain(String),
 }
 
-/// What a connection between sidecars carries.
+/// What a connection to another sidecar is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carries {
+    /// Requests.
+    Requests,
+    /// One TCP connection, as its bytes.
+    Bytes,
+}
+
+/// How a connection between sidecars carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Alpn {
+    /// Requests, in frames of our own.
+    Mesh,
     /// Requests, as HTTP/2 streams.
     H2,
     /// One TCP connection, as its bytes.
@@ -89,10 +100,10 @@ impl Tls {
     /// For a connection to another sidecar that must prove to be `peer`. Made once and kept; to be
     /// asked for when a connection is opened, not for each request. The name to connect with is
     /// [`server_name`].
-    pub fn client(&self, peer: &Peer, alpn: Alpn) -> Arc<ClientConfig> {
+    pub fn client(&self, peer: &Peer, carries: Carries) -> Arc<ClientConfig> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = clients.entry((peer.clone(), alpn));
-        made.or_insert_with(|| Arc::new(client(&self.identity, peer.clone(), alpn))).clone()
+        let made = clients.entry((peer.clone(), carries));
+        made.or_insert_with(|| Arc::new(client(&self.identity, peer.clone(), carries))).clone()
     }
 }
 
@@ -108,14 +119,14 @@ fn server(identity: &Identity) -> ServerConfig {
     config
 }
 
-fn client(identity: &Identity, peer: Peer, alpn: Alpn) -> ClientConfig {
+fn client(identity: &Identity, peer: Peer, carries: Carries) -> ClientConfig {
     let mut config = ClientConfig::builder_with_provider(identity::provider())
         .with_protocol_versions(&[&TLS13])
         .expect("the provider has suites of TLS 1.3")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verify::Upstream::new(identity, peer)))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified().clone())));
-    config.alpn_protocols = vec![alpn.name().to_vec()];
+    config.alpn_protocols = carries.offers().iter().map(|alpn| alpn.name().to_vec()).collect();
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config
@@ -136,13 +147,24 @@ impl fmt::Display for Peer {
     }
 }
 
+impl Carries {
+    /// What a connection may turn out to speak, the preferred one first.
+    pub const fn offers(self) -> &'static [Alpn] {
+        match self {
+            Carries::Requests => &[Alpn::Mesh, Alpn::H2],
+            Carries::Bytes => &[Alpn::Tcp],
+        }
+    }
+}
+
 impl Alpn {
     /// Every protocol, the preferred one first.
-    pub const ALL: [Alpn; 2] = [Alpn::H2, Alpn::Tcp];
+    pub const ALL: [Alpn; 3] = [Alpn::Mesh, Alpn::H2, Alpn::Tcp];
 
     /// The protocol's name in the handshake.
     pub const fn name(self) -> &'static [u8] {
         match self {
+            Alpn::Mesh => b"pannier/mesh",
             Alpn::H2 => b"pannier/h2",
             Alpn::Tcp => b"pannier/tcp",
         }

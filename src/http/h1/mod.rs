@@ -10,7 +10,7 @@ mod tests;
 mod write;
 
 pub use read::{HeadError, Incoming, Reader};
-pub use serve::{Ended, drain, serve};
+pub use serve::{Ended, drain, refusal, serve};
 pub use write::{Framing, Writer};
 
 use tokio::net::TcpStream;

@@ -15,6 +15,9 @@ use crate::http::{CALLER_FIELD, Fields, Length, OWN_PREFIX, RequestHead, Respons
 /// The most fields that a head may be allowed to have; room for them is on the stack.
 pub const MAX_FIELDS: usize = 256;
 
+/// Fields that sidecars may add to a head between them.
+pub const OWN_FIELDS: usize = 16;
+
 type Headers<'a> = [MaybeUninit<Header<'a>>; MAX_FIELDS];
 
 /// Why a head was refused.
@@ -176,11 +179,21 @@ fn strict_lines(head: &[u8]) -> Result<(), Refused> {
 }
 
 /// RFC 9110 section 5.5, and what an HTTP/2 peer could not be told.
-fn strict_value(value: &[u8]) -> Result<(), Refused> {
+pub(in crate::http) fn strict_value(value: &[u8]) -> Result<(), Refused> {
     if value.iter().all(|&b| b == b'\t' || (b >= 0x20 && b != 0x7f)) {
         Ok(())
     } else {
         Err(Refused::Malformed("a field's value holds a control character"))
+    }
+}
+
+/// RFC 9110 section 5.1.
+pub(in crate::http) fn strict_name(name: &[u8]) -> Result<(), Refused> {
+    let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    if !name.is_empty() && name.iter().all(token) {
+        Ok(())
+    } else {
+        Err(Refused::Malformed("a field's name is not a token"))
     }
 }
 
@@ -190,7 +203,7 @@ fn place(buf: &[u8], slice: &[u8]) -> (usize, usize) {
 }
 
 /// An authority as RFC 9110 section 7.2 has it in Host: no userinfo; empty names nobody.
-fn authority(text: Bytes) -> Result<Option<Authority>, Refused> {
+pub(in crate::http) fn authority(text: Bytes) -> Result<Option<Authority>, Refused> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -243,7 +256,7 @@ fn target_parts(
     same_authority(named, host).map(|a| (Some(a), path))
 }
 
-fn path(text: Bytes) -> Result<PathAndQuery, Refused> {
+pub(in crate::http) fn path(text: Bytes) -> Result<PathAndQuery, Refused> {
     // The type drops a fragment; a request target has none (RFC 9112 section 3.2).
     if text.contains(&b'#') {
         return Err(Refused::Malformed("the target has a fragment"));
@@ -267,7 +280,7 @@ fn same_authority(target: Authority, host: Option<Authority>) -> Result<Authorit
 
 /// Fields that belong to one connection and never cross (RFC 9110 section 7.6.1), and those that
 /// frame the message, which the next hop frames anew.
-fn is_connection_field(name: &[u8]) -> bool {
+pub(in crate::http) fn is_connection_field(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 9] = [
         b"connection",
         b"keep-alive",

@@ -112,11 +112,7 @@ enum Turn<T> {
     Tunnel(T),
 }
 
-async fn one<H: Handler>(
-    conn: &mut Conn,
-    parsed: ParsedRequest,
-    handler: &H,
-) -> Turn<H::Tunnel> {
+async fn one<H: Handler>(conn: &mut Conn, parsed: ParsedRequest, handler: &H) -> Turn<H::Tunnel> {
     let ParsedRequest { mut head, keep_alive } = parsed;
     let Conn { reader, writer } = conn;
     let expects = head.version == Version::HTTP_11
@@ -164,7 +160,8 @@ pub async fn drain(body: &mut Body<'_>) -> bool {
     }
 }
 
-fn refusal(refused: Refused) -> Error {
+/// What is answered to a head that cannot be read.
+pub fn refusal(refused: Refused) -> Error {
     match refused {
         Refused::Malformed(why) => Error::new(Reason::HttpMalformed, why),
         Refused::TooLarge => Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"),

@@ -1,0 +1,128 @@
+//! The task of a connection: reads what arrives and hands it to the streams, and writes what they
+//! have left, after all that were ready have run.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+use super::frame::{self, Violation};
+use super::link::Shared;
+
+/// What is read at a time, and what the buffer may grow to while bodies stream.
+const SMALL_BUFFER: usize = 16 << 10;
+const LARGE_BUFFER: usize = 64 << 10;
+
+/// Reads before others have their turn.
+const READS: usize = 8;
+
+/// What may wait to be written before no more is read: a peer that only asks must also listen.
+const CHOKED: usize = 1 << 20;
+
+/// A connection with its state.
+pub(super) struct Driver<IO> {
+    io: IO,
+    shared: Rc<Shared>,
+    buf: BytesMut,
+    ask: usize,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
+    pub(super) fn new(io: IO, shared: Rc<Shared>) -> Self {
+        Self { io, shared, buf: BytesMut::new(), ask: SMALL_BUFFER }
+    }
+
+    /// Whether nobody is left who could send or receive on the connection.
+    pub(super) fn is_forsaken(&self) -> bool {
+        Rc::strong_count(&self.shared) == 1
+    }
+
+    /// Does what can be done now. Ready when the connection has ended, with why.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Arc<str>> {
+        self.shared.runs(cx);
+        match self.poll_io(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(why) => {
+                self.shared.within(|state| state.fail(why.clone()));
+                Poll::Ready(why)
+            }
+        }
+    }
+
+    fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Arc<str>> {
+        for read in 0.. {
+            if self.shared.within(|state| state.out.len()) > CHOKED {
+                break;
+            }
+            if read == READS {
+                cx.waker().wake_by_ref();
+                break;
+            }
+            match self.poll_read(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => return Poll::Ready("the peer has closed it".into()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string().into()),
+            }
+            let Self { shared, buf, .. } = self;
+            let taken = shared.within(|state| state.take_frames(buf, &shared.bounds));
+            if let Err(violation) = taken {
+                return self.break_off(cx, violation);
+            }
+        }
+        let Self { io, shared, .. } = self;
+        shared.within(|state| {
+            let written = state.out.poll_write(io, cx);
+            state.note_blocked(written.is_pending());
+            match written {
+                Poll::Ready(Err(error)) => Poll::Ready(error.to_string().into()),
+                Poll::Ready(Ok(())) | Poll::Pending => {
+                    state.wake_waiting();
+                    Poll::Pending
+                }
+            }
+        })
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Self { io, buf, ask, .. } = self;
+        if buf.capacity() - buf.len() < *ask / 2 {
+            buf.reserve(*ask);
+        }
+        let room = buf.capacity() - buf.len();
+        // It keeps nothing between two polls but the buffer itself.
+        let read = pin!(io.read_buf(buf)).poll(cx);
+        match &read {
+            // An idle connection holds no buffer.
+            Poll::Pending if buf.is_empty() => *buf = BytesMut::new(),
+            Poll::Ready(Ok(n)) => *ask = if *n == room { (*ask * 2).min(LARGE_BUFFER) } else { SMALL_BUFFER },
+            _ => {}
+        }
+        read
+    }
+
+    /// Ends the connection because of what the peer did, and tells it.
+    fn break_off(&mut self, cx: &mut Context<'_>, Violation(code, why): Violation) -> Poll<Arc<str>> {
+        let Self { io, shared, .. } = self;
+        shared.within(|state| {
+            frame::put_goaway(&mut state.out.tail, 0, code);
+            // As far as it can be said at once: the connection ends either way.
+            let _ = state.out.poll_write(io, cx);
+        });
+        Poll::Ready(format!("the peer broke the protocol: {why}").into())
+    }
+
+    /// Sends what waits, and ends the connection in order.
+    pub(super) fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<Arc<str>> {
+        let Self { io, shared, .. } = self;
+        let written = ready!(shared.within(|state| state.out.poll_write(io, cx)));
+        if written.is_ok() {
+            let _ = ready!(Pin::new(&mut *io).poll_shutdown(cx));
+        }
+        Poll::Ready("it is not needed any more".into())
+    }
+}

@@ -1,0 +1,610 @@
+//! One connection's state, shared by its task and its streams: who may send how much, what has
+//! arrived for whom, and how it ends.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use foldhash::fast::FixedState;
+use smallvec::SmallVec;
+
+use super::frame::{self, Header, Kind, Settings, Violation, violation};
+use super::out::Out;
+use super::{Code, Lost, MAX_STREAMS, budget};
+use crate::http::Bounds;
+
+/// Credit that both sides take for granted until they have heard the other's [`Settings`].
+const ASSUMED_STREAM: u32 = 16 << 10;
+const ASSUMED_CONNECTION: u32 = 64 << 10;
+
+/// What windows grow to at most.
+const MAX_STREAM_WINDOW: u32 = 4 << 20;
+const MAX_CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// Heads and smaller pieces of bodies are copied out of the buffer that they arrived in, so that a
+/// few bytes that stay do not hold on to all of it.
+const COPIED: usize = 4 << 10;
+
+/// Which side of a connection we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Opens streams.
+    Client,
+    /// Takes them.
+    Server,
+}
+
+/// A connection's state.
+pub(super) struct Shared {
+    state: RefCell<State>,
+    /// Whether its task has been woken since it last ran.
+    woken: Cell<bool>,
+    task: RefCell<Option<Waker>>,
+    pub bounds: Bounds,
+}
+
+pub(super) struct State {
+    side: Side,
+    streams: HashMap<u32, Stream, FixedState>,
+    /// The highest stream that was opened, by whoever opens them.
+    last: u32,
+    /// Requests that have arrived and that nobody has begun to serve.
+    pub accepted: VecDeque<(u32, Bytes, bool)>,
+    pub out: Out,
+    /// What the peer has said of itself.
+    peer: Option<Settings>,
+    /// What all streams together may still send.
+    credit: i64,
+    /// Streams that wait for that, or for `out` to drain.
+    waiting: VecDeque<u32>,
+    /// What the peer may send before we return credit, what it has sent since, and how much of that
+    /// is still held.
+    window: u32,
+    unreturned: u32,
+    held: usize,
+    /// The last stream that the peer will take, once it is ending.
+    peer_takes: Option<u32>,
+    /// The last stream that we take, once we are ending.
+    takes: Option<u32>,
+    /// When the PING on its way left, and the shortest that one took.
+    pinged: Option<Instant>,
+    round_trip: Option<Duration>,
+    /// Since when the peer has taken nothing of what we write.
+    blocked: Option<Instant>,
+    ended: Option<Arc<str>>,
+}
+
+/// One stream.
+pub(super) struct Stream {
+    /// Who serves it, if it waits for anything.
+    waker: Option<Waker>,
+    pub heads: SmallVec<[Bytes; 1]>,
+    pub pieces: VecDeque<Bytes>,
+    pub trailers: Option<Bytes>,
+    /// The peer has sent all.
+    pub arrived: bool,
+    /// We have sent all.
+    pub left: bool,
+    pub lost: Option<Lost>,
+    /// Parts of it that somebody holds.
+    holders: u8,
+    /// What we may still send.
+    credit: i64,
+    is_waiting: bool,
+    /// As of the connection: what the peer may send, and has sent since.
+    window: u32,
+    available: i64,
+    taken: u32,
+    returned: Option<Instant>,
+    held: budget::Held,
+}
+
+impl Shared {
+    pub(super) fn new(side: Side, bounds: Bounds) -> Rc<Self> {
+        let mut out = Out::default();
+        let settings = Settings {
+            streams: MAX_STREAMS,
+            stream_window: budget::stream_window(),
+            connection_window: budget::connection_window(),
+        };
+        settings.put(&mut out.tail);
+        frame::put_ping(&mut out.tail, false);
+        let state = State {
+            side,
+            streams: HashMap::default(),
+            last: 0,
+            accepted: VecDeque::new(),
+            out,
+            peer: None,
+            credit: i64::from(ASSUMED_CONNECTION),
+            waiting: VecDeque::new(),
+            window: settings.connection_window,
+            unreturned: 0,
+            held: 0,
+            peer_takes: None,
+            takes: None,
+            pinged: Some(Instant::now()),
+            round_trip: None,
+            blocked: None,
+            ended: None,
+        };
+        Rc::new(Self {
+            state: RefCell::new(state),
+            woken: Cell::new(false),
+            task: RefCell::default(),
+            bounds,
+        })
+    }
+
+    /// Does something with the state; the connection's task runs afterwards if there is anything
+    /// to write.
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.borrow_mut();
+        let done = act(&mut state);
+        if !state.out.is_empty() {
+            drop(state);
+            self.wake();
+        }
+        done
+    }
+
+    /// Has the connection's task run.
+    pub(super) fn wake(&self) {
+        if !self.woken.replace(true)
+            && let Some(task) = &*self.task.borrow()
+        {
+            task.wake_by_ref();
+        }
+    }
+
+    /// The connection's task is running.
+    pub(super) fn runs(&self, cx: &Context<'_>) {
+        self.woken.set(false);
+        let mut task = self.task.borrow_mut();
+        match &mut *task {
+            Some(task) => task.clone_from(cx.waker()),
+            None => *task = Some(cx.waker().clone()),
+        }
+    }
+
+    /// As [`with`](Self::with), for the task itself, which need not be woken.
+    pub(super) fn within<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.state.borrow_mut())
+    }
+}
+
+impl State {
+    /// Streams that are open.
+    pub(super) fn open(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Streams that the peer serves at once.
+    pub(super) fn most(&self) -> usize {
+        self.peer.map_or(MAX_STREAMS, |peer| peer.streams).min(MAX_STREAMS) as usize
+    }
+
+    /// Whether no stream may be opened any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ended.is_some() || self.peer_takes.is_some() || self.last >= u32::MAX / 2
+    }
+
+    /// How long the peer has taken nothing of what we write.
+    pub(super) fn blocked_for(&self) -> Duration {
+        self.blocked.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Opens a stream, and returns its number.
+    pub(super) fn open_stream(&mut self) -> u32 {
+        self.last += 1;
+        let credit = self.peer.map_or(ASSUMED_STREAM, |peer| peer.stream_window);
+        self.streams.insert(self.last, Stream::new(credit));
+        self.last
+    }
+
+    pub(super) fn stream(&mut self, id: u32) -> Option<&mut Stream> {
+        self.streams.get_mut(&id)
+    }
+
+    /// Another part of a stream is held.
+    pub(super) fn hold(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.holders += 1;
+        }
+    }
+
+    /// A part of a stream is not held any more. With the last one the stream ends, as far as it has
+    /// not been ended.
+    pub(super) fn release(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.holders -= 1;
+        if stream.holders > 0 {
+            return;
+        }
+        let (unended, lost) = (!stream.left || !stream.arrived, stream.lost.is_some());
+        if unended && !lost {
+            // A whole answer before the end of the request wants no more of it, and nothing is
+            // wrong (RFC 9113 section 8.1).
+            let code = match self.side {
+                Side::Server if stream.left => Code::NO_ERROR,
+                Side::Server => Code::INTERNAL_ERROR,
+                Side::Client => Code::CANCEL,
+            };
+            frame::put_number(&mut self.out.tail, Kind::Reset, id, code.0);
+        }
+        self.remove(id);
+    }
+
+    /// Ends a stream with a reset.
+    pub(super) fn reset(&mut self, id: u32, code: Code) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.lost.is_none()
+        {
+            stream.lost = Some(Lost::Reset(code));
+            frame::put_number(&mut self.out.tail, Kind::Reset, id, code.0);
+        }
+    }
+
+    fn remove(&mut self, id: u32) {
+        if let Some(stream) = self.streams.remove(&id) {
+            self.held -= stream.held.bytes();
+            self.return_connection_credit();
+        }
+    }
+
+    /// Sends of `piece` what may be sent, the end included if all of it goes and `ends`. Ready when
+    /// nothing is left.
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        id: u32,
+        piece: &mut Bytes,
+        ends: bool,
+    ) -> Poll<Result<(), Lost>> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Poll::Ready(Err(Lost::Reset(Code::CANCEL)));
+        };
+        while !piece.is_empty() {
+            if let Some(lost) = &stream.lost {
+                return Poll::Ready(Err(lost.clone()));
+            }
+            let room = if self.out.is_full() { 0 } else { self.credit.min(stream.credit).max(0) };
+            let n = piece.len().min(room as usize).min(frame::MAX_DATA);
+            if n == 0 {
+                stream.wait(cx);
+                if stream.credit > 0 && !std::mem::replace(&mut stream.is_waiting, true) {
+                    self.waiting.push_back(id);
+                }
+                return Poll::Pending;
+            }
+            self.credit -= n as i64;
+            stream.credit -= n as i64;
+            let now = piece.split_to(n);
+            let last = ends && piece.is_empty();
+            frame::put_header(&mut self.out.tail, n, Kind::Data, u8::from(last), id);
+            self.out.piece(now);
+            stream.left |= last;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends what we send on a stream.
+    pub(super) fn end(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.lost.is_none()
+            && !std::mem::replace(&mut stream.left, true)
+        {
+            frame::put_header(&mut self.out.tail, 0, Kind::Data, frame::END, id);
+        }
+    }
+
+    /// Notes that `n` bytes of a body have been taken, and returns their credit in due time.
+    pub(super) fn took(&mut self, id: u32, n: usize) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        self.held -= n;
+        stream.held.sub(n);
+        stream.taken += n as u32;
+        if stream.taken >= stream.window / 2 && !stream.arrived {
+            let mut credit = std::mem::take(&mut stream.taken);
+            let now = Instant::now();
+            let since = stream.returned.replace(now).map(|before| now - before);
+            // Half a window in two round trips: it is the window that holds the peer up.
+            let held_up = since.zip(self.round_trip).is_some_and(|(since, trip)| since < trip * 2);
+            if held_up && stream.window < MAX_STREAM_WINDOW && budget::is_ample() {
+                credit += stream.window;
+                stream.window *= 2;
+                let wanted = (stream.window * 2).min(MAX_CONNECTION_WINDOW);
+                if wanted > self.window {
+                    frame::put_number(&mut self.out.tail, Kind::Window, 0, wanted - self.window);
+                    self.window = wanted;
+                }
+            }
+            stream.available += i64::from(credit);
+            frame::put_number(&mut self.out.tail, Kind::Window, id, credit);
+        }
+        self.return_connection_credit();
+    }
+
+    /// Credit of the connection returns on receipt, so that one slow stream holds up no other; with
+    /// the budget spent, only for what has been taken.
+    fn return_connection_credit(&mut self) {
+        let spent = if budget::is_spent() { self.held as u32 } else { 0 };
+        let credit = self.unreturned.saturating_sub(spent);
+        if credit >= self.window / 2 {
+            self.unreturned -= credit;
+            frame::put_number(&mut self.out.tail, Kind::Window, 0, credit);
+        }
+    }
+
+    /// Wakes the streams that wait for the connection.
+    pub(super) fn wake_waiting(&mut self) {
+        if self.credit <= 0 || self.out.is_full() {
+            return;
+        }
+        for id in self.waiting.drain(..) {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.is_waiting = false;
+                stream.wake();
+            }
+        }
+    }
+
+    /// Notes whether the peer takes what we write.
+    pub(super) fn note_blocked(&mut self, is_blocked: bool) {
+        match (is_blocked, self.blocked) {
+            (true, None) => self.blocked = Some(Instant::now()),
+            (false, Some(_)) => self.blocked = None,
+            _ => {}
+        }
+    }
+
+    /// Says that we are ending, and to open no more streams. What is on its way is still taken.
+    pub(super) fn say_goodbye(&mut self) {
+        frame::put_goaway(&mut self.out.tail, u32::MAX, Code::NO_ERROR);
+        frame::put_ping(&mut self.out.tail, false);
+        self.pinged = Some(Instant::now());
+        self.takes = Some(u32::MAX);
+    }
+
+    /// Whether every stream has ended, after a goodbye that the peer has heard.
+    pub(super) fn has_parted(&self) -> bool {
+        self.takes.is_some_and(|last| last != u32::MAX) && self.streams.is_empty()
+    }
+
+    /// Ends the connection: every stream that has not ended is lost.
+    pub(super) fn fail(&mut self, why: Arc<str>) {
+        for (id, stream) in &mut self.streams {
+            if stream.lost.is_none() && !(stream.arrived && stream.left) {
+                let untaken = self.side == Side::Client && self.peer_takes.is_some_and(|last| *id > last);
+                stream.lost = Some(if untaken { Lost::Untaken } else { Lost::Connection(why.clone()) });
+            }
+            stream.wake();
+        }
+        self.ended.get_or_insert(why);
+    }
+
+    /// Takes every whole frame from the front of `buf`.
+    pub(super) fn take_frames(&mut self, buf: &mut BytesMut, bounds: &Bounds) -> Result<(), Violation> {
+        while let Some(header) = Header::read(buf, bounds)? {
+            if self.peer.is_none() && header.kind != Kind::Settings {
+                return violation("something before the settings");
+            }
+            let whole = frame::HEADER + header.length;
+            if buf.len() < whole {
+                buf.reserve(whole - buf.len());
+                return Ok(());
+            }
+            let payload = if header.length < COPIED || header.kind == Kind::Head {
+                let payload = Bytes::copy_from_slice(&buf[frame::HEADER..whole]);
+                bytes::Buf::advance(buf, whole);
+                payload
+            } else {
+                buf.split_to(whole).freeze().slice(frame::HEADER..)
+            };
+            self.take(header, payload)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
+        let number = |at: usize| {
+            let four = payload.get(at..at + 4).and_then(|slice| slice.first_chunk());
+            four.map_or(0, |bytes| u32::from_be_bytes(*bytes))
+        };
+        match header.kind {
+            Kind::Data => self.take_data(header, payload),
+            Kind::Head => self.take_head(header, payload),
+            Kind::Reset => {
+                if let Some(stream) = self.streams.get_mut(&header.stream) {
+                    stream.lost.get_or_insert(Lost::Reset(Code(number(0))));
+                    stream.wake();
+                }
+                Ok(())
+            }
+            Kind::Settings => self.take_settings(Settings::read(payload)),
+            Kind::Ping if header.flags & frame::ACK == 0 => {
+                frame::put_ping(&mut self.out.tail, true);
+                Ok(())
+            }
+            Kind::Ping => {
+                let trip = self.pinged.take().map(|since| since.elapsed());
+                self.round_trip = self.round_trip.into_iter().chain(trip).min();
+                if self.takes == Some(u32::MAX) {
+                    // The peer has read that it is to open no more: this is the last.
+                    self.takes = Some(self.last);
+                    frame::put_goaway(&mut self.out.tail, self.last, Code::NO_ERROR);
+                }
+                Ok(())
+            }
+            Kind::GoAway => {
+                let last = number(0);
+                self.peer_takes = Some(last);
+                for (id, stream) in &mut self.streams {
+                    if self.side == Side::Client && *id > last {
+                        stream.lost.get_or_insert(Lost::Untaken);
+                        stream.wake();
+                    }
+                }
+                Ok(())
+            }
+            Kind::Window => self.take_credit(header.stream, number(0)),
+        }
+    }
+
+    fn take_settings(&mut self, settings: Settings) -> Result<(), Violation> {
+        if settings.stream_window < ASSUMED_STREAM || settings.connection_window < ASSUMED_CONNECTION {
+            return violation("windows smaller than what is taken for granted");
+        }
+        if self.peer.replace(settings).is_some() {
+            return violation("settings for a second time");
+        }
+        self.credit += i64::from(settings.connection_window - ASSUMED_CONNECTION);
+        for stream in self.streams.values_mut() {
+            stream.credit += i64::from(settings.stream_window - ASSUMED_STREAM);
+            stream.wake();
+        }
+        Ok(())
+    }
+
+    fn take_credit(&mut self, id: u32, credit: u32) -> Result<(), Violation> {
+        const MOST: i64 = u32::MAX as i64;
+        if credit == 0 {
+            return violation("a credit of nothing");
+        }
+        if id == 0 {
+            self.credit += i64::from(credit);
+            self.wake_waiting();
+        } else if let Some(stream) = self.streams.get_mut(&id) {
+            stream.credit += i64::from(credit);
+            stream.wake();
+            if stream.credit > MOST {
+                return Err(Violation(Code::FLOW_CONTROL_ERROR, "more credit than there can be"));
+            }
+        }
+        if self.credit > MOST {
+            return Err(Violation(Code::FLOW_CONTROL_ERROR, "more credit than there can be"));
+        }
+        Ok(())
+    }
+
+    fn take_head(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
+        let id = header.stream;
+        if let Some(stream) = self.streams.get_mut(&id) {
+            if stream.arrived {
+                return violation("a head after the end of its stream");
+            }
+            if header.flags & frame::TRAILERS != 0 {
+                stream.trailers = Some(payload);
+                stream.arrived = true;
+            } else if self.side == Side::Client {
+                if stream.heads.len() >= MAX_INTERIM {
+                    return violation("heads without end");
+                }
+                stream.heads.push(payload);
+                stream.arrived = header.ends();
+            } else {
+                return violation("a second head on a stream");
+            }
+            stream.wake();
+            return Ok(());
+        }
+        if id <= self.last {
+            // Of a stream that has been given up.
+            return Ok(());
+        }
+        if self.side == Side::Client {
+            return violation("a head on a stream that was not opened");
+        }
+        if self.takes.is_some_and(|last| id > last) {
+            // Told so already.
+            return Ok(());
+        }
+        self.last = id;
+        if self.streams.len() >= MAX_STREAMS as usize {
+            frame::put_number(&mut self.out.tail, Kind::Reset, id, Code::REFUSED_STREAM.0);
+            return Ok(());
+        }
+        let mut stream = Stream::new(self.peer.map_or(ASSUMED_STREAM, |peer| peer.stream_window));
+        stream.arrived = header.ends();
+        self.streams.insert(id, stream);
+        self.accepted.push_back((id, payload, header.ends()));
+        Ok(())
+    }
+
+    fn take_data(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
+        let (n, ends) = (payload.len(), header.ends());
+        if n == 0 && !ends {
+            return violation("a piece of nothing");
+        }
+        if n > (self.window - self.unreturned) as usize {
+            return Err(Violation(Code::FLOW_CONTROL_ERROR, "more than the connection's window"));
+        }
+        self.unreturned += n as u32;
+        match self.streams.get_mut(&header.stream) {
+            Some(stream) if stream.arrived => return violation("a piece after the end of its stream"),
+            Some(stream) if n as i64 > stream.available => {
+                return Err(Violation(Code::FLOW_CONTROL_ERROR, "more than the stream's window"));
+            }
+            // Nobody will take it.
+            Some(stream) if stream.lost.is_some() => {}
+            Some(stream) => {
+                stream.available -= n as i64;
+                stream.arrived = ends;
+                if n > 0 {
+                    self.held += n;
+                    stream.held.add(n);
+                    stream.pieces.push_back(payload);
+                }
+                stream.wake();
+            }
+            None if header.stream > self.last => return violation("a piece of a stream that was not opened"),
+            None => {}
+        }
+        self.return_connection_credit();
+        Ok(())
+    }
+}
+
+/// Interim answers that may wait to be passed on.
+const MAX_INTERIM: usize = 32;
+
+impl Stream {
+    fn new(credit: u32) -> Self {
+        let window = budget::stream_window();
+        Self {
+            waker: None,
+            heads: SmallVec::new(),
+            pieces: VecDeque::new(),
+            trailers: None,
+            arrived: false,
+            left: false,
+            lost: None,
+            holders: 0,
+            credit: i64::from(credit),
+            is_waiting: false,
+            window,
+            available: i64::from(window),
+            taken: 0,
+            returned: None,
+            held: budget::Held::default(),
+        }
+    }
+
+    /// Has whoever serves the stream woken when anything about it changes.
+    pub(super) fn wait(&mut self, cx: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.waker = Some(cx.waker().clone()),
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}

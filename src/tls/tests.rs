@@ -77,7 +77,7 @@ async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Ends
 
 /// A client of our settings with a certificate that no `Identity` would load.
 fn careless_client(mesh: &Mesh, leaf: &Leaf) -> Arc<ClientConfig> {
-    let mut config = ClientConfig::clone(&mesh.web.client(&peer(ORDERS), Alpn::H2));
+    let mut config = ClientConfig::clone(&mesh.web.client(&peer(ORDERS), Carries::Requests));
     config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(careless(leaf)));
     Arc::new(config)
 }
@@ -134,8 +134,8 @@ fn wrong_leaves(mesh: &Mesh) -> Vec<(Leaf, &'static str)> {
 async fn both_ends_prove_themselves() {
     let mesh = Mesh::new();
     for required in [peer(ORDERS), Peer::TrustDomain(DOMAIN.into())] {
-        for alpn in Alpn::ALL {
-            let (client, server) = handshake(mesh.web.client(&required, alpn), mesh.orders.server()).await;
+        for (carries, alpn) in [(Carries::Requests, Alpn::Mesh), (Carries::Bytes, Alpn::Tcp)] {
+            let (client, server) = handshake(mesh.web.client(&required, carries), mesh.orders.server()).await;
             let (client, server) = (client.unwrap(), server.unwrap());
             let (client, server) = (client.get_ref().1, server.get_ref().1);
             assert_eq!(peer_id(client).as_ref(), Some(mesh.orders.id()));
@@ -156,7 +156,7 @@ async fn both_ends_prove_themselves() {
 #[tokio::test]
 async fn no_session_is_resumed() {
     let mesh = Mesh::new();
-    let config = mesh.web.client(&peer(ORDERS), Alpn::H2);
+    let config = mesh.web.client(&peer(ORDERS), Carries::Requests);
     for _ in 0..2 {
         let (client, server) = handshake(config.clone(), mesh.orders.server()).await;
         assert_eq!(client.unwrap().get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
@@ -172,7 +172,8 @@ async fn another_workload_is_refused() {
         (peer("ns/shop/sa/orders/x"), "must be spiffe://cluster.local/ns/shop/sa/orders/x"),
         (Peer::TrustDomain("other.example".into()), "must be any workload of spiffe://other.example"),
     ] {
-        let (client, server) = handshake(mesh.web.client(&required, Alpn::H2), mesh.orders.server()).await;
+        let (client, server) =
+            handshake(mesh.web.client(&required, Carries::Requests), mesh.orders.server()).await;
         let failure = Failure::classify(&client.unwrap_err());
         assert_eq!(failure.reason, Reason::TlsIdentity);
         assert_eq!(failure.detail, format!("the peer is {}, and {words}", mesh.orders.id()));
@@ -186,7 +187,7 @@ async fn another_workload_is_refused() {
 async fn a_wrong_server_is_refused() {
     let mesh = Mesh::new();
     for (leaf, words) in wrong_leaves(&mesh) {
-        let client = mesh.web.client(&peer(ORDERS), Alpn::H2);
+        let client = mesh.web.client(&peer(ORDERS), Carries::Requests);
         let (client, server) = handshake(client, careless_server(&mesh, &leaf)).await;
         let failure = Failure::classify(&client.unwrap_err());
         assert_eq!(failure.reason, Reason::TlsIdentity, "{failure:?}");
@@ -230,7 +231,7 @@ async fn a_caller_without_a_certificate_is_refused() {
 #[tokio::test]
 async fn a_foreign_protocol_is_refused_and_none_is_seen() {
     let mesh = Mesh::new();
-    let mut config = ClientConfig::clone(&mesh.web.client(&peer(ORDERS), Alpn::H2));
+    let mut config = ClientConfig::clone(&mesh.web.client(&peer(ORDERS), Carries::Requests));
     config.alpn_protocols = vec![b"h2".to_vec()];
     let (_, server) = handshake(Arc::new(config.clone()), mesh.orders.server()).await;
     let failure = Failure::classify(&server.unwrap_err());
@@ -258,7 +259,7 @@ async fn a_plaintext_answer_is_evidence_and_silence_is_not() {
         let (near, mut far) = duplex(64 * 1024);
         far.write_all(answer).await.unwrap();
         far.shutdown().await.unwrap();
-        let connector = TlsConnector::from(mesh.web.client(&peer(ORDERS), Alpn::H2));
+        let connector = TlsConnector::from(mesh.web.client(&peer(ORDERS), Carries::Requests));
         let error = connector.connect(server_name([10, 0, 0, 7].into()), near).await.unwrap_err();
         let failure = Failure::classify(&error);
         assert_eq!(failure.plaintext, plaintext, "{answer:?}: {error:?}");
@@ -281,7 +282,8 @@ async fn old_and_new_identities_serve_side_by_side_under_two_roots() {
     server.store(Some(with_both(&new_root, ORDERS)));
     for server in [held, server.load().unwrap()] {
         for web in &web {
-            let (client, server) = handshake(web.client(&peer(ORDERS), Alpn::H2), server.server()).await;
+            let (client, server) =
+                handshake(web.client(&peer(ORDERS), Carries::Requests), server.server()).await;
             assert!(client.is_ok() && server.is_ok());
         }
     }
@@ -290,11 +292,11 @@ async fn old_and_new_identities_serve_side_by_side_under_two_roots() {
 #[test]
 fn a_client_configuration_is_made_once_for_each_peer_and_protocol() {
     let mesh = Mesh::new();
-    let one = mesh.web.client(&peer(ORDERS), Alpn::H2);
-    assert!(Arc::ptr_eq(&one, &mesh.web.client(&peer(ORDERS), Alpn::H2)));
-    assert!(!Arc::ptr_eq(&one, &mesh.web.client(&peer(ORDERS), Alpn::Tcp)));
-    assert!(!Arc::ptr_eq(&one, &mesh.web.client(&peer(WEB), Alpn::H2)));
-    assert!(!Arc::ptr_eq(&one, &mesh.web.client(&Peer::TrustDomain(DOMAIN.into()), Alpn::H2)));
+    let one = mesh.web.client(&peer(ORDERS), Carries::Requests);
+    assert!(Arc::ptr_eq(&one, &mesh.web.client(&peer(ORDERS), Carries::Requests)));
+    assert!(!Arc::ptr_eq(&one, &mesh.web.client(&peer(ORDERS), Carries::Bytes)));
+    assert!(!Arc::ptr_eq(&one, &mesh.web.client(&peer(WEB), Carries::Requests)));
+    assert!(!Arc::ptr_eq(&one, &mesh.web.client(&Peer::TrustDomain(DOMAIN.into()), Carries::Requests)));
 }
 
 #[test]
@@ -302,7 +304,7 @@ fn no_debug_output_holds_the_key() {
     let leaf = Authority::new(DOMAIN).unwrap().leaf(ORDERS).unwrap();
     let (_directory, _, identity) = load(&leaf);
     let tls = Tls::new(&identity);
-    let client = tls.client(&peer(WEB), Alpn::H2);
+    let client = tls.client(&peer(WEB), Carries::Requests);
     let debug =
         format!("{leaf:?} {identity:?} {tls:?} {:?} {client:?} {:?}", tls.server(), identity.certified());
     assert!(debug.contains("spiffe://cluster.local/ns/shop/sa/orders"));

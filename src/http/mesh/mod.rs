@@ -28,6 +28,9 @@ pub use client::{Link, Response, connect};
 pub use server::{Answer, serve};
 pub use stream::{Incoming, Sink};
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 /// Streams that a peer may have open on one connection.

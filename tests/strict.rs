@@ -3,14 +3,16 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 
 use pannier::identity::Identity;
-use pannier::tls::{Alpn, Peer, Tls, server_name};
+use pannier::tls::{Alpn, Carries, Peer, Tls, server_name};
 
 use support::loopback::{HOST, Loopback, Pair, hop, upstream};
 use support::raw::{Raw, Witness, listen};
@@ -416,7 +418,9 @@ async fn http_2_between_sidecars_smuggles_nothing_into_http_1() {
     let identity = Identity::load(pair.identity.paths());
     let tls = Tls::new(&identity.expect("an identity"));
     let orders = Peer::TrustDomain("cluster.local".into());
-    let connector = TlsConnector::from(tls.client(&orders, Alpn::H2));
+    let mut config = ClientConfig::clone(&tls.client(&orders, Carries::Requests));
+    config.alpn_protocols = vec![Alpn::H2.name().to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
     // A peer of the mesh that is not one of ours.
     let rogue = async |fields: &[(&str, &str)]| {
         let to = pair.orders.inbound();

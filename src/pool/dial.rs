@@ -14,14 +14,14 @@ use tokio_util::either::Either;
 use crate::balance::{Endpoint, Upstream};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::intercept::Source;
-use crate::tls::{self, Alpn, Carries};
+use crate::tls::{self, Alpn, Buffered, Carries};
 
 /// A dead peer is noticed within this time, whether we are sending or waiting.
 const DEAD_PEER: Duration = Duration::from_secs(15);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// An open connection, encrypted or not.
-pub type Stream = Either<TcpStream, TlsStream<TcpStream>>;
+pub type Stream = Either<TcpStream, TlsStream<Buffered>>;
 
 /// How to open a connection.
 #[derive(Debug, Clone, Copy, Default)]
@@ -73,10 +73,10 @@ async fn open(upstream: &Upstream, endpoint: &Endpoint, dial: Dial, tls: &tls::C
         return Err(failed(upstream, Reason::TlsHandshake, why));
     };
     let config = identity.client(peer, carries);
-    match TlsConnector::from(config).connect(tls::server_name(address.ip()), stream).await {
+    match TlsConnector::from(config).connect(tls::server_name(address.ip()), Buffered::new(stream)).await {
         Ok(stream) if Alpn::negotiated(stream.get_ref().1).is_some_and(|a| carries.offers().contains(&a)) => {
             if carries == Carries::Requests {
-                let _ = never_pauses(stream.get_ref().0);
+                let _ = never_pauses(stream.get_ref().0.socket());
             }
             Ok(Either::Right(stream))
         }

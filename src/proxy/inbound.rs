@@ -26,7 +26,7 @@ use crate::http::{Body, CALLER_FIELD, Next, PROTOCOL_FIELD, RequestHead, Respond
 use crate::identity::SpiffeId;
 use crate::intercept::{self, INBOUND_SOURCE, Source};
 use crate::pool::never_pauses;
-use crate::tls::{self, Alpn};
+use crate::tls::{self, Alpn, Buffered};
 
 /// Serves one connection to the pod.
 ///
@@ -140,7 +140,7 @@ fn application(worker: &Worker, mesh: &Mesh, target: SocketAddr) -> Destination 
 async fn secured(worker: &Rc<Worker>, met: Met, stream: TcpStream) -> Result<()> {
     let failed = |why: String| Error::new(Reason::TlsHandshake, why);
     let identity = worker.shared.tls.load().ok_or_else(|| failed("this sidecar has no identity".into()))?;
-    let handshake = TlsAcceptor::from(identity.server()).accept(stream);
+    let handshake = TlsAcceptor::from(identity.server()).accept(Buffered::new(stream));
     let stream = timeout(met.mesh.bounds.head_timeout, handshake)
         .await
         .map_err(|_| failed("the handshake took too long".into()))?
@@ -150,7 +150,7 @@ async fn secured(worker: &Rc<Worker>, met: Met, stream: TcpStream) -> Result<()>
     match Alpn::negotiated(connection) {
         Some(Alpn::Mesh) => {
             drop(met);
-            let _ = never_pauses(stream.get_ref().0);
+            let _ = never_pauses(stream.get_ref().0.socket());
             let requests = Rc::new(Requests { worker: worker.clone(), stages: inbound });
             let why = mesh::serve(stream, requests).await;
             tracing::debug!(%why, "a connection of a sidecar ended");
@@ -158,7 +158,7 @@ async fn secured(worker: &Rc<Worker>, met: Met, stream: TcpStream) -> Result<()>
         }
         Some(Alpn::H2) => {
             drop(met);
-            let _ = never_pauses(stream.get_ref().0);
+            let _ = never_pauses(stream.get_ref().0.socket());
             let requests = Rc::new(Requests { worker: worker.clone(), stages: inbound });
             if let Err(error) = h2::serve(stream, requests).await {
                 tracing::debug!(%error, "a connection of a sidecar ended");

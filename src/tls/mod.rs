@@ -13,6 +13,7 @@
 //! The ALPN names what a connection carries. A peer that was verified but agreed on none of ours
 //! speaks something else: see [`Alpn::negotiated`].
 
+mod buffered;
 mod failure;
 pub mod hello;
 mod verify;
@@ -30,6 +31,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 
+pub use buffered::Buffered;
 pub use failure::Failure;
 pub use verify::WrongPeer;
 

@@ -1,6 +1,8 @@
 //! One connection's state, shared by its task and its streams: who may send how much, what has
 //! arrived for whom, and how it ends.
 
+mod arriving;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -8,11 +10,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use foldhash::fast::FixedState;
 use smallvec::SmallVec;
 
-use super::frame::{self, Header, Kind, Settings, Violation, violation};
+use super::frame::{self, Header, Kind, Settings};
 use super::out::Out;
 use super::{Code, Lost, MAX_STREAMS, budget};
 use crate::http::Bounds;
@@ -24,10 +26,6 @@ const ASSUMED_CONNECTION: u32 = 64 << 10;
 /// What windows grow to at most.
 const MAX_STREAM_WINDOW: u32 = 4 << 20;
 const MAX_CONNECTION_WINDOW: u32 = 16 << 20;
-
-/// Heads and smaller pieces of bodies are copied out of the buffer that they arrived in, so that a
-/// few bytes that stay do not hold on to all of it.
-const COPIED: usize = 4 << 10;
 
 /// Which side of a connection we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +73,8 @@ pub(super) struct State {
     round_trip: Option<Duration>,
     /// Since when the peer has taken nothing of what we write.
     blocked: Option<Instant>,
+    /// What is still to come of a large piece of a body.
+    rest: Option<Header>,
     ended: Option<Arc<str>>,
 }
 
@@ -130,6 +130,7 @@ impl Shared {
             pinged: Some(Instant::now()),
             round_trip: None,
             blocked: None,
+            rest: None,
             ended: None,
         };
         Rc::new(Self {
@@ -386,191 +387,7 @@ impl State {
         }
         self.ended.get_or_insert(why);
     }
-
-    /// Takes every whole frame from the front of `buf`.
-    pub(super) fn take_frames(&mut self, buf: &mut BytesMut, bounds: &Bounds) -> Result<(), Violation> {
-        while let Some(header) = Header::read(buf, bounds)? {
-            if self.peer.is_none() && header.kind != Kind::Settings {
-                return violation("something before the settings");
-            }
-            let whole = frame::HEADER + header.length;
-            if buf.len() < whole {
-                buf.reserve(whole - buf.len());
-                return Ok(());
-            }
-            let payload = if header.length < COPIED || header.kind == Kind::Head {
-                let payload = Bytes::copy_from_slice(&buf[frame::HEADER..whole]);
-                bytes::Buf::advance(buf, whole);
-                payload
-            } else {
-                buf.split_to(whole).freeze().slice(frame::HEADER..)
-            };
-            self.take(header, payload)?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
-        let number = |at: usize| {
-            let four = payload.get(at..at + 4).and_then(|slice| slice.first_chunk());
-            four.map_or(0, |bytes| u32::from_be_bytes(*bytes))
-        };
-        match header.kind {
-            Kind::Data => self.take_data(header, payload),
-            Kind::Head => self.take_head(header, payload),
-            Kind::Reset => {
-                if let Some(stream) = self.streams.get_mut(&header.stream) {
-                    stream.lost.get_or_insert(Lost::Reset(Code(number(0))));
-                    stream.wake();
-                }
-                Ok(())
-            }
-            Kind::Settings => self.take_settings(Settings::read(payload)),
-            Kind::Ping if header.flags & frame::ACK == 0 => {
-                frame::put_ping(&mut self.out.tail, true);
-                Ok(())
-            }
-            Kind::Ping => {
-                let trip = self.pinged.take().map(|since| since.elapsed());
-                self.round_trip = self.round_trip.into_iter().chain(trip).min();
-                if self.takes == Some(u32::MAX) {
-                    // The peer has read that it is to open no more: this is the last.
-                    self.takes = Some(self.last);
-                    frame::put_goaway(&mut self.out.tail, self.last, Code::NO_ERROR);
-                }
-                Ok(())
-            }
-            Kind::GoAway => {
-                let last = number(0);
-                self.peer_takes = Some(last);
-                for (id, stream) in &mut self.streams {
-                    if self.side == Side::Client && *id > last {
-                        stream.lost.get_or_insert(Lost::Untaken);
-                        stream.wake();
-                    }
-                }
-                Ok(())
-            }
-            Kind::Window => self.take_credit(header.stream, number(0)),
-        }
-    }
-
-    fn take_settings(&mut self, settings: Settings) -> Result<(), Violation> {
-        if settings.stream_window < ASSUMED_STREAM || settings.connection_window < ASSUMED_CONNECTION {
-            return violation("windows smaller than what is taken for granted");
-        }
-        if self.peer.replace(settings).is_some() {
-            return violation("settings for a second time");
-        }
-        self.credit += i64::from(settings.connection_window - ASSUMED_CONNECTION);
-        for stream in self.streams.values_mut() {
-            stream.credit += i64::from(settings.stream_window - ASSUMED_STREAM);
-            stream.wake();
-        }
-        Ok(())
-    }
-
-    fn take_credit(&mut self, id: u32, credit: u32) -> Result<(), Violation> {
-        const MOST: i64 = u32::MAX as i64;
-        if credit == 0 {
-            return violation("a credit of nothing");
-        }
-        if id == 0 {
-            self.credit += i64::from(credit);
-            self.wake_waiting();
-        } else if let Some(stream) = self.streams.get_mut(&id) {
-            stream.credit += i64::from(credit);
-            stream.wake();
-            if stream.credit > MOST {
-                return Err(Violation(Code::FLOW_CONTROL_ERROR, "more credit than there can be"));
-            }
-        }
-        if self.credit > MOST {
-            return Err(Violation(Code::FLOW_CONTROL_ERROR, "more credit than there can be"));
-        }
-        Ok(())
-    }
-
-    fn take_head(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
-        let id = header.stream;
-        if let Some(stream) = self.streams.get_mut(&id) {
-            if stream.arrived {
-                return violation("a head after the end of its stream");
-            }
-            if header.flags & frame::TRAILERS != 0 {
-                stream.trailers = Some(payload);
-                stream.arrived = true;
-            } else if self.side == Side::Client {
-                if stream.heads.len() >= MAX_INTERIM {
-                    return violation("heads without end");
-                }
-                stream.heads.push(payload);
-                stream.arrived = header.ends();
-            } else {
-                return violation("a second head on a stream");
-            }
-            stream.wake();
-            return Ok(());
-        }
-        if id <= self.last {
-            // Of a stream that has been given up.
-            return Ok(());
-        }
-        if self.side == Side::Client {
-            return violation("a head on a stream that was not opened");
-        }
-        if self.takes.is_some_and(|last| id > last) {
-            // Told so already.
-            return Ok(());
-        }
-        self.last = id;
-        if self.streams.len() >= MAX_STREAMS as usize {
-            frame::put_number(&mut self.out.tail, Kind::Reset, id, Code::REFUSED_STREAM.0);
-            return Ok(());
-        }
-        let mut stream = Stream::new(self.peer.map_or(ASSUMED_STREAM, |peer| peer.stream_window));
-        stream.arrived = header.ends();
-        self.streams.insert(id, stream);
-        self.accepted.push_back((id, payload, header.ends()));
-        Ok(())
-    }
-
-    fn take_data(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
-        let (n, ends) = (payload.len(), header.ends());
-        if n == 0 && !ends {
-            return violation("a piece of nothing");
-        }
-        if n > (self.window - self.unreturned) as usize {
-            return Err(Violation(Code::FLOW_CONTROL_ERROR, "more than the connection's window"));
-        }
-        self.unreturned += n as u32;
-        match self.streams.get_mut(&header.stream) {
-            Some(stream) if stream.arrived => return violation("a piece after the end of its stream"),
-            Some(stream) if n as i64 > stream.available => {
-                return Err(Violation(Code::FLOW_CONTROL_ERROR, "more than the stream's window"));
-            }
-            // Nobody will take it.
-            Some(stream) if stream.lost.is_some() => {}
-            Some(stream) => {
-                stream.available -= n as i64;
-                stream.arrived = ends;
-                if n > 0 {
-                    self.held += n;
-                    stream.held.add(n);
-                    stream.pieces.push_back(payload);
-                }
-                stream.wake();
-            }
-            None if header.stream > self.last => return violation("a piece of a stream that was not opened"),
-            None => {}
-        }
-        self.return_connection_credit();
-        Ok(())
-    }
 }
-
-/// Interim answers that may wait to be passed on.
-const MAX_INTERIM: usize = 32;
 
 impl Stream {
     fn new(credit: u32) -> Self {

@@ -10,12 +10,13 @@ use std::time::Duration;
 use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
 use bytes::Bytes;
 use http::uri::Scheme;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::{Body, Bounds, Fields, Handler, Length, RequestHead, Responder, ResponseHead};
+use super::{Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD};
 use crate::error::{Error, Reason};
 
 /// The preface that tells HTTP/2 from everything else (RFC 9113 section 3.4).
@@ -90,8 +91,9 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
     let mut body = if recv.is_end_stream() { Body::Empty } else { Body::H2(recv) };
     match request_head(parts, &body, &handler.bounds()) {
         Ok(head) => {
-            // A tunnel would need extended CONNECT, which is not offered.
-            let _ = handler.handle(head, &mut body, &mut responder).await;
+            if let Next::Tunnel(other) = handler.handle(head, &mut body, &mut responder).await {
+                handler.tunnel(other, &mut body, &mut responder).await;
+            }
         }
         Err(error) => {
             handler.refused(&error);
@@ -115,9 +117,6 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
     if headers.get("te").is_some_and(|v| v != "trailers") {
         return Err(malformed("TE may only say trailers"));
     }
-    if parts.method == Method::CONNECT {
-        return Err(Error::new(Reason::HttpUnsupported, "CONNECT over HTTP/2"));
-    }
     let host = headers.remove(http::header::HOST);
     let authority = match (parts.uri.authority().cloned(), host) {
         (Some(authority), None) => Some(authority),
@@ -135,18 +134,31 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
     if authority.as_ref().is_some_and(|a| a.as_str().contains('@')) {
         return Err(malformed("an authority with user information"));
     }
-    let path = parts.uri.path_and_query().cloned().ok_or_else(|| malformed("no :path"))?;
+    let connects = parts.method == Method::CONNECT;
+    let path = match parts.uri.path_and_query() {
+        // RFC 9113 section 8.5: the authority alone, which names a port.
+        None if connects && authority.as_ref().is_some_and(|a| a.port_u16().is_some()) => {
+            PathAndQuery::from_static("/")
+        }
+        None if connects => return Err(malformed("CONNECT needs host:port")),
+        // The crate lets this pass as the extended CONNECT of RFC 8441 alone, which is not offered.
+        Some(_) if connects => return Err(malformed("CONNECT has no path")),
+        path => path.cloned().ok_or_else(|| malformed("no :path"))?,
+    };
     let length = match headers.remove(http::header::CONTENT_LENGTH) {
         // The crate has checked that it is a number, and will check that the body fits it.
         Some(value) => {
             let number = value.to_str().ok().and_then(|v| v.parse().ok());
             Length::Sized(number.ok_or_else(|| malformed("content-length is not a number"))?)
         }
-        None if matches!(body, Body::Empty) => Length::None,
+        None if connects || matches!(body, Body::Empty) => Length::None,
         None => Length::Stream,
     };
+    if connects && !length.is_empty() {
+        return Err(malformed("CONNECT has no body"));
+    }
     let (method, fields) = (parts.method, headers.into());
-    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length })
+    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length, upgrade: None })
 }
 
 /// The answer on one stream.
@@ -172,6 +184,20 @@ impl Answer {
         *response.headers_mut() = sized(head.fields, head.length);
         let stream = self.respond.send_response(response, ends).map_err(into_io)?;
         self.sink = Some(Sink { stream, waiting: None, ended: ends });
+        Ok(())
+    }
+
+    /// Sends the head that makes the stream a tunnel. HTTP/2 has no 101, so to a sidecar the switch is
+    /// told by a field of our own.
+    pub(super) fn tunnel(&mut self, head: ResponseHead) -> io::Result<()> {
+        let mut response = Response::new(());
+        *response.headers_mut() = head.fields.into_map();
+        match head.upgrade {
+            Some(protocol) => drop(response.headers_mut().insert(UPGRADE_FIELD, protocol)),
+            None => *response.status_mut() = head.status,
+        }
+        let stream = self.respond.send_response(response, false).map_err(into_io)?;
+        self.sink = Some(Sink { stream, waiting: None, ended: false });
         Ok(())
     }
 
@@ -211,12 +237,14 @@ impl Answer {
         drop(gone);
     }
 
-    /// Ends the stream as far as it has not been ended. A whole answer before the end of the request
+    /// Ends the stream as far as it has not been ended: a tunnel that broke, as RFC 9113 section 8.5 has
+    /// it. A whole answer before the end of the request
     /// (RFC 9113 section 8.1) is ended by the crate, which resets the stream without an error once
     /// the answer has left.
     fn finish(mut self) {
         match self.sink {
             Some(sink) if sink.ended => {}
+            Some(mut sink) if self.method == Method::CONNECT => sink.stream.send_reset(Code::CONNECT_ERROR),
             Some(mut sink) => sink.stream.send_reset(Code::INTERNAL_ERROR),
             None => self.respond.send_reset(Code::CANCEL),
         }
@@ -350,16 +378,18 @@ pub fn send(
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_2;
     let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(Scheme::HTTP);
     uri.authority = head.authority.clone().or_else(|| host.parse().ok());
-    uri.path_and_query = Some(head.path.clone());
+    if head.method != Method::CONNECT {
+        uri.scheme = Some(Scheme::HTTP);
+        uri.path_and_query = Some(head.path.clone());
+    }
     // Parts of a URI that was one: only a `*` target has no such form, and it is kept as a path.
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
     if let Length::Sized(n) = head.length {
         fields.insert(http::header::CONTENT_LENGTH, n.into());
     }
     *request.headers_mut() = fields;
-    let ends = head.length.is_empty();
+    let ends = head.length.is_empty() && !head.asks_for_tunnel();
     let (response, stream) = sender.send_request(request, ends)?;
     Ok(Exchange { sink: Sink { stream, waiting: None, ended: ends }, response })
 }
@@ -376,7 +406,7 @@ pub fn received(response: Response<RecvStream>, method: &Method) -> (ResponseHea
         .and_then(|v| v.to_str().ok()?.parse().ok())
         .map(Length::Sized);
     let ended = recv.is_end_stream();
-    let mut head = ResponseHead { status: parts.status, fields: headers.into(), length: Length::None };
+    let mut head = ResponseHead { fields: headers.into(), ..ResponseHead::new(parts.status) };
     head.length = match announced {
         Some(length) => length,
         None if !ended && head.may_have_body(method) => Length::Stream,

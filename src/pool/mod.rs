@@ -14,8 +14,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
+use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
 use crate::balance::{Endpoint, Open, Upstream};
@@ -43,6 +45,15 @@ pub struct Lease {
     /// The connection.
     pub conn: h1::Conn,
     open: Open,
+}
+
+impl Lease {
+    /// The connection as bytes, and what was read of it and not used.
+    pub fn into_stream(self) -> Option<(TcpStream, Bytes, Open)> {
+        let h1::Conn { reader, writer } = self.conn;
+        let (stream, read) = reader.reunite(writer)?;
+        Some((stream, read, self.open))
+    }
 }
 
 /// The one HTTP/2 connection to an endpoint.

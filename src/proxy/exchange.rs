@@ -17,7 +17,8 @@ use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
 use crate::http::h1::{Conn, HeadError, Reader};
 use crate::http::pump::{Broken, pump};
 use crate::http::{
-    Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2,
+    Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead,
+    UPGRADE_FIELD, h2,
 };
 use crate::pool::Lease;
 
@@ -37,12 +38,17 @@ pub(super) struct Terms<'a> {
 }
 
 /// How an exchange ended well.
-pub(super) struct Done {
+pub(super) struct Done<T = ()> {
     /// The answer's status.
     pub status: StatusCode,
     /// Whether the connection may carry another request.
     pub reusable: bool,
+    /// The request asked for a tunnel and got it: the upstream's end, where the exchange has it.
+    pub tunnel: Option<T>,
 }
+
+/// A stream that has become a tunnel: where bytes go, and where they come from.
+pub(super) type Frames = (h2::Sink, Body<'static>);
 
 /// Sends a request on an HTTP/1 connection and carries its answer back.
 pub(super) async fn over_h1(
@@ -67,17 +73,21 @@ pub(super) async fn over_h1(
         Ok(())
     };
     let receive = async {
-        let parsed = h1_head(reader, &head.method, respond, terms, &written).await?;
+        let parsed = h1_head(reader, head, respond, terms, &written).await?;
+        let status = parsed.head.status;
+        if parsed.head.grants_tunnel(head) {
+            grant(parsed.head, respond, terms).await?;
+            return Ok(Done { status, reusable: false, tunnel: Some(()) });
+        }
         let mut body = match parsed.head.length {
             length if length.is_empty() || !parsed.head.may_have_body(&head.method) => Body::Empty,
             length => Body::H1(reader.body(length, parsed.chunked)),
         };
-        let status = parsed.head.status;
         if !all_sent.get() {
             respond.last();
         }
         answer(parsed.head, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: parsed.keep_alive && !reader.has_leftover() })
+        Ok(Done { status, reusable: parsed.keep_alive && !reader.has_leftover(), tunnel: None })
     };
     let (sent, done) = both(send, receive).await?;
     Ok(Done { reusable: sent && done.reusable, ..done })
@@ -86,7 +96,7 @@ pub(super) async fn over_h1(
 /// The final head of an answer; interim ones are passed on.
 async fn h1_head(
     reader: &mut Reader,
-    method: &Method,
+    request: &RequestHead,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
     written: &Cell<u64>,
@@ -94,7 +104,7 @@ async fn h1_head(
     loop {
         let parsed = tokio::select! {
             biased;
-            parsed = timeout(terms.patience, reader.response(terms.bounds, method)) => parsed,
+            parsed = timeout(terms.patience, reader.response(terms.bounds, &request.method)) => parsed,
             () = respond.gone() => return Err(given_up()),
         };
         let parsed = parsed.map_err(|_| silent())?;
@@ -113,7 +123,10 @@ async fn h1_head(
             HeadError::Refused(Refused::Version) => malformed("its version is not HTTP/1"),
         })?;
         match parsed.head.status {
-            StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),
+            StatusCode::SWITCHING_PROTOCOLS if !parsed.head.grants_tunnel(request) => {
+                return Err(malformed("it switches to a protocol that was not offered"));
+            }
+            StatusCode::SWITCHING_PROTOCOLS => return Ok(parsed),
             status if status.is_informational() => {
                 interim(status, parsed.head.fields, respond, terms).await?;
             }
@@ -129,13 +142,19 @@ pub(super) async fn over_h2(
     body: &mut Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
-) -> Result<Done> {
-    let told = (terms.sidecar && terms.h2)
-        .then(|| (HeaderName::from_static(PROTOCOL_FIELD), HeaderValue::from_static("h2")));
+) -> Result<Done<Frames>> {
+    let told = match &head.upgrade {
+        Some(protocols) if terms.sidecar => Some((UPGRADE_FIELD, protocols.clone())),
+        _ => (terms.sidecar && terms.h2).then_some((PROTOCOL_FIELD, HeaderValue::from_static("h2"))),
+    };
+    let told = told.map(|(name, value)| (HeaderName::from_static(name), value));
     // Nothing has left as long as the stream is not open.
     let exchange = h2::send(&mut sender, head, terms.host, told)
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
     let h2::Exchange { mut sink, mut response } = exchange;
+    if head.asks_for_tunnel() {
+        return tunnel_over_h2(sink, response, head, respond, terms).await;
+    }
     let all_sent = Cell::new(body.is_empty());
     let send = async {
         if !all_sent.get() {
@@ -151,9 +170,38 @@ pub(super) async fn over_h2(
             respond.last();
         }
         answer(head_back, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: true })
+        Ok(Done { status, reusable: true, tunnel: None })
     };
     both(send, receive).await.map(|(_, done)| done)
+}
+
+/// The answer to a request that asked for a tunnel. Until it is granted, nothing but the head has
+/// been sent.
+async fn tunnel_over_h2(
+    mut sink: h2::Sink,
+    mut response: ::h2::client::ResponseFuture,
+    head: &RequestHead,
+    respond: &mut Responder<'_>,
+    terms: &Terms<'_>,
+) -> Result<Done<Frames>> {
+    let (mut head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
+    if terms.sidecar && let Some(protocol) = head_back.fields.get(UPGRADE_FIELD) {
+        head_back.upgrade = HeaderValue::from_bytes(protocol).ok();
+        head_back.status = StatusCode::SWITCHING_PROTOCOLS;
+        if !head_back.grants_tunnel(head) {
+            return Err(malformed("it switches to a protocol that was not offered"));
+        }
+    }
+    let status = head_back.status;
+    if head_back.grants_tunnel(head) {
+        head_back.fields.remove(UPGRADE_FIELD);
+        grant(head_back, respond, terms).await?;
+        return Ok(Done { status, reusable: true, tunnel: Some((sink, body)) });
+    }
+    // It is an ordinary request then, without a body.
+    let _ = sink.end(None).await;
+    answer(head_back, &mut body, respond, terms).await?;
+    Ok(Done { status, reusable: true, tunnel: None })
 }
 
 async fn h2_head(
@@ -200,6 +248,14 @@ async fn interim(
         fields.remove_where(is_own);
     }
     respond.interim(status, fields).await.map_err(|_| given_up())
+}
+
+/// Tells the downstream that it has the tunnel that it asked for.
+async fn grant(mut head: ResponseHead, respond: &mut Responder<'_>, terms: &Terms<'_>) -> Result<()> {
+    if !terms.sidecar {
+        head.fields.remove_where(is_own);
+    }
+    respond.tunnel(head).await.map_err(|_| given_up())
 }
 
 /// Carries the answer to the downstream. Once it has begun, nothing can be tried again.
@@ -250,10 +306,10 @@ async fn first(body: &mut Body<'_>, respond: &mut Responder<'_>, terms: &Terms<'
 
 /// Runs both ways of an exchange until the answer is there. A request that could not be sent to
 /// its end may still be answered; one that the downstream broke off is not to be.
-async fn both(
+async fn both<T>(
     send: impl Future<Output = Result<(), Broken>>,
-    receive: impl Future<Output = Result<Done>>,
-) -> Result<(bool, Done)> {
+    receive: impl Future<Output = Result<Done<T>>>,
+) -> Result<(bool, Done<T>)> {
     let (mut send, mut receive) = (pin!(send), pin!(receive));
     let (mut sending, mut sent) = (true, false);
     poll_fn(|cx| {

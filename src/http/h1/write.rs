@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
 
 use crate::http::{Fields, Length, RequestHead, ResponseHead};
-use http::{Method, StatusCode, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 
 /// Bytes up to which a piece of a body is gathered with what is already waiting.
 const GATHER: usize = 8 << 10;
@@ -56,6 +56,7 @@ impl Writer {
             out.put_slice(b"\r\n");
         }
         head.fields.write_h1(out);
+        put_upgrade(out, head.upgrade.as_ref());
         self.framing = match head.length {
             Length::None => Framing::Bodyless,
             Length::Sized(_) => Framing::Plain,
@@ -79,6 +80,7 @@ impl Writer {
         out.reserve(512);
         put_status(out, head.status);
         head.fields.write_h1(out);
+        put_upgrade(out, head.upgrade.as_ref());
         let length = match head.length {
             // What can have a body and has none says so.
             Length::None if head.may_have_body(method) => Length::Sized(0),
@@ -97,6 +99,16 @@ impl Writer {
     pub async fn interim(&mut self, status: StatusCode, fields: &Fields) -> io::Result<()> {
         put_status(&mut self.buf, status);
         fields.write_h1(&mut self.buf);
+        self.buf.put_slice(b"\r\n");
+        self.flush().await
+    }
+
+    /// Writes the head at once after which the connection is a tunnel. It has no body, and no field
+    /// that says so.
+    pub async fn tunnel(&mut self, head: &ResponseHead) -> io::Result<()> {
+        put_status(&mut self.buf, head.status);
+        head.fields.write_h1(&mut self.buf);
+        put_upgrade(&mut self.buf, head.upgrade.as_ref());
         self.buf.put_slice(b"\r\n");
         self.flush().await
     }
@@ -181,6 +193,16 @@ fn put_status(out: &mut BytesMut, status: StatusCode) {
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
     out.put_slice(b"\r\n");
+}
+
+/// The fields of an upgrade, which are this hop's own.
+fn put_upgrade(out: &mut BytesMut, protocols: Option<&HeaderValue>) {
+    if let Some(protocols) = protocols {
+        out.reserve(protocols.len() + 32);
+        out.put_slice(b"connection: upgrade\r\nupgrade: ");
+        out.put_slice(protocols.as_bytes());
+        out.put_slice(b"\r\n");
+    }
 }
 
 fn put_length(out: &mut BytesMut, length: Length, framing: Framing) {

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use super::h1::parse::is_own;
 use super::{Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD};
 use crate::error::{Error, Reason};
 
@@ -57,7 +58,7 @@ pub async fn serve<H: Handler + 'static>(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(list_size(bounds.head_bytes, bounds.fields))
         .handshake(io);
     let Ok(connection) = timeout(HANDSHAKE.min(bounds.head_timeout), handshake).await else {
         return Ok(());
@@ -108,9 +109,7 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
 fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -> Result<RequestHead, Error> {
     let malformed = |why: &'static str| Error::new(Reason::HttpMalformed, why);
     let mut headers = parts.headers;
-    if headers.len() > bounds.fields {
-        return Err(Error::new(Reason::HttpHeadTooLarge, "the request has too many fields"));
-    }
+    within(&parts.method, &parts.uri, &headers, bounds)?;
     if HOP_FIELDS.iter().any(|name| headers.contains_key(*name)) {
         return Err(malformed("a field of one connection, which HTTP/2 does not have"));
     }
@@ -159,6 +158,31 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
     }
     let (method, fields) = (parts.method, headers.into());
     Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length, upgrade: None })
+}
+
+/// The largest field section that is decoded at all. HTTP/2 counts 32 bytes for each field beyond its
+/// text (RFC 9113 section 6.5.2), and a sidecar adds fields of its own; [`within`] is the bound.
+fn list_size(head_bytes: usize, fields: usize) -> u32 {
+    const BEYOND: usize = 32;
+    const OWN: usize = 2048;
+    u32::try_from(head_bytes + fields * BEYOND + OWN).unwrap_or(u32::MAX)
+}
+
+/// Whether a head is within the bounds, measured as it would be on HTTP/1.
+fn within(method: &Method, uri: &Uri, headers: &HeaderMap, bounds: &Bounds) -> Result<(), Error> {
+    let carried = || headers.iter().filter(|(name, _)| !is_own(name.as_str().as_bytes()));
+    if carried().count() > bounds.fields {
+        return Err(Error::new(Reason::HttpHeadTooLarge, "the request has too many fields"));
+    }
+    let authority = uri.authority().map_or(0, |a| a.as_str().len() + "host: \r\n".len());
+    let path = uri.path_and_query().map_or(0, |p| p.as_str().len());
+    let line = method.as_str().len() + path + "  HTTP/1.1\r\n\r\n".len();
+    let fields: usize =
+        carried().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
+    if line + authority + fields > bounds.head_bytes {
+        return Err(Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"));
+    }
+    Ok(())
 }
 
 /// The answer on one stream.
@@ -348,7 +372,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .initial_max_send_streams(MAX_STREAMS as usize)
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(None)
-        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(list_size(bounds.head_bytes, bounds.fields))
         .enable_push(false)
         .handshake(io)
         .await
@@ -385,7 +409,10 @@ pub fn send(
     }
     // Parts of a URI that was one: only a `*` target has no such form, and it is kept as a path.
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-    if let Length::Sized(n) = head.length {
+    // A tunnel's bytes are none of a body.
+    if let Length::Sized(n) = head.length
+        && !head.asks_for_tunnel()
+    {
         fields.insert(http::header::CONTENT_LENGTH, n.into());
     }
     *request.headers_mut() = fields;

@@ -25,6 +25,11 @@ pub trait Sink {
     fn data(&mut self, data: Bytes) -> impl Future<Output = io::Result<()>>;
     /// Sends what waits.
     fn flush(&mut self) -> impl Future<Output = io::Result<()>>;
+    /// Resolves when nobody takes anything any more. Where whoever awaits the other way notices it, it
+    /// is not noticed here.
+    fn gone(&mut self) -> impl Future<Output = ()> {
+        std::future::pending()
+    }
     /// Ends the body.
     fn end(&mut self, trailers: Option<Fields>) -> impl Future<Output = io::Result<()>>;
 }
@@ -48,7 +53,11 @@ pub async fn pump(source: &mut impl Source, sink: &mut impl Sink, silence: Durat
             Some(frame) => frame,
             None => {
                 sink.flush().await.map_err(Broken::Sink)?;
-                timeout(silence, source.frame()).await.map_err(|_| Broken::Silent)?
+                tokio::select! {
+                    biased;
+                    frame = timeout(silence, source.frame()) => frame.map_err(|_| Broken::Silent)?,
+                    () = sink.gone() => return Err(gone()),
+                }
             }
         };
         match frame.map_err(Broken::Source)? {
@@ -60,6 +69,11 @@ pub async fn pump(source: &mut impl Source, sink: &mut impl Sink, silence: Durat
             None => return sink.end(None).await.map_err(Broken::Sink),
         }
     }
+}
+
+/// That nobody takes a body any more.
+pub fn gone() -> Broken {
+    Broken::Sink(io::ErrorKind::BrokenPipe.into())
 }
 
 impl Source for Body<'_> {
@@ -75,7 +89,7 @@ impl Source for Replay<'_, '_> {
 }
 
 macro_rules! sinks {
-    ($($type:ty),+) => {$(
+    ($($type:ty $({ $($more:tt)* })?),+) => {$(
         impl Sink for $type {
             async fn data(&mut self, data: Bytes) -> io::Result<()> {
                 <$type>::data(self, data).await
@@ -88,8 +102,14 @@ macro_rules! sinks {
             async fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
                 <$type>::end(self, trailers).await
             }
+
+            $($($more)*)?
         }
     )+};
 }
 
-sinks!(h1::Writer, h2::Sink, Responder<'_>);
+sinks!(h1::Writer, h2::Sink, Responder<'_> {
+    async fn gone(&mut self) {
+        Responder::gone(self).await;
+    }
+});

@@ -140,8 +140,7 @@ impl Responder<'_> {
     /// Resolves when the downstream has given the request up.
     pub async fn gone(&mut self) {
         match self {
-            // A client that has closed its sending side may still read the answer.
-            Responder::H1(_) => std::future::pending().await,
+            Responder::H1(answer) => answer.writer.lost().await,
             Responder::H2(answer) => answer.gone().await,
         }
     }

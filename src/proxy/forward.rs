@@ -85,6 +85,7 @@ async fn attempts(
     loop {
         // That there is no other endpoint is not what failed.
         let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
+        worker.shared.leads_away(way.destination.route.direction, place.endpoint.address)?;
         let error = match attempt(worker, mesh, way, &place, head, &mut body, respond, tries > 0).await {
             Ok((status, None)) => return Ok((status, None)),
             Ok((status, Some(switched))) => return Ok((status, Some(End::new(switched, place)?))),

@@ -78,6 +78,7 @@ pub(super) async fn open(
             None => upstream.pick(&tried).await?,
         };
         let endpoint = place.endpoint.clone();
+        worker.shared.leads_away(destination.route.direction, endpoint.address)?;
         let opened = upstream.open(&endpoint)?;
         let secure = upstream.secures(&endpoint).then_some(Alpn::Tcp);
         let mut way = Dial { source, secure, tls: worker.shared.tls.clone() };

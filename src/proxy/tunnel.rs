@@ -22,7 +22,7 @@ use super::tcp::{self, Opened, Socket};
 use super::worker::{Busy, Worker};
 use crate::balance::InFlight;
 use crate::error::{Error, Reason, Result};
-use crate::http::pump::{Broken, Sink, Source};
+use crate::http::pump::{Broken, Sink, Source, gone};
 use crate::http::{Body, BodyError, Fields, Frame, Responder};
 use crate::pool::Lease;
 use crate::telemetry::Connection;
@@ -126,7 +126,11 @@ async fn pass(source: &mut impl Source, sink: &mut impl Sink, count: impl Fn(u64
             Some(frame) => frame,
             None => {
                 sink.flush().await.map_err(Broken::Sink)?;
-                source.frame().await
+                tokio::select! {
+                    biased;
+                    frame = source.frame() => frame,
+                    () = sink.gone() => return Err(gone()),
+                }
             }
         };
         match frame.map_err(Broken::Source)? {

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::tcp::OwnedWriteHalf;
 
 use crate::http::{Fields, Length, RequestHead, ResponseHead};
@@ -170,6 +170,15 @@ impl Writer {
         // An idle connection holds no buffer.
         self.buf = BytesMut::new();
         Ok(())
+    }
+
+    /// Resolves when the connection is lost. A peer that has merely ended its side may still read;
+    /// and what it sends on stays where it is.
+    pub async fn lost(&self) {
+        // Costs no system call: the runtime hears of errors whether it reads or not.
+        if self.half.ready(Interest::ERROR).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Bytes that have left since the last head began, as they leave.

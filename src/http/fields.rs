@@ -85,10 +85,10 @@ impl Fields {
             Inner::Block(block) => {
                 let Block { bytes, spans, added } = &**block;
                 spans
-                .iter()
-                .find(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()))
-                .map(|s| s.value(bytes))
-                .or_else(|| added.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_bytes()))
+                    .iter()
+                    .find(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()))
+                    .map(|s| s.value(bytes))
+                    .or_else(|| added.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_bytes()))
             }
             Inner::Map(map) => map.get(name).map(HeaderValue::as_bytes),
         }

@@ -14,9 +14,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use foldhash::fast::FixedState;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
+use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
 use crate::balance::{Endpoint, Open, Upstream};
@@ -50,6 +52,15 @@ pub struct Lease {
     /// The connection.
     pub conn: h1::Conn,
     open: Open,
+}
+
+impl Lease {
+    /// The connection as bytes, and what was read of it and not used.
+    pub fn into_stream(self) -> Option<(TcpStream, Bytes, Open)> {
+        let h1::Conn { reader, writer } = self.conn;
+        let (stream, read) = reader.reunite(writer)?;
+        Some((stream, read, self.open))
+    }
 }
 
 /// The one HTTP/2 connection to an endpoint.
@@ -173,7 +184,8 @@ impl Pools {
             Some(Connection::Opening(opening)) => opening,
             _ => {
                 // A task of its own: it goes on when all who wait for it have given up.
-                let task = spawn_local(open_h2(upstream.clone(), endpoint.clone(), dial, self.tls.clone(), bounds));
+                let task =
+                    spawn_local(open_h2(upstream.clone(), endpoint.clone(), dial, self.tls.clone(), bounds));
                 let ended = |_| Error::new(Reason::PoolConnect, "the worker ends").retry(Retry::Unprocessed);
                 let opening = task.map(move |opened| opened.unwrap_or_else(|e| Err(ended(e))));
                 let opening = opening.boxed_local().shared();

@@ -119,6 +119,8 @@ reasons! {
     PoolConnectTimeout = "pool.connect_timeout", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// The upstream has `max_connections` open.
     PoolFull = "pool.full", SERVICE_UNAVAILABLE, grpc 14, Upstream;
+    /// The endpoint is the listener that the request came in by: it would never arrive.
+    PoolLoop = "pool.loop", LOOP_DETECTED, grpc 9, Pannier;
     /// The TLS handshake failed.
     TlsHandshake = "tls.handshake", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// The peer's certificate is not the identity that is required.

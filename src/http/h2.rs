@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::{Body, Bounds, Fields, Handler, Length, RequestHead, Responder, ResponseHead};
+use super::h1::parse::is_own;
+use super::{
+    Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD,
+};
 use crate::error::{Error, Reason};
 
 /// The preface that tells HTTP/2 from everything else (RFC 9113 section 3.4).
@@ -55,7 +59,7 @@ pub async fn serve<H: Handler + 'static>(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(list_size(bounds.head_bytes, bounds.fields))
         .handshake(io);
     let Ok(connection) = timeout(HANDSHAKE.min(bounds.head_timeout), handshake).await else {
         return Ok(());
@@ -89,8 +93,9 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
     let mut body = if recv.is_end_stream() { Body::Empty } else { Body::H2(recv) };
     match request_head(parts, &body, &handler.bounds()) {
         Ok(mut head) => {
-            // A tunnel would need extended CONNECT, which is not offered.
-            let _ = handler.handle(&mut head, &mut body, &mut responder).await;
+            if let Next::Tunnel(other) = handler.handle(&mut head, &mut body, &mut responder).await {
+                Box::pin(handler.tunnel(other, &mut body, &mut responder)).await;
+            }
         }
         Err(error) => {
             handler.refused(&error);
@@ -105,17 +110,12 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
 fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -> Result<RequestHead, Error> {
     let malformed = |why: &'static str| Error::new(Reason::HttpMalformed, why);
     let mut headers = parts.headers;
-    if headers.len() > bounds.fields {
-        return Err(Error::new(Reason::HttpHeadTooLarge, "the request has too many fields"));
-    }
+    within(&parts.method, &parts.uri, &headers, bounds)?;
     if HOP_FIELDS.iter().any(|name| headers.contains_key(*name)) {
         return Err(malformed("a field of one connection, which HTTP/2 does not have"));
     }
     if headers.get("te").is_some_and(|v| v != "trailers") {
         return Err(malformed("TE may only say trailers"));
-    }
-    if parts.method == Method::CONNECT {
-        return Err(Error::new(Reason::HttpUnsupported, "CONNECT over HTTP/2"));
     }
     let host = headers.remove(http::header::HOST);
     let authority = match (parts.uri.authority().cloned(), host) {
@@ -134,18 +134,56 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
     if authority.as_ref().is_some_and(|a| a.as_str().contains('@')) {
         return Err(malformed("an authority with user information"));
     }
-    let path = parts.uri.path_and_query().cloned().ok_or_else(|| malformed("no :path"))?;
+    let connects = parts.method == Method::CONNECT;
+    let path = match parts.uri.path_and_query() {
+        // RFC 9113 section 8.5: the authority alone, which names a port.
+        None if connects && authority.as_ref().is_some_and(|a| a.port_u16().is_some()) => {
+            PathAndQuery::from_static("/")
+        }
+        None if connects => return Err(malformed("CONNECT needs host:port")),
+        // The crate lets this pass as the extended CONNECT of RFC 8441 alone, which is not offered.
+        Some(_) if connects => return Err(malformed("CONNECT has no path")),
+        path => path.cloned().ok_or_else(|| malformed("no :path"))?,
+    };
     let length = match headers.remove(http::header::CONTENT_LENGTH) {
         // The crate has checked that it is a number, and will check that the body fits it.
         Some(value) => {
             let number = value.to_str().ok().and_then(|v| v.parse().ok());
             Length::Sized(number.ok_or_else(|| malformed("content-length is not a number"))?)
         }
-        None if matches!(body, Body::Empty) => Length::None,
+        None if connects || matches!(body, Body::Empty) => Length::None,
         None => Length::Stream,
     };
+    if connects && !length.is_empty() {
+        return Err(malformed("CONNECT has no body"));
+    }
     let (method, fields) = (parts.method, headers.into());
-    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length })
+    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length, upgrade: None })
+}
+
+/// The largest field section that is decoded at all. HTTP/2 counts 32 bytes for each field beyond its
+/// text (RFC 9113 section 6.5.2), and a sidecar adds fields of its own; [`within`] is the bound.
+fn list_size(head_bytes: usize, fields: usize) -> u32 {
+    const BEYOND: usize = 32;
+    const OWN: usize = 2048;
+    u32::try_from(head_bytes + fields * BEYOND + OWN).unwrap_or(u32::MAX)
+}
+
+/// Whether a head is within the bounds, measured as it would be on HTTP/1.
+fn within(method: &Method, uri: &Uri, headers: &HeaderMap, bounds: &Bounds) -> Result<(), Error> {
+    let carried = || headers.iter().filter(|(name, _)| !is_own(name.as_str().as_bytes()));
+    if carried().count() > bounds.fields {
+        return Err(Error::new(Reason::HttpHeadTooLarge, "the request has too many fields"));
+    }
+    let authority = uri.authority().map_or(0, |a| a.as_str().len() + "host: \r\n".len());
+    let path = uri.path_and_query().map_or(0, |p| p.as_str().len());
+    let line = method.as_str().len() + path + "  HTTP/1.1\r\n\r\n".len();
+    let fields: usize =
+        carried().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
+    if line + authority + fields > bounds.head_bytes {
+        return Err(Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"));
+    }
+    Ok(())
 }
 
 /// The answer on one stream.
@@ -171,6 +209,20 @@ impl Answer {
         *response.headers_mut() = sized(head.fields, head.length);
         let stream = self.respond.send_response(response, ends).map_err(into_io)?;
         self.sink = Some(Sink::new(stream, ends));
+        Ok(())
+    }
+
+    /// Sends the head that makes the stream a tunnel. HTTP/2 has no 101, so to a sidecar the switch is
+    /// told by a field of our own.
+    pub(super) fn tunnel(&mut self, head: ResponseHead) -> io::Result<()> {
+        let mut response = Response::new(());
+        *response.headers_mut() = head.fields.into_map();
+        match head.upgrade {
+            Some(protocol) => drop(response.headers_mut().insert(UPGRADE_FIELD, protocol)),
+            None => *response.status_mut() = head.status,
+        }
+        let stream = self.respond.send_response(response, false).map_err(into_io)?;
+        self.sink = Some(Sink::new(stream, false));
         Ok(())
     }
 
@@ -213,12 +265,14 @@ impl Answer {
         }
     }
 
-    /// Ends the stream as far as it has not been ended. A whole answer before the end of the request
+    /// Ends the stream as far as it has not been ended: a tunnel that broke, as RFC 9113 section 8.5 has
+    /// it. A whole answer before the end of the request
     /// (RFC 9113 section 8.1) is ended by the crate, which resets the stream without an error once
     /// the answer has left.
     fn finish(mut self) {
         match self.sink {
             Some(sink) if sink.ended => {}
+            Some(mut sink) if self.method == Method::CONNECT => sink.stream.send_reset(Code::CONNECT_ERROR),
             Some(mut sink) => sink.stream.send_reset(Code::INTERNAL_ERROR),
             None => self.respond.send_reset(Code::CANCEL),
         }
@@ -345,7 +399,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .initial_max_send_streams(MAX_STREAMS as usize)
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(None)
-        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(list_size(bounds.head_bytes, bounds.fields))
         .enable_push(false)
         .handshake(io)
         .await
@@ -375,16 +429,21 @@ pub fn send(
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_2;
     let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(Scheme::HTTP);
     uri.authority = head.authority.clone().or_else(|| host.parse().ok());
-    uri.path_and_query = Some(head.path.clone());
+    if head.method != Method::CONNECT {
+        uri.scheme = Some(Scheme::HTTP);
+        uri.path_and_query = Some(head.path.clone());
+    }
     // Parts of a URI that was one: only a `*` target has no such form, and it is kept as a path.
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-    if let Length::Sized(n) = head.length {
+    // A tunnel's bytes are none of a body.
+    if let Length::Sized(n) = head.length
+        && !head.asks_for_tunnel()
+    {
         fields.insert(http::header::CONTENT_LENGTH, n.into());
     }
     *request.headers_mut() = fields;
-    let ends = head.length.is_empty();
+    let ends = head.length.is_empty() && !head.asks_for_tunnel();
     let (response, stream) = sender.send_request(request, ends)?;
     Ok(Exchange { sink: Sink::new(stream, ends), response })
 }
@@ -401,7 +460,7 @@ pub fn received(response: Response<RecvStream>, method: &Method) -> (ResponseHea
         .and_then(|v| v.to_str().ok()?.parse().ok())
         .map(Length::Sized);
     let ended = recv.is_end_stream();
-    let mut head = ResponseHead { status: parts.status, fields: headers.into(), length: Length::None };
+    let mut head = ResponseHead { fields: headers.into(), ..ResponseHead::new(parts.status) };
     head.length = match announced {
         Some(length) => length,
         None if !ended && head.may_have_body(method) => Length::Stream,

@@ -19,6 +19,15 @@ pub trait Handler {
         respond: &mut Responder<'_>,
     ) -> impl Future<Output = Next<Self::Tunnel>>;
 
+    /// Carries a tunnel over the stream on which it was asked for, until both sides have ended. Where a
+    /// connection becomes one as a whole, whoever served the connection gets both.
+    fn tunnel(
+        &self,
+        other: Self::Tunnel,
+        body: &mut Body<'_>,
+        respond: &mut Responder<'_>,
+    ) -> impl Future<Output = ()>;
+
     /// Takes note of what could not be read as a request and was refused.
     fn refused(&self, error: &Error);
 

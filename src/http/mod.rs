@@ -15,12 +15,13 @@ pub mod handler;
 pub mod mesh;
 pub mod pump;
 pub mod respond;
+pub mod upgrade;
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use ::http::uri::{Authority, PathAndQuery};
-use ::http::{Method, StatusCode, Version};
+use ::http::{HeaderValue, Method, StatusCode, Version};
 
 pub use body::{Body, BodyError, Frame};
 pub use fields::Fields;
@@ -32,6 +33,10 @@ pub const OWN_PREFIX: &[u8] = b"x-pannier-";
 
 /// Between sidecars: says that the application spoke HTTP/2, so that its peer is spoken to alike.
 pub const PROTOCOL_FIELD: &str = "x-pannier-protocol";
+
+/// Between sidecars over HTTP/2, which has no upgrades: the protocols that a request asks to switch
+/// to, and in an answer the one that was switched to.
+pub const UPGRADE_FIELD: &str = "x-pannier-upgrade";
 
 /// Tells the application who is calling, as Envoy's field of this name does. Nobody outside can set
 /// it: it is taken from every request first.
@@ -50,8 +55,11 @@ pub struct RequestHead {
     pub version: Version,
     /// End-to-end fields.
     pub fields: Fields,
-    /// What the head says of the body.
+    /// What the head says of the body. A request that asks for a tunnel has none.
     pub length: Length,
+    /// The protocols that the connection may switch to (RFC 9110 section 7.8): a field of one hop
+    /// that every hop offers anew.
+    pub upgrade: Option<HeaderValue>,
 }
 
 /// A response's head, without what belongs to the hop it came over.
@@ -63,6 +71,8 @@ pub struct ResponseHead {
     pub fields: Fields,
     /// What the head says of the body. A response to HEAD announces a body that does not follow.
     pub length: Length,
+    /// The protocol that the connection switches to, or with status 426 has to.
+    pub upgrade: Option<HeaderValue>,
 }
 
 /// What a head says of the length of its body.
@@ -115,6 +125,12 @@ impl RequestHead {
         self.method.is_idempotent()
     }
 
+    /// Whether the connection or stream becomes a tunnel if the upstream agrees: CONNECT, and what
+    /// asks for an upgrade.
+    pub fn asks_for_tunnel(&self) -> bool {
+        self.upgrade.is_some() || self.method == Method::CONNECT
+    }
+
     /// Whether the answer must be one that a gRPC client understands.
     pub fn is_grpc(&self) -> bool {
         self.version == Version::HTTP_2
@@ -123,9 +139,24 @@ impl RequestHead {
 }
 
 impl ResponseHead {
+    /// A head without fields and body.
+    pub fn new(status: StatusCode) -> Self {
+        Self { status, fields: Fields::default(), length: Length::None, upgrade: None }
+    }
+
+    /// Whether it grants the tunnel that a request asked for: 101 for an upgrade (which of the
+    /// offered protocols, it has to say), any success for CONNECT.
+    pub fn grants_tunnel(&self, request: &RequestHead) -> bool {
+        match self.status {
+            StatusCode::SWITCHING_PROTOCOLS => upgrade::is_among(&self.upgrade, &request.upgrade),
+            status => request.method == Method::CONNECT && status.is_success(),
+        }
+    }
+
     /// Whether a body can follow, by RFC 9110 section 6.4.1.
     pub fn may_have_body(&self, request_method: &Method) -> bool {
         *request_method != Method::HEAD
+            && !(*request_method == Method::CONNECT && self.status.is_success())
             && !self.status.is_informational()
             && self.status != StatusCode::NO_CONTENT
             && self.status != StatusCode::NOT_MODIFIED

@@ -79,17 +79,18 @@ impl Responder<'_> {
         }
     }
 
-    /// Sends the head of an answer after which the connection is a tunnel (RFC 9110 section 9.3.6).
+    /// Sends the head of an answer after which the connection or stream is a tunnel (RFC 9110 sections
+    /// 7.8 and 9.3.6).
     pub async fn tunnel(&mut self, head: ResponseHead) -> io::Result<()> {
         match self {
             Responder::H1(answer) => {
                 answer.begun = true;
                 answer.done = true;
-                // Framed as an interim answer is: no body, and no field that says so.
-                answer.writer.interim(head.status, &head.fields);
+                answer.writer.tunnel(&head);
                 answer.writer.flush().await
             }
-            Responder::H2(_) | Responder::Mesh(_) => Err(io::ErrorKind::Unsupported.into()),
+            Responder::H2(answer) => answer.tunnel(head),
+            Responder::Mesh(answer) => answer.tunnel(&head),
         }
     }
 
@@ -176,8 +177,7 @@ impl Responder<'_> {
     /// Ready when the downstream has given the request up.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            // A client that has closed its sending side may still read the answer.
-            Responder::H1(_) => Poll::Pending,
+            Responder::H1(answer) => answer.writer.poll_lost(cx),
             Responder::H2(answer) => answer.poll_gone(cx),
             Responder::Mesh(answer) => answer.poll_gone(cx),
         }
@@ -196,7 +196,7 @@ impl Responder<'_> {
             fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             fields.insert("grpc-status", HeaderValue::from(u16::from(error.reason.grpc_status())));
             fields.insert("grpc-message", grpc_message(&error.to_string()));
-            let head = ResponseHead { status: StatusCode::OK, fields: fields.into(), length: Length::None };
+            let head = ResponseHead { fields: fields.into(), ..ResponseHead::new(StatusCode::OK) };
             self.head(head)?;
             self.end(None);
             return poll_fn(|cx| self.poll_flush(cx)).await;
@@ -204,7 +204,8 @@ impl Responder<'_> {
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         let text = Bytes::from(format!("pannier: {error}\n"));
         let length = Length::Sized(text.len() as u64);
-        self.head(ResponseHead { status: error.reason.status(), fields: fields.into(), length })?;
+        let head = ResponseHead { fields: fields.into(), length, ..ResponseHead::new(error.reason.status()) };
+        self.head(head)?;
         self.data(text);
         self.end(None);
         poll_fn(|cx| self.poll_flush(cx)).await

@@ -14,9 +14,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use foldhash::fast::FixedState;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
+use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use tokio_util::either::Either;
 
@@ -51,6 +53,15 @@ pub struct Lease {
     /// The connection.
     pub conn: h1::Conn,
     open: Open,
+}
+
+impl Lease {
+    /// The connection as bytes, and what was read of it and not used.
+    pub fn into_stream(self) -> Option<(TcpStream, Bytes, Open)> {
+        let h1::Conn { reader, writer } = self.conn;
+        let (stream, read) = reader.reunite(writer)?;
+        Some((stream, read, self.open))
+    }
 }
 
 /// The connections to an endpoint that carry many requests each: one, and more while it is full.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use futures_util::FutureExt;
 
 use super::mesh::Mesh;
-use super::tcp::Opened;
+use super::tunnel::Tunnel;
 use super::worker::Worker;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason, Result, Retry};
@@ -28,7 +28,7 @@ pub(super) trait Stages {
         head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> impl Future<Output = Result<Next<Box<Opened>>>>;
+    ) -> impl Future<Output = Result<Next<Tunnel>>>;
 
     /// Whether the downstream is a sidecar, which sends elsewhere what is refused unprocessed.
     fn is_from_sidecar(&self) -> bool;
@@ -41,14 +41,14 @@ pub(super) struct Requests<S> {
 }
 
 impl<S: Stages> Handler for Requests<S> {
-    type Tunnel = Box<Opened>;
+    type Tunnel = Tunnel;
 
     async fn handle(
         &self,
         head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Next<Box<Opened>> {
+    ) -> Next<Tunnel> {
         let _busy = self.worker.busy();
         let mesh = self.worker.mesh();
         let (grpc, idempotent) = (head.is_grpc(), head.is_idempotent());
@@ -67,6 +67,10 @@ impl<S: Stages> Handler for Requests<S> {
                 Next::Request
             }
         }
+    }
+
+    async fn tunnel(&self, other: Tunnel, body: &mut Body<'_>, respond: &mut Responder<'_>) {
+        other.join_stream(body, respond).await;
     }
 
     fn refused(&self, error: &Error) {

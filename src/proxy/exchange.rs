@@ -16,10 +16,10 @@ use crate::http::body::Replay;
 use crate::http::deadline::Deadline;
 use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
 use crate::http::h1::{Conn, HeadError, Reader};
-use crate::http::pump::{Broken, pump};
+use crate::http::pump::{Broken, Sink, pump};
 use crate::http::{
-    Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2,
-    mesh,
+    Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead,
+    UPGRADE_FIELD, h2, mesh,
 };
 use crate::pool::Lease;
 
@@ -39,12 +39,17 @@ pub(super) struct Terms<'a> {
 }
 
 /// How an exchange ended well.
-pub(super) struct Done {
+pub(super) struct Done<T = ()> {
     /// The answer's status.
     pub status: StatusCode,
     /// Whether the connection may carry another request.
     pub reusable: bool,
+    /// The request asked for a tunnel and got it: the upstream's end, where the exchange has it.
+    pub tunnel: Option<T>,
 }
+
+/// A stream that has become a tunnel: where bytes go, and where they come from.
+pub(super) type Frames = (Box<dyn Sink>, Body<'static>);
 
 /// Sends a request on an HTTP/1 connection and carries its answer back.
 pub(super) async fn over_h1(
@@ -60,17 +65,22 @@ pub(super) async fn over_h1(
     let sending = Sending::new();
     let send = pump(body, writer, terms.bounds.body_timeout);
     let receive = async {
-        let parsed = h1_head(reader, &head.method, respond, terms, &written).await?;
+        let parsed = h1_head(reader, head, respond, terms, &written).await?;
+        let status = parsed.head.status;
+        if parsed.head.grants_tunnel(head) {
+            Box::pin(grant(parsed.head, respond, terms)).await?;
+            return Ok(Done { status, reusable: false, tunnel: Some(()) });
+        }
         let mut body = match parsed.head.length {
             length if length.is_empty() || !parsed.head.may_have_body(&head.method) => Body::Empty,
             length => Body::H1(reader.body(length, parsed.chunked)),
         };
-        let (status, keep_alive) = (parsed.head.status, parsed.keep_alive);
+        let keep_alive = parsed.keep_alive;
         if !sending.is_done() {
             respond.last();
         }
         answer(parsed.head, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: keep_alive && !reader.has_leftover() })
+        Ok(Done { status, reusable: keep_alive && !reader.has_leftover(), tunnel: None })
     };
     let done = both(send, receive, &sending).await?;
     Ok(Done { reusable: sending.is_done() && done.reusable, ..done })
@@ -79,17 +89,20 @@ pub(super) async fn over_h1(
 /// The final head of an answer; interim ones are passed on.
 async fn h1_head(
     reader: &mut Reader,
-    method: &Method,
+    request: &RequestHead,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
     written: &Cell<u64>,
 ) -> Result<ParsedResponse> {
     loop {
-        let parsed =
-            unless_gone(respond, terms.patience, |cx| reader.poll_response(cx, terms.bounds, method));
-        let parsed = parsed.await?.map_err(|error| unread(error, written.get()))?;
+        let coming = |cx: &mut Context<'_>| reader.poll_response(cx, terms.bounds, &request.method);
+        let parsed = unless_gone(respond, terms.patience, coming).await?;
+        let parsed = parsed.map_err(|error| unread(error, written.get()))?;
         match parsed.head.status {
-            StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),
+            StatusCode::SWITCHING_PROTOCOLS if !parsed.head.grants_tunnel(request) => {
+                return Err(malformed("it switches to a protocol that was not offered"));
+            }
+            StatusCode::SWITCHING_PROTOCOLS => return Ok(parsed),
             status if status.is_informational() => {
                 Box::pin(interim(status, parsed.head.fields, respond, terms)).await?;
             }
@@ -138,13 +151,19 @@ pub(super) async fn over_h2(
     body: &mut Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
-) -> Result<Done> {
-    let told = (terms.sidecar && terms.h2)
-        .then(|| (HeaderName::from_static(PROTOCOL_FIELD), HeaderValue::from_static("h2")));
+) -> Result<Done<Frames>> {
+    let told = match &head.upgrade {
+        Some(protocols) if terms.sidecar => Some((UPGRADE_FIELD, protocols.clone())),
+        _ => (terms.sidecar && terms.h2).then_some((PROTOCOL_FIELD, HeaderValue::from_static("h2"))),
+    };
+    let told = told.map(|(name, value)| (HeaderName::from_static(name), value));
     // Nothing has left as long as the stream is not open.
     let exchange = h2::send(&mut sender, head, terms.host, told)
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
     let h2::Exchange { mut sink, mut response } = exchange;
+    if head.asks_for_tunnel() {
+        return Box::pin(tunnel_over_h2(sink, response, head, respond, terms)).await;
+    }
     let sending = Sending::new();
     let send = pump(body, &mut sink, terms.bounds.body_timeout);
     let receive = async {
@@ -154,9 +173,76 @@ pub(super) async fn over_h2(
             respond.last();
         }
         answer(head_back, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: true })
+        Ok(Done { status, reusable: true, tunnel: None })
     };
     both(send, receive, &sending).await
+}
+
+/// The answer to a request that asked for a tunnel. Until it is granted, nothing but the head has
+/// been sent.
+async fn tunnel_over_h2(
+    mut sink: h2::Sink,
+    mut response: ::h2::client::ResponseFuture,
+    head: &RequestHead,
+    respond: &mut Responder<'_>,
+    terms: &Terms<'_>,
+) -> Result<Done<Frames>> {
+    let (mut head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
+    if grants(&mut head_back, head, terms)? {
+        let status = head_back.status;
+        grant(head_back, respond, terms).await?;
+        return Ok(Done { status, reusable: true, tunnel: Some((Box::new(sink), body)) });
+    }
+    refused_tunnel(head_back, &mut body, &mut sink, respond, terms).await
+}
+
+/// As [`tunnel_over_h2`].
+async fn tunnel_over_mesh(
+    mut sink: mesh::Sink,
+    mut response: mesh::Response,
+    head: &RequestHead,
+    respond: &mut Responder<'_>,
+    terms: &Terms<'_>,
+) -> Result<Done<Frames>> {
+    let mut head_back = mesh_head(&mut response, respond, terms).await?;
+    if grants(&mut head_back, head, terms)? {
+        let status = head_back.status;
+        grant(head_back, respond, terms).await?;
+        return Ok(Done { status, reusable: true, tunnel: Some((Box::new(sink), response.tunnel())) });
+    }
+    let mut body = response.body(&head_back, &head.method);
+    refused_tunnel(head_back, &mut body, &mut sink, respond, terms).await
+}
+
+/// Whether a stream's answer grants the tunnel that was asked for. A sidecar tells the switch of an
+/// upgrade by a field of its own.
+fn grants(head_back: &mut ResponseHead, head: &RequestHead, terms: &Terms<'_>) -> Result<bool> {
+    if terms.sidecar
+        && let Some(protocol) = head_back.fields.get(UPGRADE_FIELD)
+    {
+        head_back.upgrade = HeaderValue::from_bytes(protocol).ok();
+        head_back.status = StatusCode::SWITCHING_PROTOCOLS;
+        head_back.fields.remove(UPGRADE_FIELD);
+        if !head_back.grants_tunnel(head) {
+            return Err(malformed("it switches to a protocol that was not offered"));
+        }
+    }
+    Ok(head_back.grants_tunnel(head))
+}
+
+/// It is an ordinary request then, without a body.
+async fn refused_tunnel(
+    head_back: ResponseHead,
+    body: &mut Body<'_>,
+    sink: &mut impl Sink,
+    respond: &mut Responder<'_>,
+    terms: &Terms<'_>,
+) -> Result<Done<Frames>> {
+    sink.end(None);
+    let _ = poll_fn(|cx| sink.poll_flush(cx)).await;
+    let status = head_back.status;
+    answer(head_back, body, respond, terms).await?;
+    Ok(Done { status, reusable: true, tunnel: None })
 }
 
 async fn h2_head(
@@ -192,37 +278,53 @@ pub(super) async fn over_mesh(
     body: &mut Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
-) -> Result<Done> {
+) -> Result<Done<Frames>> {
     let mut own = HeaderMap::new();
-    if terms.h2 {
+    if let Some(protocols) = &head.upgrade {
+        own.insert(UPGRADE_FIELD, protocols.clone());
+    } else if terms.h2 {
         own.insert(PROTOCOL_FIELD, HeaderValue::from_static("h2"));
     }
     // Nothing has left as long as the stream is not open.
     let (mut sink, mut response) = link.send(head, terms.host, &own).map_err(|lost| untaken(&lost))?;
     drop(link);
+    if head.asks_for_tunnel() {
+        return Box::pin(tunnel_over_mesh(sink, response, head, respond, terms)).await;
+    }
     let sending = Sending::new();
     let send = pump(body, &mut sink, terms.bounds.body_timeout);
     let receive = async {
-        let head_back = loop {
-            let next = unless_gone(respond, terms.patience, |cx| response.poll_head(cx));
-            let next = next.await?.map_err(|lost| stream_lost(&lost))?;
-            match next.status {
-                StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),
-                status if status.is_informational() => {
-                    Box::pin(interim(status, next.fields, respond, terms)).await?;
-                }
-                _ => break next,
-            }
-        };
+        let head_back = mesh_head(&mut response, respond, terms).await?;
         let status = head_back.status;
         let mut body = response.body(&head_back, &head.method);
         if !sending.is_done() {
             respond.last();
         }
         answer(head_back, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: true })
+        Ok(Done { status, reusable: true, tunnel: None })
     };
     both(send, receive, &sending).await
+}
+
+/// The final head of an answer; interim ones are passed on.
+async fn mesh_head(
+    response: &mut mesh::Response,
+    respond: &mut Responder<'_>,
+    terms: &Terms<'_>,
+) -> Result<ResponseHead> {
+    loop {
+        let next = unless_gone(respond, terms.patience, |cx| response.poll_head(cx)).await?;
+        let next = next.map_err(|lost| stream_lost(&lost))?;
+        match next.status {
+            StatusCode::SWITCHING_PROTOCOLS => {
+                return Err(malformed("it switches protocols, which streams do not have"));
+            }
+            status if status.is_informational() => {
+                Box::pin(interim(status, next.fields, respond, terms)).await?;
+            }
+            _ => return Ok(next),
+        }
+    }
 }
 
 /// What a stream's loss before the answer says of the request.
@@ -251,6 +353,14 @@ async fn interim(
         fields.remove_where(is_own);
     }
     respond.interim(status, fields).await.map_err(|_| given_up())
+}
+
+/// Tells the downstream that it has the tunnel that it asked for.
+async fn grant(mut head: ResponseHead, respond: &mut Responder<'_>, terms: &Terms<'_>) -> Result<()> {
+    if !terms.sidecar {
+        head.fields.remove_where(is_own);
+    }
+    respond.tunnel(head).await.map_err(|_| given_up())
 }
 
 /// Carries the answer to the downstream. Once it has begun, nothing can be tried again.
@@ -339,12 +449,12 @@ fn both<S, R>(send: S, receive: R, sending: &Sending) -> Both<'_, S, R> {
     Both { send, receive, sending }
 }
 
-impl<S, R> Future for Both<'_, S, R>
+impl<S, R, T> Future for Both<'_, S, R>
 where
     S: Future<Output = Result<(), Broken>>,
-    R: Future<Output = Result<Done>>,
+    R: Future<Output = Result<Done<T>>>,
 {
-    type Output = Result<Done>;
+    type Output = Result<Done<T>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -401,6 +511,15 @@ fn reset(error: &::h2::Error) -> Error {
     if error.is_remote() && (refused || error.is_go_away()) {
         return Error::new(Reason::UpstreamRefused, format!("the peer took no request: {error}"))
             .retry(Retry::Unprocessed);
+    }
+    if error.is_library() {
+        // What came could not be read: the crate gave up on it, not the peer.
+        let why = match error.reason() {
+            // So large a frame is text: HTTP/1, in which the server complains.
+            Some(::h2::Reason::FRAME_SIZE_ERROR) => "the upstream does not speak HTTP/2, as its caller does",
+            _ => "the answer is not valid HTTP/2",
+        };
+        return Error::new(Reason::UpstreamMalformed, format!("{why}: {error}"));
     }
     let detail = match error.get_io().map(io::Error::kind) {
         Some(io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof) => {

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use smallvec::SmallVec;
 
-use super::exchange::{self, Done, Terms};
+use super::exchange::{self, Terms};
 use super::mesh::{Destination, Mesh};
+use super::tunnel::{End, Switched, Tunnel};
 use super::worker::Worker;
 use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::within;
-use crate::http::{Body, Bounds, RequestHead, Responder};
+use crate::http::{Body, Bounds, Next, RequestHead, Responder};
 use crate::intercept::Source;
 use crate::pool::{Dial, Streams};
 use crate::tls::Carries;
@@ -36,7 +37,8 @@ pub(super) struct Way {
     pub h2: bool,
 }
 
-/// Sends a request to its destination and the answer back. Counts both.
+/// Sends a request to its destination and the answer back, or the tunnel that it asked for. Counts
+/// both.
 pub(super) async fn forward(
     worker: &Rc<Worker>,
     mesh: &Mesh,
@@ -44,9 +46,12 @@ pub(super) async fn forward(
     head: &RequestHead,
     body: &mut Body<'_>,
     respond: &mut Responder<'_>,
-) -> Result<StatusCode> {
+) -> Result<Next<Tunnel>> {
     let started = Instant::now();
     let route = &way.destination.route;
+    let mut none = Body::Empty;
+    // What follows such a request is no body: it is the tunnel's, once there is one.
+    let body = if head.asks_for_tunnel() { &mut none } else { body };
     let attempts = attempts(worker, mesh, way, head, body, respond);
     let result = match route.timeout {
         None => attempts.await,
@@ -54,9 +59,13 @@ pub(super) async fn forward(
             Err(Error::new(Reason::UpstreamTimeout, format!("no whole answer within {limit:?}")))
         }),
     };
-    let status = result.as_ref().map_or_else(|e| e.reason.status(), |status| *status);
+    let status = result.as_ref().map_or_else(|e| e.reason.status(), |(status, _)| *status);
     route.traffic.finished(worker.index, status.as_u16(), started.elapsed());
-    result.map_err(|error| Error { upstream: Some(route.upstream.spec.name.clone()), ..error })
+    match result {
+        Ok((_, None)) => Ok(Next::Request),
+        Ok((_, Some(end))) => Ok(Next::Tunnel(Tunnel::new(worker, route, end))),
+        Err(error) => Err(Error { upstream: Some(route.upstream.spec.name.clone()), ..error }),
+    }
 }
 
 async fn attempts(
@@ -66,7 +75,7 @@ async fn attempts(
     head: &RequestHead,
     body: &mut Body<'_>,
     respond: &mut Responder<'_>,
-) -> Result<StatusCode> {
+) -> Result<(StatusCode, Option<Box<End>>)> {
     let retries = way.destination.route.retries;
     let mut body = Replay::new(body, if retries == 0 { 0 } else { REPLAY });
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
@@ -76,8 +85,10 @@ async fn attempts(
     loop {
         // That there is no other endpoint is not what failed.
         let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
+        worker.shared.leads_away(way.destination.route.direction, place.endpoint.address)?;
         let error = match attempt(worker, mesh, way, &place, head, &mut body, respond, tries > 0).await {
-            Ok(status) => return Ok(status),
+            Ok((status, None)) => return Ok((status, None)),
+            Ok((status, Some(switched))) => return Ok((status, Some(End::new(*switched, place)?))),
             Err(error) => error,
         };
         let safe = match error.retry {
@@ -126,7 +137,7 @@ async fn attempt(
     body: &mut Replay<'_, '_>,
     respond: &mut Responder<'_>,
     fresh: bool,
-) -> Result<StatusCode> {
+) -> Result<(StatusCode, Option<Box<Switched>>)> {
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
     let bounds = &mesh.bounds;
     let mut sidecar = upstream.secures(endpoint);
@@ -145,9 +156,15 @@ async fn attempt(
     // A route's own timeout says how long its answers may take.
     let patience = way.destination.route.timeout.unwrap_or(bounds.body_timeout);
     let terms = Terms { bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
-    let done = match streams {
-        Some(Streams::Mesh(link)) => exchange::over_mesh(link, head, body, respond, &terms).await?,
-        Some(Streams::H2(sender)) => Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?,
+    let (status, switched) = match streams {
+        Some(Streams::Mesh(link)) => {
+            let done = exchange::over_mesh(link, head, body, respond, &terms).await?;
+            (done.status, done.tunnel.map(|frames| Box::new(Switched::Stream(frames))))
+        }
+        Some(Streams::H2(sender)) => {
+            let done = Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?;
+            (done.status, done.tunnel.map(|frames| Box::new(Switched::Stream(frames))))
+        }
         None => {
             let may_repeat = head.is_idempotent() && way.destination.route.retries > 0;
             let idle = if fresh { None } else { worker.pools.idle_h1(endpoint, may_repeat) };
@@ -157,15 +174,19 @@ async fn attempt(
                 None => noted(endpoint, Box::pin(worker.pools.open_h1(upstream, endpoint, dial)).await)?,
             };
             let done = exchange::over_h1(&mut lease, head, body, respond, &terms).await?;
-            if done.reusable {
-                worker.pools.put(lease, upstream);
+            match done.tunnel {
+                Some(()) => (done.status, Some(Box::new(Switched::Connection(lease)))),
+                None => {
+                    if done.reusable {
+                        worker.pools.put(lease, upstream);
+                    }
+                    (done.status, None)
+                }
             }
-            done
         }
     };
-    let Done { status, .. } = done;
     endpoint.answered();
-    Ok(status)
+    Ok((status, switched))
 }
 
 /// Pool: a connection that carries many requests.

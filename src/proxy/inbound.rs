@@ -16,13 +16,17 @@ use super::detect::{self, Detected, Protocol};
 use super::forward::{Way, forward};
 use super::mesh::{Destination, Mesh};
 use super::outbound::limit;
-use super::tcp::{self, Opened};
+use super::tcp;
+use super::tunnel::Tunnel;
 use super::worker::{Snapshot, Worker};
 use crate::auth;
 use crate::config::model::{Direction, InboundMtls};
 use crate::error::{Error, Reason, Result};
 use crate::http::h1::{self, parse::is_own};
-use crate::http::{Body, CALLER_FIELD, Next, PROTOCOL_FIELD, RequestHead, Responder, h2, mesh};
+use crate::http::{
+    Body, CALLER_FIELD, Length, Next, PROTOCOL_FIELD, RequestHead, Responder, UPGRADE_FIELD, h2, mesh,
+    upgrade,
+};
 use crate::identity::SpiffeId;
 use crate::intercept::{self, INBOUND_SOURCE, Source};
 use crate::pool::never_pauses;
@@ -40,7 +44,9 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
         // Requests in plaintext are read even where none is let in, so that their sender is told.
         let requests = Requests { worker, stages: met.stages(None) };
         drop(met);
-        h1::serve(stream, &requests).await;
+        if let h1::Ended::Tunnel(downstream, first, tunnel) = h1::serve(stream, &requests).await {
+            Box::pin(tunnel.join(downstream, first)).await;
+        }
     } else if let Err(error) = Box::pin(other(&worker, stream, met)).await {
         worker.refused(Direction::Inbound, &error);
     }
@@ -208,8 +214,9 @@ impl Stages for Inbound {
         head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Result<Next<Box<Opened>>> {
+    ) -> Result<Next<Tunnel>> {
         let h2 = self.protocol(head);
+        self.upgrade(head);
         head.fields.remove_where(|name| is_own(name) || name.eq_ignore_ascii_case(CALLER_FIELD.as_bytes()));
         self.authorize(mesh, head)?;
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
@@ -217,13 +224,9 @@ impl Stages for Inbound {
         if let Some(told) = &self.told {
             head.fields.push(HeaderName::from_static(CALLER_FIELD), told.clone());
         }
-        if head.method == http::Method::CONNECT {
-            return Err(Error::new(Reason::HttpUnsupported, "CONNECT to an application"));
-        }
         let destination = application(worker, mesh, self.target);
         let way = Way { destination, source: self.source, h2 };
-        forward(worker, mesh, &way, head, body, respond).await?;
-        Ok(Next::Request)
+        forward(worker, mesh, &way, head, body, respond).await
     }
 
     fn is_from_sidecar(&self) -> bool {
@@ -243,6 +246,15 @@ impl Inbound {
         match &self.caller {
             Some(_) => head.fields.get(PROTOCOL_FIELD) == Some(b"h2"),
             None => head.version == Version::HTTP_2,
+        }
+    }
+
+    /// The upgrade that a request asks for, which a sidecar tells by a field of its own.
+    fn upgrade(&self, head: &mut RequestHead) {
+        let protocols = self.caller.as_ref().and_then(|_| head.fields.get(UPGRADE_FIELD));
+        if let Some(protocols) = protocols.filter(|protocols| upgrade::offered(protocols)) {
+            head.upgrade = HeaderValue::from_bytes(protocols).ok();
+            head.length = Length::None;
         }
     }
 

@@ -56,6 +56,8 @@ pub(super) struct Mesh {
 
 /// Where requests go, and on which terms.
 pub(super) struct Route {
+    /// Which way requests go.
+    pub direction: Direction,
     /// The upstream.
     pub upstream: Arc<Upstream>,
     /// From the request's head to the end of the answer.
@@ -99,7 +101,14 @@ impl Mesh {
         let route = |direction, upstream: Arc<Upstream>, label: &str, timeout, retries| {
             let name = upstream.spec.name.clone();
             let traffic = metrics.traffic(direction, &name, label);
-            Arc::new(Route { traffic, tcp: metrics.tcp(direction, &name), upstream, timeout, retries })
+            Arc::new(Route {
+                direction,
+                traffic,
+                tcp: metrics.tcp(direction, &name),
+                upstream,
+                timeout,
+                retries,
+            })
         };
         let upstreams: HashMap<&str, Arc<Upstream>> = model
             .upstreams

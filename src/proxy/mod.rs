@@ -14,6 +14,7 @@ mod mesh;
 mod outbound;
 mod sidecar;
 mod tcp;
+mod tunnel;
 mod view;
 mod worker;
 

@@ -15,12 +15,13 @@ use super::connection::{Requests, Stages};
 use super::detect::{self, Detected, Protocol};
 use super::forward::{Way, forward};
 use super::mesh::{Destination, Mesh, Route};
-use super::tcp::{self, Opened};
+use super::tcp;
+use super::tunnel::{End, Tunnel};
 use super::worker::Worker;
 use crate::config::model::{Direction, OnMismatch};
 use crate::error::{Error, Reason, Result};
 use crate::http::h1::{self, parse::is_own};
-use crate::http::{Body, Fields, Length, Next, RequestHead, Responder, ResponseHead, h2};
+use crate::http::{Body, Next, RequestHead, Responder, ResponseHead, h2};
 use crate::intercept;
 use crate::limit::{Decision, Facts, Limits};
 
@@ -39,9 +40,8 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
         Protocol::Http1 => {
             drop(met);
             let requests = Requests { worker, stages };
-            if let h1::Ended::Tunnel(downstream, first, upstream) = h1::serve(stream, &requests).await {
-                let _busy = requests.worker.busy();
-                Box::pin(tcp::relay(downstream, first, *upstream)).await;
+            if let h1::Ended::Tunnel(downstream, first, tunnel) = h1::serve(stream, &requests).await {
+                Box::pin(tunnel.join(downstream, first)).await;
             }
         }
         Protocol::Http2 => {
@@ -115,17 +115,19 @@ impl Stages for Outbound {
         head: &mut RequestHead,
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
-    ) -> Result<Next<Box<Opened>>> {
+    ) -> Result<Next<Tunnel>> {
         head.fields.remove_where(is_own);
-        let destination = self.route(worker, mesh, head).await?;
+        let destination = match head.method {
+            Method::CONNECT => Box::pin(self.connects_to(worker, mesh, head)).await?,
+            _ => self.route(worker, mesh, head).await?,
+        };
         limit(&mesh.outbound_limits, head, self.original, &mesh.identity).await?;
-        if head.method == Method::CONNECT {
+        if head.method == Method::CONNECT && self.original.is_none() {
             return Box::pin(connect(worker, &destination, respond)).await;
         }
         let h2 = head.version == http::Version::HTTP_2;
         let way = Way { destination, source: None, h2 };
-        forward(worker, mesh, &way, head, body, respond).await?;
-        Ok(Next::Request)
+        forward(worker, mesh, &way, head, body, respond).await
     }
 
     fn is_from_sidecar(&self) -> bool {
@@ -134,6 +136,31 @@ impl Stages for Outbound {
 }
 
 impl Outbound {
+    /// Route, for CONNECT. To the explicit listener it asks for a tunnel to whom it names: as any
+    /// connection, to the upstream with that address, or else by the host's routes. One that was
+    /// going to a proxy goes to that proxy.
+    async fn connects_to(&self, worker: &Worker, mesh: &Mesh, head: &RequestHead) -> Result<Destination> {
+        if let Some(original) = self.original {
+            return Ok(by_address(worker, mesh, original).await);
+        }
+        let (host, port) = (head.host(), port(head, None));
+        if let (Ok(ip), Some(port)) = (host.trim_matches(['[', ']']).parse(), port)
+            && let Some(destination) = mesh.by_address(SocketAddr::new(ip, port)).await
+        {
+            return Ok(destination);
+        }
+        let named = mesh.upstreams.iter().find(|route| {
+            let address = &route.upstream.spec.address;
+            Some(address.port) == port && address.host.to_string() == *host
+        });
+        match named.or_else(|| mesh.routes.find(&host, port, head.path.path())) {
+            Some(route) => Ok(Destination { route: route.clone(), pinned: None }),
+            None => {
+                Err(Error::new(Reason::RouteNone, "no upstream has this address, and no route this host"))
+            }
+        }
+    }
+
     /// Route: host and path say which upstream, if the connection was meant for it.
     async fn route(&self, worker: &Worker, mesh: &Mesh, head: &RequestHead) -> Result<Destination> {
         let route = mesh.routes.find(&head.host(), port(head, self.original), head.path.path());
@@ -205,15 +232,14 @@ pub(super) async fn limit(
     }
 }
 
-/// CONNECT (RFC 9110 section 9.3.6): a tunnel to the upstream that the authority names.
+/// CONNECT (RFC 9110 section 9.3.6): a tunnel to the destination, which carries bytes alone.
 async fn connect(
     worker: &Rc<Worker>,
     destination: &Destination,
     respond: &mut Responder<'_>,
-) -> Result<Next<Box<Opened>>> {
+) -> Result<Next<Tunnel>> {
     let opened = tcp::open(worker, destination, None).await?;
-    let head = ResponseHead { status: StatusCode::OK, fields: Fields::default(), length: Length::Stream };
     let gone = |_| Error::new(Reason::HttpDownstreamGone, "the downstream gave the tunnel up");
-    respond.tunnel(head).await.map_err(gone)?;
-    Ok(Next::Tunnel(Box::new(opened)))
+    respond.tunnel(ResponseHead::new(StatusCode::OK)).await.map_err(gone)?;
+    Ok(Next::Tunnel(Tunnel::new(worker, &destination.route, Box::new(End::Connection(opened)))))
 }

@@ -127,12 +127,20 @@ impl Sidecar {
         let mut ports: Vec<u16> = bound.iter().map(|(_, address)| address.port()).collect();
         ports.sort_unstable();
         ports.dedup();
+        let listeners = bound.iter().filter_map(|(name, address)| {
+            let direction = [Direction::Outbound, Direction::Inbound]
+                .into_iter()
+                .find(|direction| direction.name() == *name)?;
+            Some((direction, *address))
+        });
+        let listeners = listeners.collect();
         let shared = Arc::new(Shared {
             mesh: ArcSwap::from_pointee(mesh),
             tls: tls::Current::new(tls),
             drain: Drain::default(),
             ground,
             ports,
+            listeners,
             mismatches: AtomicU64::new(0),
             busy: own.iter().map(|_| Line::default()).collect(),
         });

@@ -23,6 +23,7 @@ use crate::balance::Endpoint;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason};
 use crate::http::closing::{Closed, Closing};
+use crate::intercept;
 use crate::pool::{Pools, tune};
 use crate::telemetry::Accepted;
 use crate::tls;
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     pub ground: Ground,
     /// Every port that we listen on.
     pub ports: Vec<u16>,
+    /// Where each direction's connections are accepted.
+    pub listeners: Vec<(Direction, SocketAddr)>,
     /// Requests whose host has a route, but whose address is not that upstream's.
     pub mismatches: AtomicU64,
     /// Requests and tunnels that are being served, by worker.
@@ -61,6 +64,22 @@ pub(super) struct Shared {
 pub(super) struct Line(AtomicU64);
 
 impl Shared {
+    /// Refuses an endpoint that is a listener of the same direction: what goes there comes back here,
+    /// until nothing is left to carry it.
+    pub(super) fn leads_away(&self, direction: Direction, endpoint: SocketAddr) -> Result<(), Error> {
+        let to_us = |listener: &SocketAddr| {
+            listener.port() == endpoint.port()
+                && (listener.ip() == endpoint.ip()
+                    || (listener.ip().is_unspecified() && intercept::is_local(endpoint.ip())))
+        };
+        if !self.listeners.iter().any(|(of, listener)| *of == direction && to_us(listener)) {
+            return Ok(());
+        }
+        let why =
+            format!("the endpoint {endpoint} is this sidecar's own listener (listen.{})", direction.name());
+        Err(Error::new(Reason::PoolLoop, why))
+    }
+
     /// Requests and tunnels that are being served.
     pub(super) fn in_flight(&self) -> u64 {
         self.busy.iter().map(|line| line.0.load(Ordering::Relaxed)).sum()

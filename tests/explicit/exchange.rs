@@ -5,30 +5,7 @@ use std::net::SocketAddr;
 use crate::support::loopback::HOST;
 use crate::support::raw::{Raw, listen};
 
-/// Both ways to an application: one plain hop, and a pair.
-macro_rules! over_a_hop_and_a_pair {
-    ($($name:ident)+) => {
-        mod over_a_hop {
-            $(#[tokio::test]
-            async fn $name() {
-                let app = crate::exchange::$name::app().await;
-                let caller = crate::support::loopback::hop(app).await;
-                crate::exchange::$name::holds(crate::support::raw::Raw::connect(caller.outbound()).await).await;
-            })+
-        }
-
-        mod over_a_pair {
-            $(#[tokio::test]
-            async fn $name() {
-                let app = crate::exchange::$name::app().await;
-                let pair = crate::support::loopback::Pair::new(app).await;
-                crate::exchange::$name::holds(crate::support::raw::Raw::connect(pair.caller.outbound()).await).await;
-            })+
-        }
-    };
-}
-
-over_a_hop_and_a_pair! {
+crate::over_a_hop_and_a_pair! { exchange:
     events_come_as_they_are_sent
     an_answer_may_come_before_the_body_has_been_sent
     answers_without_a_body_have_none

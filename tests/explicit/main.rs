@@ -1,10 +1,35 @@
 //! Without redirection, on loopback: what is found by its host instead of its address, what is
 //! carried between two sidecars, and what an operator sees from outside.
 
+/// Both ways to an application: one plain hop, and a pair.
+macro_rules! over_a_hop_and_a_pair {
+    ($place:ident: $($name:ident)+) => {
+        mod over_a_hop {
+            $(#[tokio::test]
+            async fn $name() {
+                let app = crate::$place::$name::app().await;
+                let caller = crate::support::loopback::hop(app).await;
+                crate::$place::$name::holds(crate::support::raw::Raw::connect(caller.outbound()).await).await;
+            })+
+        }
+
+        mod over_a_pair {
+            $(#[tokio::test]
+            async fn $name() {
+                let app = crate::$place::$name::app().await;
+                let pair = crate::support::loopback::Pair::new(app).await;
+                crate::$place::$name::holds(crate::support::raw::Raw::connect(pair.caller.outbound()).await).await;
+            })+
+        }
+    };
+}
+use over_a_hop_and_a_pair;
+
 mod exchange;
 mod operator;
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -85,6 +85,18 @@ async fn exchange(to: SocketAddr, request: Request<Full<Bytes>>) -> io::Result<A
     Ok(Answer { status: parts.status, headers: parts.headers, body })
 }
 
+/// The sum of a metric in the text of `/metrics`, over all series that carry every one of `labels`
+/// (`key="value"`).
+pub(crate) fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let series = text.lines().filter_map(|line| {
+        let (series, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+        let whole_name = series.is_empty() || series.starts_with('{');
+        (whole_name && labels.iter().all(|label| series.contains(label)))
+            .then(|| value.parse::<f64>().ok())?
+    });
+    series.sum()
+}
+
 /// Connects, sends `bytes`, and reads until `enough` says so or the peer closes.
 pub(crate) async fn talk(
     to: SocketAddr,

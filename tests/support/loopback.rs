@@ -80,6 +80,30 @@ impl Loopback {
         client::send(self.at("admin"), request("GET", "localhost", path, "")).await
     }
 
+    /// `POST` on its admin door.
+    pub(crate) async fn post(&self, path: &str) -> Answer {
+        let answer = client::send(self.at("admin"), request("POST", "localhost", path, "")).await;
+        answer.unwrap_or_else(|e| panic!("POST {path}: {e}"))
+    }
+
+    /// The sum of a metric over all series that carry every one of `labels` (`key="value"`).
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        client::metric(self.get("/metrics").await.expect("metrics").text(), name, labels)
+    }
+
+    /// Waits until a metric is `value`.
+    pub(crate) async fn until_metric(&self, name: &str, labels: &[&str], value: f64) {
+        let begin = tokio::time::Instant::now();
+        loop {
+            let now = self.metric(name, labels).await;
+            if now == value {
+                return;
+            }
+            assert!(begin.elapsed() < READY, "{name} {labels:?} is {now}, and not {value}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Replaces what [`start`](Self::start) was given, in one step.
     pub(crate) fn configure(&self, yaml: &str) {
         let new = self.config.with_extension("new");
@@ -151,15 +175,21 @@ pub(crate) struct Pair {
 impl Pair {
     /// A pair in front of the application at `app`.
     pub(crate) async fn new(app: SocketAddr) -> Self {
+        Self::with(app, "").await
+    }
+
+    /// As [`new`](Self::new), with more in both configurations.
+    pub(crate) async fn with(app: SocketAddr, more: &str) -> Self {
         let files = TempDir::with_prefix("pannier-pair-").expect("a temporary directory");
         let authority = Authority::new("cluster.local");
         let issue =
             |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}"));
-        let strict = issue("orders").yaml() + &format!("application: {app}\ninbound: {{ mtls: strict }}\n");
+        let strict =
+            issue("orders").yaml() + &format!("application: {app}\ninbound: {{ mtls: strict }}\n{more}");
         let orders = Loopback::start("orders", &strict).await;
         let identity = issue("caller");
         let peer = ", mtls: { peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }";
-        let yaml = identity.yaml() + &upstream(orders.inbound(), peer);
+        let yaml = identity.yaml() + &upstream(orders.inbound(), peer) + more;
         let caller = Loopback::start("caller", &yaml).await;
         Self { caller, orders, identity, _files: files }
     }

@@ -30,6 +30,20 @@ impl Raw {
         sent.expect("the peer reads").expect("the peer is there");
     }
 
+    /// The other end's address.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.stream.peer_addr().expect("connected")
+    }
+
+    /// Sends `piece` again and again, until nothing more is taken for a while. How many bytes went.
+    pub(crate) async fn send_until_stuck(&mut self, piece: &[u8], a_while: Duration) -> u64 {
+        let mut sent = 0;
+        while let Ok(n) = tokio::time::timeout(a_while, self.stream.write(piece)).await {
+            sent += n.expect("the peer is there") as u64;
+        }
+        sent
+    }
+
     /// Sends what the peer may no longer want.
     pub(crate) async fn offer(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await;
@@ -46,6 +60,14 @@ impl Raw {
             return None;
         }
         Some(self.head().await)
+    }
+
+    /// The next line, if the peer does not close before it.
+    pub(crate) async fn line(&mut self) -> Option<String> {
+        if self.buf.is_empty() && !self.more().await {
+            return None;
+        }
+        Some(self.until(b"\n").await)
     }
 
     /// All up to `end`, which is included.
@@ -94,6 +116,29 @@ impl Raw {
     pub(crate) async fn rest(&mut self) -> String {
         while self.more().await {}
         String::from_utf8_lossy(&std::mem::take(&mut self.buf)).into_owned()
+    }
+
+    /// Whether nothing comes for so long. What was taken from the peer before does not count.
+    pub(crate) async fn is_silent_for(&mut self, time: Duration) -> bool {
+        self.buf.is_empty() && tokio::time::timeout(time, self.stream.readable()).await.is_err()
+    }
+
+    /// Whether the peer resets the connection, rather than ending it in order.
+    pub(crate) async fn is_reset(&mut self) -> bool {
+        loop {
+            self.buf.clear();
+            let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.buf)).await;
+            match read.expect("it ends at all") {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// Resets the connection.
+    pub(crate) fn reset(self) {
+        self.stream.set_zero_linger().expect("a socket");
     }
 
     /// Ends our side.

@@ -136,14 +136,7 @@ impl Sidecar<'_> {
 
     /// The sum of a metric over all series that carry every one of `labels` (`key="value"`).
     pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        let text = self.get("/metrics");
-        let series = text.text().lines().filter_map(|line| {
-            let (series, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
-            let whole_name = series.is_empty() || series.starts_with('{');
-            (whole_name && labels.iter().all(|label| series.contains(label)))
-                .then(|| value.parse::<f64>().ok())?
-        });
-        series.sum()
+        client::metric(self.get("/metrics").text(), name, labels)
     }
 
     /// SIGTERM: it drains.

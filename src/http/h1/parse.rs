@@ -5,12 +5,12 @@ use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::{Authority, PathAndQuery};
-use http::{Method, StatusCode, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 use httparse::{Header, Status};
 use smallvec::SmallVec;
 
 use crate::http::fields::Span;
-use crate::http::{CALLER_FIELD, Fields, Length, OWN_PREFIX, RequestHead, ResponseHead};
+use crate::http::{CALLER_FIELD, Fields, Length, OWN_PREFIX, RequestHead, ResponseHead, upgrade};
 
 /// The most fields that a head may be allowed to have; room for them is on the stack.
 pub const MAX_FIELDS: usize = 256;
@@ -78,15 +78,22 @@ pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedReq
         None if version == Version::HTTP_10 => None,
         None => return Err(Refused::Malformed("no Host")),
     };
+    let upgrade = scanned.upgrade.filter(|_| scanned.length.is_empty());
+    let upgrade =
+        upgrade.and_then(|(start, end)| HeaderValue::from_maybe_shared(block.slice(start..end)).ok());
     let target = block.slice(target.0..target.1);
     let absolute = !target.starts_with(b"/") && &target[..] != b"*";
+    if method == Method::CONNECT && !scanned.length.is_empty() {
+        // RFC 9110 section 9.3.6: what follows is the tunnel's.
+        return Err(Refused::Malformed("CONNECT has no body"));
+    }
     let (authority, path) = target_parts(&method, target, host)?;
     let mut fields = Fields::block(block, scanned.spans);
     if absolute {
         // RFC 9112 section 3.2.2: Host is what the target says.
         fields.remove("host");
     }
-    let head = RequestHead { method, authority, path, version, fields, length: scanned.length };
+    let head = RequestHead { method, authority, path, version, fields, length: scanned.length, upgrade };
     Ok(Some(ParsedRequest { head, keep_alive: scanned.keep_alive }))
 }
 
@@ -115,9 +122,15 @@ pub fn response(
     for header in parsed.headers.iter() {
         scan.field(header)?;
     }
-    let mut head = ResponseHead { status, fields: Fields::default(), length: Length::None };
+    let mut head = ResponseHead::new(status);
     let scanned = scan.response(head.may_have_body(method), status)?;
-    head.fields = Fields::block(buf.split_to(len).freeze(), scanned.spans);
+    let block = buf.split_to(len).freeze();
+    if matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED)
+        && let Some((start, end)) = scanned.upgrade
+    {
+        head.upgrade = HeaderValue::from_maybe_shared(block.slice(start..end)).ok();
+    }
+    head.fields = Fields::block(block, scanned.spans);
     head.length = scanned.length;
     Ok(Some(ParsedResponse { head, keep_alive: scanned.keep_alive, chunked: scanned.chunked }))
 }
@@ -317,6 +330,10 @@ struct Scan<'a> {
     chunked: bool,
     close: bool,
     keep_alive: bool,
+    /// The value of Upgrade; empty if it is not to be offered.
+    upgrade: Option<(usize, usize)>,
+    /// Whether Connection names Upgrade.
+    upgrades: bool,
     /// Fields that Connection names, as given.
     named: SmallVec<[&'a [u8]; 2]>,
 }
@@ -327,6 +344,7 @@ struct Scanned {
     length: Length,
     keep_alive: bool,
     chunked: bool,
+    upgrade: Option<(usize, usize)>,
 }
 
 impl<'a> Scan<'a> {
@@ -340,6 +358,8 @@ impl<'a> Scan<'a> {
             chunked: false,
             close: false,
             keep_alive: false,
+            upgrade: None,
+            upgrades: false,
             named: SmallVec::new(),
         }
     }
@@ -370,6 +390,11 @@ impl<'a> Scan<'a> {
                 self.chunked = true;
             }
             10 if name.eq_ignore_ascii_case(b"connection") => self.connection(value)?,
+            7 if name.eq_ignore_ascii_case(b"upgrade") => {
+                // Of two, or of one that may not be offered, nothing is.
+                let usable = self.upgrade.is_none() && upgrade::offered(value);
+                self.upgrade = Some(if usable { place(self.buf, value) } else { (0, 0) });
+            }
             _ if is_connection_field(name) => {}
             _ => self.spans.push(Span::of(self.buf, name, value)),
         }
@@ -382,6 +407,8 @@ impl<'a> Scan<'a> {
                 self.close = true;
             } else if token.eq_ignore_ascii_case(b"keep-alive") {
                 self.keep_alive = true;
+            } else if token.eq_ignore_ascii_case(b"upgrade") {
+                self.upgrades = true;
             } else if [&b"host"[..], b"content-length", b"transfer-encoding"]
                 .iter()
                 .any(|n| n.eq_ignore_ascii_case(token))
@@ -413,6 +440,11 @@ impl<'a> Scan<'a> {
             (true, None) if self.version == Version::HTTP_10 => {
                 return Err(Refused::Malformed("HTTP/1.0 with Transfer-Encoding"));
             }
+            _ if status == StatusCode::SWITCHING_PROTOCOLS
+                && (self.chunked || self.content_length.is_some_and(|length| length > 0)) =>
+            {
+                return Err(Refused::Malformed("101 with a body"));
+            }
             (true, None) => Length::Stream,
             // RFC 9110 section 8.6: neither 1xx nor 204 carries a length.
             (false, Some(_)) if status.is_informational() || status == StatusCode::NO_CONTENT => Length::None,
@@ -432,12 +464,14 @@ impl<'a> Scan<'a> {
             self.spans.retain(|s| !self.named.iter().any(|n| n.eq_ignore_ascii_case(s.name(self.buf))));
         }
         let persistent = self.version == Version::HTTP_11 || self.keep_alive;
+        let upgrades = self.upgrades && self.version == Version::HTTP_11;
         Ok(Scanned {
             spans: self.spans,
             host: self.host,
             length,
             keep_alive: persistent && !self.close,
             chunked: self.chunked,
+            upgrade: self.upgrade.filter(|(start, end)| upgrades && start < end),
         })
     }
 }

@@ -187,7 +187,7 @@ impl Reader {
 
     /// The connection as it was before it was split, with what was read and not used.
     pub fn reunite(self, writer: Writer) -> Option<(TcpStream, Bytes)> {
-        let stream = self.half.reunite(writer.into_half()).ok()?;
+        let stream = self.half.reunite(writer.into_half()?).ok()?;
         Some((stream, self.buf.freeze()))
     }
 

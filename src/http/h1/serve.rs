@@ -133,6 +133,7 @@ async fn one<H: Handler>(conn: &mut Conn, parsed: ParsedRequest, handler: &H) ->
     };
     let next = handler.handle(&mut head, &mut body, &mut responder).await;
     let Responder::H1(answer) = responder else { return Turn::Abort };
+    answer.writer.rest();
     match next {
         Next::Tunnel(other) => Turn::Tunnel(other),
         Next::Request if !answer.done => Turn::Abort,
@@ -192,7 +193,7 @@ async fn refuse<H: Handler>(mut conn: Conn, handler: &H, error: Error) -> Ended<
 /// Closes so that the answer is read: a close with unread input is a reset, which would destroy
 /// it on its way (RFC 9112 section 9.6).
 async fn linger<T>(mut conn: Conn) -> Ended<T> {
-    if conn.writer.shutdown().await.is_ok() {
+    if conn.writer.shutdown().is_ok() {
         let _ = within(DRAIN_TIME, conn.reader.discard(DRAIN_BYTES)).await;
     }
     Ended::Closed
@@ -203,6 +204,8 @@ fn abort<T>(conn: Conn) -> Ended<T> {
     conn.reader.reset_on_close();
     // Dropping it would send an orderly end first, which to a reader until the close is the end of
     // the answer.
-    conn.writer.into_half().forget();
+    if let Some(half) = conn.writer.into_half() {
+        half.forget();
+    }
     Ended::Closed
 }

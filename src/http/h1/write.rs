@@ -2,18 +2,20 @@
 //! write; large bodies are written from where they were read.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use rustix::net::{SendFlags, Shutdown};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 
 use crate::http::{Fields, Length, RequestHead, ResponseHead};
-use http::{Method, StatusCode, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 
 /// Bytes up to which a piece of a body is gathered with what is already waiting.
 const GATHER: usize = 8 << 10;
@@ -29,10 +31,13 @@ pub enum Framing {
     Bodyless,
 }
 
+type Lost = Pin<Box<dyn Future<Output = ()>>>;
+
 /// The writing half, with what is still to be written.
-#[derive(Debug)]
 pub struct Writer {
-    half: OwnedWriteHalf,
+    half: Rc<OwnedWriteHalf>,
+    /// Listens for the loss of a connection on which the peer has spoken on, or ended its side.
+    lost: Option<Lost>,
     buf: BytesMut,
     /// A large piece of a body, which follows `buf` from where it was read.
     piece: Bytes,
@@ -52,10 +57,17 @@ thread_local! {
 const SPARES: usize = 16;
 const SPARE_SIZE: usize = 16 << 10;
 
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("half", &self.half).finish_non_exhaustive()
+    }
+}
+
 impl Writer {
     pub(super) fn new(half: OwnedWriteHalf) -> Self {
         Self {
-            half,
+            half: Rc::new(half),
+            lost: None,
             buf: BytesMut::new(),
             piece: Bytes::new(),
             after: b"",
@@ -87,6 +99,7 @@ impl Writer {
             out.put_slice(b"\r\n");
         }
         head.fields.write_h1(out);
+        put_upgrade(out, head.upgrade.as_ref());
         let framing = match head.length {
             Length::None => Framing::Bodyless,
             Length::Sized(_) => Framing::Plain,
@@ -110,6 +123,7 @@ impl Writer {
         let out = self.begin();
         put_status(out, head.status);
         head.fields.write_h1(out);
+        put_upgrade(out, head.upgrade.as_ref());
         let length = match head.length {
             // What can have a body and has none says so.
             Length::None if head.may_have_body(method) => Length::Sized(0),
@@ -129,6 +143,16 @@ impl Writer {
         let out = self.begin();
         put_status(out, status);
         fields.write_h1(out);
+        out.put_slice(b"\r\n");
+    }
+
+    /// Puts the head into the buffer after which the connection is a tunnel. It has no body, and no
+    /// field that says so.
+    pub fn tunnel(&mut self, head: &ResponseHead) {
+        let out = self.begin();
+        put_status(out, head.status);
+        head.fields.write_h1(out);
+        put_upgrade(out, head.upgrade.as_ref());
         out.put_slice(b"\r\n");
     }
 
@@ -173,17 +197,7 @@ impl Writer {
     /// Writes the buffer and the piece that follows it.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.buf.is_empty() || !self.piece.is_empty() {
-            let half = Pin::new(&mut self.half);
-            let n = if self.piece.is_empty() {
-                ready!(half.poll_write(cx, &self.buf))?
-            } else if self.buf.is_empty() {
-                ready!(half.poll_write(cx, &self.piece))?
-            } else {
-                ready!(half.poll_write_vectored(cx, &[IoSlice::new(&self.buf), IoSlice::new(&self.piece)]))?
-            };
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
+            let n = ready!(self.poll_write(cx))?;
             self.written.set(self.written.get() + n as u64);
             let head = n.min(self.buf.len());
             self.buf.advance(head);
@@ -198,6 +212,34 @@ impl Writer {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes once. The half itself would have to be ours alone for that, and it is not while its
+    /// loss is listened for.
+    fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let stream = self.stream();
+        let all = self.buf.len() + self.piece.len();
+        loop {
+            ready!(stream.poll_write_ready(cx))?;
+            let mut written = 0;
+            let tried = stream.try_io(Interest::WRITABLE, || {
+                written = if self.piece.is_empty() {
+                    rustix::net::send(stream, &self.buf, SendFlags::NOSIGNAL)?
+                } else if self.buf.is_empty() {
+                    rustix::net::send(stream, &self.piece, SendFlags::NOSIGNAL)?
+                } else {
+                    let both = [IoSlice::new(&self.buf), IoSlice::new(&self.piece)];
+                    rustix::net::sendmsg(stream, &both, &mut Default::default(), SendFlags::NOSIGNAL)?
+                };
+                // Less than all means that there is no room for more: nobody needs to try.
+                if written < all { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match tried {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+                Err(_) if written == 0 => {}
+                _ => return Poll::Ready(Ok(written)),
+            }
+        }
     }
 
     /// Writes all that waits.
@@ -227,18 +269,49 @@ impl Writer {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
+    /// Ready when the connection is lost. A peer that has merely ended its side may still read; and
+    /// what it sends on stays where it is.
+    pub fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // While the peer is silent, its loss is the next that is heard of it.
+        if self.lost.is_none() && self.stream().poll_read_ready(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let lost = self.lost.get_or_insert_with(|| {
+            let half = self.half.clone();
+            Box::pin(async move {
+                // Costs no system call: the runtime hears of errors whether it reads or not.
+                if half.ready(Interest::ERROR).await.is_err() {
+                    std::future::pending().await
+                }
+            })
+        });
+        ready!(lost.as_mut().poll(cx));
+        self.lost = None;
+        Poll::Ready(())
+    }
+
+    /// Gives back what only a message that is under way needs.
+    pub fn rest(&mut self) {
+        self.lost = None;
+    }
+
     /// Bytes that have left since the last head began, as they leave.
     pub fn written(&self) -> Rc<Cell<u64>> {
         self.written.clone()
     }
 
-    pub(super) fn into_half(self) -> OwnedWriteHalf {
-        self.half
+    fn stream(&self) -> &TcpStream {
+        (*self.half).as_ref()
+    }
+
+    pub(super) fn into_half(self) -> Option<OwnedWriteHalf> {
+        drop(self.lost);
+        Rc::into_inner(self.half)
     }
 
     /// Ends our side of the connection.
-    pub async fn shutdown(&mut self) -> io::Result<()> {
-        self.half.shutdown().await
+    pub fn shutdown(&self) -> io::Result<()> {
+        Ok(rustix::net::shutdown(self.stream(), Shutdown::Write)?)
     }
 }
 
@@ -248,6 +321,16 @@ fn put_status(out: &mut BytesMut, status: StatusCode) {
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
     out.put_slice(b"\r\n");
+}
+
+/// The fields of an upgrade, which are this hop's own.
+fn put_upgrade(out: &mut BytesMut, protocols: Option<&HeaderValue>) {
+    if let Some(protocols) = protocols {
+        out.reserve(protocols.len() + 32);
+        out.put_slice(b"connection: upgrade\r\nupgrade: ");
+        out.put_slice(protocols.as_bytes());
+        out.put_slice(b"\r\n");
+    }
 }
 
 fn put_length(out: &mut BytesMut, length: Length, framing: Framing) {

@@ -64,7 +64,7 @@ impl Link {
     /// Sends a request's head. `host` stands in where the request names nobody; `own` is for the
     /// peer alone.
     pub fn send(&self, head: &RequestHead, host: &str, own: &HeaderMap) -> Result<(Sink, Response), Lost> {
-        let ends = head.length.is_empty();
+        let ends = head.length.is_empty() && !head.asks_for_tunnel();
         let id = self.0.with(|state| {
             if state.is_ending() || state.open() >= state.most() {
                 return Err(Lost::Untaken);
@@ -120,5 +120,10 @@ impl Response {
                 .is_none_or(|s| s.arrived && s.pieces.is_empty() && s.trailers.is_none())
         });
         if ended && length.is_empty() { Body::Empty } else { Body::Mesh(Incoming::new(self.hold, length)) }
+    }
+
+    /// What arrives once the stream has become a tunnel.
+    pub fn tunnel(self) -> Body<'static> {
+        Body::Mesh(Incoming::new(self.hold, Length::Stream))
     }
 }

@@ -299,7 +299,7 @@ pub(super) fn request(payload: Bytes, bounds: &Bounds) -> Result<RequestHead, Re
     };
     let length = walk.length()?;
     let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, crosses)?;
-    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length })
+    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length, upgrade: None })
 }
 
 /// Reads a response's head.
@@ -309,7 +309,7 @@ pub(super) fn response(payload: Bytes, bounds: &Bounds) -> Result<ResponseHead, 
         .map_err(|_| Refused::Malformed("the status is not a status"))?;
     let length = walk.length()?;
     let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, crosses)?;
-    Ok(ResponseHead { status, fields, length })
+    Ok(ResponseHead { status, fields, length, upgrade: None })
 }
 
 /// Reads what trails a body.

@@ -17,7 +17,9 @@ use super::link::{Shared, Side, State};
 use super::stream::{Hold, Incoming, Sink, opaque};
 use super::{Code, frame};
 use crate::http::h1::parse::Refused;
-use crate::http::{Body, Bounds, Fields, Handler, RequestHead, Responder, ResponseHead, h1};
+use crate::http::{
+    Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD, h1,
+};
 
 /// Serves one connection until it ends, and says why it did.
 pub async fn serve<H: Handler + 'static>(
@@ -51,8 +53,13 @@ async fn stream<H: Handler>(hold: Hold, payload: Bytes, ends: bool, handler: Rc<
     let mut responder = Responder::Mesh(Answer { hold: hold.clone(), method, sink: None });
     match head {
         Ok(mut head) => {
-            let mut body = if ends { Body::Empty } else { Body::Mesh(Incoming::new(hold, head.length)) };
-            let _ = handler.handle(&mut head, &mut body, &mut responder).await;
+            // Whoever asks for a tunnel announces no length of it.
+            let tunnel = head.method == Method::CONNECT || head.fields.get(UPGRADE_FIELD).is_some();
+            let length = if tunnel { Length::Stream } else { head.length };
+            let mut body = if ends { Body::Empty } else { Body::Mesh(Incoming::new(hold, length)) };
+            if let Next::Tunnel(other) = handler.handle(&mut head, &mut body, &mut responder).await {
+                handler.tunnel(other, &mut body, &mut responder).await;
+            }
         }
         Err(refused) => {
             let error = h1::refusal(refused);
@@ -92,6 +99,22 @@ impl Answer {
             frame::put_response(out, id, head.status, head.length, &head.fields, &HeaderMap::new(), ends);
         })?;
         self.sink = Some(Sink::new(self.hold.clone(), ends));
+        Ok(())
+    }
+
+    /// Sends the head that makes the stream a tunnel. The switch of an upgrade is told by a field of
+    /// our own.
+    pub(in crate::http) fn tunnel(&mut self, head: &ResponseHead) -> io::Result<()> {
+        let mut own = HeaderMap::new();
+        let status = match &head.upgrade {
+            Some(protocol) => {
+                own.insert(UPGRADE_FIELD, protocol.clone());
+                StatusCode::OK
+            }
+            None => head.status,
+        };
+        self.put(|out, id| frame::put_response(out, id, status, Length::Stream, &head.fields, &own, false))?;
+        self.sink = Some(Sink::new(self.hold.clone(), false));
         Ok(())
     }
 

@@ -51,12 +51,14 @@ impl Handler for Echo {
                 let length = if path == "/empty" { Length::None } else { head.length };
                 let mut fields = Fields::from(HeaderMap::new());
                 std::mem::swap(&mut fields, &mut head.fields);
-                let _ = respond.head(ResponseHead { status: StatusCode::OK, fields, length });
+                let _ = respond.head(ResponseHead { fields, length, ..ResponseHead::new(StatusCode::OK) });
                 let _ = crate::http::pump::pump(body, respond, BOUNDS.body_timeout).await;
             }
         }
         Next::Request
     }
+
+    async fn tunnel(&self, _: (), _: &mut Body<'_>, _: &mut Responder<'_>) {}
 
     fn refused(&self, _: &Error) {}
 
@@ -78,7 +80,7 @@ impl Handler for Echo {
 }
 
 async fn answer<const N: usize>(respond: &mut Responder<'_>, length: Length, pieces: [Bytes; N]) {
-    let head = ResponseHead { status: StatusCode::OK, fields: Fields::default(), length };
+    let head = ResponseHead { length, ..ResponseHead::new(StatusCode::OK) };
     respond.head(head).unwrap();
     for piece in pieces {
         poll_fn(|cx| respond.poll_room(cx)).await.unwrap();
@@ -96,6 +98,7 @@ fn request(path: &'static str, length: Length) -> RequestHead {
         version: Version::HTTP_11,
         fields: Fields::default(),
         length,
+        upgrade: None,
     }
 }
 

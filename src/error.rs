@@ -91,6 +91,11 @@ reasons! {
     HttpVersion = "http.version", HTTP_VERSION_NOT_SUPPORTED, grpc 12, Downstream;
     /// The method or transfer coding is not carried here.
     HttpUnsupported = "http.unsupported", NOT_IMPLEMENTED, grpc 12, Downstream;
+    /// The request expects something other than 100 (Continue).
+    HttpExpectation = "http.expectation", EXPECTATION_FAILED, grpc 12, Downstream;
+    /// An HTTP/2 peer sends frames that neither ask for nor bring anything, faster than any use of
+    /// the protocol takes.
+    HttpFlood = "http.flood", TOO_MANY_REQUESTS, grpc 8, Downstream;
     /// The downstream went away before its answer.
     HttpDownstreamGone = "http.downstream_gone", BAD_REQUEST, grpc 1, Downstream;
     /// No route takes the request, and there is no original destination.

@@ -110,7 +110,9 @@ async fn h1_head(
             }
             HeadError::Refused(Refused::TooLarge) => malformed("its head is too large"),
             HeadError::Refused(Refused::Malformed(why) | Refused::Unsupported(why)) => malformed(why),
-            HeadError::Refused(Refused::Version) => malformed("its version is not HTTP/1"),
+            HeadError::Refused(Refused::Version | Refused::Expectation) => {
+                malformed("its version is not HTTP/1")
+            }
         })?;
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),

@@ -136,6 +136,9 @@ fn refusal(refused: Refused) -> Error {
         Refused::TooLarge => Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"),
         Refused::Version => Error::new(Reason::HttpVersion, "only HTTP/1.0, 1.1 and 2 are spoken here"),
         Refused::Unsupported(why) => Error::new(Reason::HttpUnsupported, why),
+        Refused::Expectation => {
+            Error::new(Reason::HttpExpectation, "only 100-continue can be expected here")
+        }
     }
 }
 

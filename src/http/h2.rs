@@ -1,6 +1,8 @@
 //! HTTP/2 (RFC 9113) by the `h2` crate: between sidecars, from applications that begin with the
 //! preface, and to applications whose callers spoke it.
 
+mod watch;
+
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -9,14 +11,19 @@ use std::time::Duration;
 
 use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
 use bytes::Bytes;
-use http::uri::Scheme;
+use futures_util::FutureExt;
+use http::header::{CONTENT_LENGTH, COOKIE, HOST};
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use super::pump::taken;
+use super::h1::parse::{content_length, is_host_and_port, is_path};
 use super::{Body, Bounds, Fields, Handler, Length, RequestHead, Responder, ResponseHead};
 use crate::error::{Error, Reason};
+use watch::{Seen, Verdict, Watch, Watched};
 
 /// The preface that tells HTTP/2 from everything else (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -27,11 +34,21 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 256 << 10;
 
-/// Requests that a peer may have open on one connection.
+/// Requests that we may have open on one connection until the peer says how many, and streams that
+/// are remembered after they were reset.
 const MAX_STREAMS: u32 = 1000;
+
+/// How many clients a connection between sidecars is held to carry, where a bound is meant for one.
+const CLIENTS: u32 = 16;
+
+/// Streams that a peer may make us reset by breaking the protocol, in a connection's whole life.
+const MAX_ERRORS: usize = 1024;
 
 /// How long the preface and settings may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a peer may take to read why its connection ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Fields of one hop, which HTTP/2 has no place for (RFC 9113 section 8.2.2).
 const HOP_FIELDS: [&str; 5] =
@@ -43,25 +60,26 @@ pub async fn serve<H: Handler + 'static>(
     handler: Rc<H>,
 ) -> Result<(), ::h2::Error> {
     let bounds = handler.bounds();
-    let mut builder = server::Builder::new();
-    if handler.shares_connections() {
-        // One caller's cancelled requests are no attack by its neighbours on the connection.
-        builder
-            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-            .max_concurrent_reset_streams(MAX_STREAMS as usize)
-            .max_local_error_reset_streams(None);
-    }
-    let handshake = builder
+    // One caller's cancelled requests are no attack by its neighbours on the connection.
+    let clients = if handler.shares_connections() { CLIENTS } else { 1 };
+    let seen = Seen::new(clients);
+    let handshake = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
-        .handshake(io);
+        .max_concurrent_streams(bounds.streams)
+        // What is cancelled before we have looked at it is bounded by the watch, over time.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_concurrent_reset_streams(MAX_STREAMS as usize)
+        .max_local_error_reset_streams(Some(MAX_ERRORS * clients as usize))
+        .max_header_list_size(list_size(&bounds))
+        .handshake(Watched::new(io, seen.clone()));
     let Ok(connection) = timeout(HANDSHAKE.min(bounds.head_timeout), handshake).await else {
+        handler.refused(&Error::new(Reason::HttpHeadTimeout, "the HTTP/2 preface did not arrive in time"));
         return Ok(());
     };
     let mut connection = connection?;
+    let mut watch = Watch::new(seen.clone(), &bounds);
     let mut closing = pin!(handler.closing());
     let mut told = false;
     loop {
@@ -69,11 +87,36 @@ pub async fn serve<H: Handler + 'static>(
             biased;
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    let handler = handler.clone();
-                    spawn_local(async move { stream(request, respond, &*handler).await });
+                    let (handler, open) = (handler.clone(), seen.open());
+                    spawn_local(async move {
+                        let _open = open;
+                        stream(request, respond, &*handler).await;
+                    });
                 }
-                Some(Err(error)) => return Err(error),
+                Some(Err(error)) => {
+                    if let Some(refused) = broke_the_protocol(&error) {
+                        handler.refused(&refused);
+                    }
+                    return Err(error);
+                }
                 None => return Ok(()),
+            },
+            verdict = poll_fn(|cx| watch.poll(cx)) => match verdict {
+                Verdict::Malformed => {
+                    handler.refused(&Error::new(Reason::HttpMalformed, "a stream that is not HTTP/2"));
+                }
+                Verdict::Refused(error) => {
+                    handler.refused(&error);
+                    connection.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
+                    let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
+                    return Ok(());
+                }
+                // It was asked to go, and does not answer.
+                Verdict::Idle if told => return Ok(()),
+                Verdict::Idle => {
+                    told = true;
+                    connection.graceful_shutdown();
+                }
             },
             () = &mut closing, if !told => {
                 told = true;
@@ -84,18 +127,41 @@ pub async fn serve<H: Handler + 'static>(
     }
 }
 
+/// What the crate found wrong with a connection, if it was that.
+fn broke_the_protocol(error: &::h2::Error) -> Option<Error> {
+    let ours = error.is_library() && error.is_go_away();
+    let reason = match error.reason() {
+        Some(Code::NO_ERROR) => return None,
+        Some(Code::ENHANCE_YOUR_CALM) => Reason::HttpFlood,
+        _ => Reason::HttpMalformed,
+    };
+    ours.then(|| Error::new(reason, format!("not HTTP/2 as it should be: {error}")))
+}
+
+/// Twice what a head may have, so that one that is too large is told so by us; what is beyond that
+/// the crate refuses unread.
+fn list_size(bounds: &Bounds) -> u32 {
+    u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX).saturating_mul(2)
+}
+
 async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendResponse<Bytes>, handler: &H) {
     let (parts, recv) = request.into_parts();
-    let mut responder = Responder::H2(Answer { respond, method: parts.method.clone(), sink: None });
+    let mut answer = Answer { respond, method: parts.method.clone(), sink: None };
+    if answer.gone().now_or_never().is_some() {
+        // Cancelled before we looked: nothing is begun for it.
+        return;
+    }
+    let mut responder = Responder::H2(answer);
     let mut body = if recv.is_end_stream() { Body::Empty } else { Body::H2(recv) };
-    match request_head(parts, &body, &handler.bounds()) {
+    let bounds = handler.bounds();
+    match request_head(parts, &body, &bounds) {
         Ok(head) => {
             // A tunnel would need extended CONNECT, which is not offered.
             let _ = handler.handle(head, &mut body, &mut responder).await;
         }
         Err(error) => {
             handler.refused(&error);
-            let _ = responder.refusal(&error, false).await;
+            let _ = taken(responder.refusal(&error, false), bounds.body_timeout).await;
         }
     }
     if let Responder::H2(answer) = responder {
@@ -106,47 +172,94 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
 fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -> Result<RequestHead, Error> {
     let malformed = |why: &'static str| Error::new(Reason::HttpMalformed, why);
     let mut headers = parts.headers;
+    let mut size = 0;
+    for (name, value) in &headers {
+        size += name.as_str().len() + value.len() + ": \r\n".len();
+        // RFC 9113 section 8.2.1. In HTTP/1 they would not be of the value.
+        if matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t']) {
+            return Err(malformed("a field's value begins or ends with white space"));
+        }
+    }
     if headers.len() > bounds.fields {
         return Err(Error::new(Reason::HttpHeadTooLarge, "the request has too many fields"));
+    }
+    if size + parts.uri.path_and_query().map_or(0, |path| path.as_str().len()) > bounds.head_bytes {
+        return Err(Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"));
     }
     if HOP_FIELDS.iter().any(|name| headers.contains_key(*name)) {
         return Err(malformed("a field of one connection, which HTTP/2 does not have"));
     }
-    if headers.get("te").is_some_and(|v| v != "trailers") {
+    if headers.get_all("te").iter().any(|v| v != "trailers") {
         return Err(malformed("TE may only say trailers"));
+    }
+    if headers.get_all("expect").iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Error::new(Reason::HttpExpectation, "only 100-continue can be expected here"));
     }
     if parts.method == Method::CONNECT {
         return Err(Error::new(Reason::HttpUnsupported, "CONNECT over HTTP/2"));
     }
-    let host = headers.remove(http::header::HOST);
-    let authority = match (parts.uri.authority().cloned(), host) {
-        (Some(authority), None) => Some(authority),
-        (Some(authority), Some(host))
-            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
-        {
-            Some(authority)
-        }
-        (Some(_), Some(_)) => return Err(malformed("Host is not :authority")),
-        (None, Some(host)) => {
-            Some(host.as_bytes().try_into().map_err(|_| malformed("Host is not an authority"))?)
-        }
-        (None, None) => None,
-    };
-    if authority.as_ref().is_some_and(|a| a.as_str().contains('@')) {
-        return Err(malformed("an authority with user information"));
+    if parts.method == Method::TRACE && !matches!(body, Body::Empty) {
+        return Err(malformed("TRACE has no body"));
     }
+    let authority = authority(parts.uri.authority().cloned(), &mut headers).map_err(malformed)?;
     let path = parts.uri.path_and_query().cloned().ok_or_else(|| malformed("no :path"))?;
-    let length = match headers.remove(http::header::CONTENT_LENGTH) {
-        // The crate has checked that it is a number, and will check that the body fits it.
-        Some(value) => {
-            let number = value.to_str().ok().and_then(|v| v.parse().ok());
-            Length::Sized(number.ok_or_else(|| malformed("content-length is not a number"))?)
-        }
+    if !is_path(&path) && !(parts.method == Method::OPTIONS && path == "*") {
+        return Err(malformed(":path is not a path"));
+    }
+    one_cookie(&mut headers);
+    let length = match only(&mut headers, CONTENT_LENGTH).map_err(malformed)? {
+        // The crate will check that the body fits it.
+        Some(value) => match content_length(value.as_bytes()) {
+            Ok(length) => Length::Sized(length),
+            Err(_) => return Err(malformed("content-length is not a number")),
+        },
         None if matches!(body, Body::Empty) => Length::None,
         None => Length::Stream,
     };
     let (method, fields) = (parts.method, headers.into());
     Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length })
+}
+
+/// Whom a request names: `:authority`, and Host if that says the same (RFC 9113 section 8.3.1).
+fn authority(named: Option<Authority>, headers: &mut HeaderMap) -> Result<Option<Authority>, &'static str> {
+    let host = only(headers, HOST)?;
+    let authority = match (named, host) {
+        (Some(authority), None) => authority,
+        (Some(authority), Some(host))
+            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
+        {
+            authority
+        }
+        (Some(_), Some(_)) => return Err("Host is not :authority"),
+        (None, Some(host)) => host.as_bytes().try_into().map_err(|_| "Host is not an authority")?,
+        (None, None) => return Err("neither :authority nor Host"),
+    };
+    if is_host_and_port(&authority) { Ok(Some(authority)) } else { Err(":authority is not host:port") }
+}
+
+/// Takes out the field of this name, of which there may be one.
+fn only(headers: &mut HeaderMap, name: HeaderName) -> Result<Option<HeaderValue>, &'static str> {
+    if headers.get_all(&name).iter().nth(1).is_some() {
+        return Err("more than one Host or content-length");
+    }
+    Ok(headers.remove(name))
+}
+
+/// HTTP/2 may cut cookies into fields of their own; whoever reads them next may not know
+/// (RFC 9113 section 8.2.3).
+fn one_cookie(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
+        let mut whole = first.as_bytes().to_vec();
+        for crumb in std::iter::once(second).chain(crumbs) {
+            whole.extend_from_slice(b"; ");
+            whole.extend_from_slice(crumb.as_bytes());
+        }
+        // Made of values that are ones.
+        if let Ok(whole) = HeaderValue::from_maybe_shared(Bytes::from(whole)) {
+            headers.insert(COOKIE, whole);
+        }
+    }
 }
 
 /// The answer on one stream.
@@ -296,7 +409,7 @@ impl Sink {
 fn sized(fields: Fields, length: Length) -> HeaderMap {
     let mut map = fields.into_map();
     if let Length::Sized(n) = length {
-        map.insert(http::header::CONTENT_LENGTH, n.into());
+        map.insert(CONTENT_LENGTH, n.into());
     }
     map
 }
@@ -320,7 +433,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .initial_max_send_streams(MAX_STREAMS as usize)
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(None)
-        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(list_size(bounds))
         .enable_push(false)
         .handshake(io)
         .await
@@ -344,7 +457,7 @@ pub fn send(
     own: Option<(HeaderName, HeaderValue)>,
 ) -> Result<Exchange, ::h2::Error> {
     let mut fields = head.fields.to_map();
-    fields.remove(http::header::HOST);
+    fields.remove(HOST);
     fields.extend(own);
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
@@ -356,7 +469,7 @@ pub fn send(
     // Parts of a URI that was one: only a `*` target has no such form, and it is kept as a path.
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
     if let Length::Sized(n) = head.length {
-        fields.insert(http::header::CONTENT_LENGTH, n.into());
+        fields.insert(CONTENT_LENGTH, n.into());
     }
     *request.headers_mut() = fields;
     let ends = head.length.is_empty();
@@ -372,7 +485,7 @@ pub fn received(response: Response<RecvStream>, method: &Method) -> (ResponseHea
         headers.remove(name);
     }
     let announced = headers
-        .remove(http::header::CONTENT_LENGTH)
+        .remove(CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse().ok())
         .map(Length::Sized);
     let ended = recv.is_end_stream();

@@ -12,6 +12,7 @@ use super::worker::Worker;
 use crate::config::model::Direction;
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::h1::drain;
+use crate::http::pump::taken;
 use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
 
 /// One direction's stages.
@@ -61,7 +62,9 @@ impl<S: Stages> Handler for Requests<S> {
                     if drain(body).now_or_never() != Some(true) {
                         respond.last();
                     }
-                    let _ = respond.refusal(&error, grpc).await;
+                    // Whoever does not take even this is not waited for.
+                    let limit = mesh.bounds(S::DIRECTION).body_timeout;
+                    let _ = taken(respond.refusal(&error, grpc), limit).await;
                 }
                 Next::Request
             }
@@ -77,7 +80,7 @@ impl<S: Stages> Handler for Requests<S> {
     }
 
     fn bounds(&self) -> Bounds {
-        self.worker.mesh().bounds
+        *self.worker.mesh().bounds(S::DIRECTION)
     }
 
     fn is_draining(&self) -> bool {

@@ -13,13 +13,16 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
-use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
+use crate::http::h1::parse::{ParsedResponse, Refused, is_own, is_status};
 use crate::http::h1::{Conn, HeadError, Reader};
-use crate::http::pump::{Broken, pump};
+use crate::http::pump::{Broken, Pace, pump, taken};
 use crate::http::{
     Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2,
 };
 use crate::pool::Lease;
+
+/// Interim answers that one request may be given.
+const MAX_INTERIM: usize = 64;
 
 /// What an exchange needs to know beside the message.
 pub(super) struct Terms<'a> {
@@ -34,6 +37,15 @@ pub(super) struct Terms<'a> {
     pub sidecar: bool,
     /// The application speaks HTTP/2.
     pub h2: bool,
+}
+
+impl Terms<'_> {
+    /// How the request's body must come. Streams of gRPC may be as slow as they like: they have
+    /// deadlines of their own.
+    fn pace(&self, head: &RequestHead) -> Pace {
+        let Bounds { body_timeout: silence, least, .. } = *self.bounds;
+        Pace { silence, least: least.filter(|_| !head.is_grpc()) }
+    }
 }
 
 /// How an exchange ended well.
@@ -55,19 +67,20 @@ pub(super) async fn over_h1(
     let Conn { reader, writer } = &mut lease.conn;
     let written = writer.written();
     let sends = !body.is_empty();
-    let all_sent = Cell::new(false);
+    let (sending, all_sent) = (Cell::new(true), Cell::new(false));
     writer.request(head, terms.host);
     let send = async {
-        if sends {
-            pump(body, writer, terms.bounds.body_timeout).await?;
+        let sent = if sends {
+            pump(body, writer, terms.pace(head)).await
         } else {
-            writer.end(None).await.map_err(Broken::Sink)?;
-        }
-        all_sent.set(true);
-        Ok(())
+            taken(writer.end(None), terms.bounds.body_timeout).await
+        };
+        sending.set(false);
+        all_sent.set(sent.is_ok());
+        sent
     };
     let receive = async {
-        let parsed = h1_head(reader, &head.method, respond, terms, &written).await?;
+        let parsed = h1_head(reader, &head.method, respond, terms, &written, &sending).await?;
         let mut body = match parsed.head.length {
             length if length.is_empty() || !parsed.head.may_have_body(&head.method) => Body::Empty,
             length => Body::H1(reader.body(length, parsed.chunked)),
@@ -90,14 +103,14 @@ async fn h1_head(
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
     written: &Cell<u64>,
+    sending: &Cell<bool>,
 ) -> Result<ParsedResponse> {
-    loop {
+    for _ in 0..=MAX_INTERIM {
         let parsed = tokio::select! {
             biased;
-            parsed = timeout(terms.patience, reader.response(terms.bounds, method)) => parsed,
+            parsed = in_time(terms.patience, sending, reader.response(terms.bounds, method)) => parsed?,
             () = respond.gone() => return Err(given_up()),
         };
-        let parsed = parsed.map_err(|_| silent())?;
         let parsed = parsed.map_err(|error| match error {
             // The write took nothing, so nobody can have read anything.
             HeadError::Closed if written.get() == 0 => {
@@ -122,6 +135,25 @@ async fn h1_head(
             _ => return Ok(parsed),
         }
     }
+    Err(malformed("its interim answers have no end"))
+}
+
+/// Waits for an answer. Patience ends only while nothing is sent any more: as long as the request's
+/// body goes, it is watched over there.
+async fn in_time<T>(
+    patience: Duration,
+    sending: &Cell<bool>,
+    answer: impl Future<Output = T>,
+) -> Result<T> {
+    let mut answer = pin!(answer);
+    loop {
+        let was_sending = sending.get();
+        match timeout(patience, answer.as_mut()).await {
+            Ok(answer) => return Ok(answer),
+            Err(_) if was_sending => {}
+            Err(_) => return Err(silent()),
+        }
+    }
 }
 
 /// Sends a request on an HTTP/2 connection and carries its answer back.
@@ -138,16 +170,18 @@ pub(super) async fn over_h2(
     let exchange = h2::send(&mut sender, head, terms.host, told)
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
     let h2::Exchange { mut sink, mut response } = exchange;
-    let all_sent = Cell::new(body.is_empty());
+    let (sending, all_sent) = (Cell::new(!body.is_empty()), Cell::new(body.is_empty()));
     let send = async {
-        if !all_sent.get() {
-            pump(body, &mut sink, terms.bounds.body_timeout).await?;
-            all_sent.set(true);
+        if sending.get() {
+            let sent = pump(body, &mut sink, terms.pace(head)).await;
+            sending.set(false);
+            all_sent.set(sent.is_ok());
+            return sent;
         }
         Ok(())
     };
     let receive = async {
-        let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
+        let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms, &sending).await?;
         let status = head_back.status;
         if !all_sent.get() {
             respond.last();
@@ -163,8 +197,9 @@ async fn h2_head(
     method: &Method,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
+    sending: &Cell<bool>,
 ) -> Result<(ResponseHead, Body<'static>)> {
-    loop {
+    for _ in 0..=MAX_INTERIM {
         let next = poll_fn(|cx| {
             if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                 return Poll::Ready(Ok(Err(interim)));
@@ -173,12 +208,11 @@ async fn h2_head(
         });
         let next = tokio::select! {
             biased;
-            next = timeout(terms.patience, next) => {
-                next.map_err(|_| silent())?.map_err(|error| reset(&error))?
-            }
+            next = in_time(terms.patience, sending, next) => next?.map_err(|error| reset(&error))?,
             () = respond.gone() => return Err(given_up()),
         };
         match next {
+            Ok(last) if !is_status(&last.status()) => return Err(malformed("the status is not a status")),
             Ok(last) => return Ok(h2::received(last, method)),
             Err(early) if early.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(malformed("it switches protocols, which HTTP/2 does not have"));
@@ -189,6 +223,7 @@ async fn h2_head(
             }
         }
     }
+    Err(malformed("its interim answers have no end"))
 }
 
 /// Passes an interim answer on.
@@ -201,7 +236,7 @@ async fn interim(
     if !terms.sidecar {
         fields.remove_where(is_own);
     }
-    respond.interim(status, fields).await.map_err(|_| given_up())
+    taken(respond.interim(status, fields), terms.bounds.body_timeout).await.map_err(not_answered)
 }
 
 /// Carries the answer to the downstream. Once it has begun, nothing can be tried again.
@@ -219,16 +254,26 @@ async fn answer(
         _ => None,
     };
     respond.head(head).map_err(|_| given_up())?;
+    let silence = terms.bounds.body_timeout;
     if let Some(data) = first {
-        respond.data(data).await.map_err(|_| given_up())?;
+        taken(respond.data(data), silence).await.map_err(not_answered)?;
     }
-    pump(body, respond, terms.bounds.body_timeout).await.map_err(|broken| match broken {
+    // An answer may come as slowly as it likes: streams of events do.
+    pump(body, respond, Pace { silence, least: None }).await.map_err(not_answered)
+}
+
+/// Why an answer did not reach the downstream.
+fn not_answered(broken: Broken) -> Error {
+    match broken {
         Broken::Sink(_) => given_up(),
-        Broken::Silent => silent(),
+        Broken::Silent | Broken::Slow => silent(),
+        Broken::Stalled => {
+            Error::new(Reason::HttpAnswerTimeout, "the downstream took nothing of its answer in time")
+        }
         Broken::Source(BodyError::Malformed(why)) => malformed(why),
         Broken::Source(BodyError::Gone(error)) => cut(&error),
         Broken::Source(BodyError::Reset(error)) => cut(&error),
-    })
+    }
 }
 
 /// The first bytes of a body of known length. Its head waits for them: an endpoint that dies in
@@ -267,6 +312,14 @@ async fn both(
                 Err(Broken::Silent) => {
                     let why = "the request's body stopped coming";
                     return Poll::Ready(Err(Error::new(Reason::HttpBodyTimeout, why)));
+                }
+                Err(Broken::Slow) => {
+                    let why = "the request's body comes more slowly than http.min_body_rate";
+                    return Poll::Ready(Err(Error::new(Reason::HttpBodySlow, why)));
+                }
+                Err(Broken::Stalled) => {
+                    let why = "the upstream took nothing of the request's body for http.body_timeout";
+                    return Poll::Ready(Err(Error::new(Reason::UpstreamTimeout, why)));
                 }
                 Err(Broken::Source(BodyError::Malformed(why))) => {
                     return Poll::Ready(Err(Error::new(Reason::HttpMalformed, why)));

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tokio::time::timeout;
 
 use super::exchange::{self, Done, Terms};
-use super::mesh::{Destination, Mesh};
+use super::mesh::Destination;
 use super::worker::Worker;
 use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
@@ -39,7 +39,6 @@ pub(super) struct Way {
 /// Sends a request to its destination and the answer back. Counts both.
 pub(super) async fn forward(
     worker: &Rc<Worker>,
-    mesh: &Mesh,
     way: &Way,
     head: &RequestHead,
     body: &mut Body<'_>,
@@ -47,7 +46,7 @@ pub(super) async fn forward(
 ) -> Result<StatusCode> {
     let started = Instant::now();
     let route = &way.destination.route;
-    let attempts = attempts(worker, mesh, way, head, body, respond);
+    let attempts = attempts(worker, way, head, body, respond);
     let result = match route.timeout {
         None => attempts.await,
         Some(limit) => timeout(limit, attempts).await.unwrap_or_else(|_| {
@@ -61,7 +60,6 @@ pub(super) async fn forward(
 
 async fn attempts(
     worker: &Rc<Worker>,
-    mesh: &Mesh,
     way: &Way,
     head: &RequestHead,
     body: &mut Body<'_>,
@@ -76,7 +74,7 @@ async fn attempts(
     loop {
         // That there is no other endpoint is not what failed.
         let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
-        let error = match attempt(worker, mesh, way, &place, head, &mut body, respond, tries > 0).await {
+        let error = match attempt(worker, way, &place, head, &mut body, respond, tries > 0).await {
             Ok(status) => return Ok(status),
             Err(error) => error,
         };
@@ -119,7 +117,6 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
 #[expect(clippy::too_many_arguments, reason = "a request's parts have different lifetimes")]
 async fn attempt(
     worker: &Rc<Worker>,
-    mesh: &Mesh,
     way: &Way,
     place: &InFlight,
     head: &RequestHead,
@@ -128,12 +125,12 @@ async fn attempt(
     fresh: bool,
 ) -> Result<StatusCode> {
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
-    let bounds = mesh.bounds;
+    let bounds = &way.destination.route.bounds;
     let mut sidecar = upstream.secures(endpoint);
     let mut dial =
         Dial { source: way.source, secure: sidecar.then_some(Alpn::H2), tls: worker.shared.tls.clone() };
     let sender = if sidecar {
-        match worker.pools.h2(upstream, endpoint, &dial, bounds).await {
+        match worker.pools.h2(upstream, endpoint, &dial, *bounds).await {
             Err(error) if !upstream.secures(endpoint) => {
                 // Found out just now; nothing was sent, so it starts over in plaintext.
                 tracing::info!(endpoint = %endpoint.address, %error, "speaks plaintext");
@@ -147,11 +144,11 @@ async fn attempt(
     };
     // A route's own timeout says how long its answers may take.
     let patience = way.destination.route.timeout.unwrap_or(bounds.body_timeout);
-    let terms = Terms { bounds: &bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
+    let terms = Terms { bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
     let done = if let Some(sender) = sender {
         exchange::over_h2(sender, head, body, respond, &terms).await?
     } else if way.h2 {
-        let sender = noted(endpoint, worker.pools.h2(upstream, endpoint, &dial, bounds).await)?;
+        let sender = noted(endpoint, worker.pools.h2(upstream, endpoint, &dial, *bounds).await)?;
         exchange::over_h2(sender, head, body, respond, &terms).await?
     } else {
         let lease = worker.pools.h1(upstream, endpoint, &dial, fresh).await;

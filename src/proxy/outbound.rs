@@ -44,7 +44,8 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream) {
         }
         _ => {
             let server = destination.as_ref().map(|d| tcp::open(&worker, d, None));
-            let detecting = detect::detect(&stream, settings.detect_timeout.0, server);
+            let head = mesh.bounds(Direction::Outbound).head_timeout;
+            let detecting = detect::detect(&stream, settings.detect_timeout.0, head, server);
             Box::pin(worker.unless_closing(Direction::Outbound, detecting)).await
         }
     };
@@ -111,7 +112,7 @@ impl Stages for Outbound {
         }
         let h2 = head.version == http::Version::HTTP_2;
         let way = Way { destination, source: None, h2 };
-        forward(worker, mesh, &way, &head, body, respond).await?;
+        forward(worker, &way, &head, body, respond).await?;
         Ok(Next::Request)
     }
 

@@ -10,11 +10,11 @@ use http::{Method, StatusCode, Version};
 use httparse::{Header, Status};
 use smallvec::SmallVec;
 
+use crate::config::model::MOST_HEADERS;
 use crate::http::fields::Span;
 use crate::http::{CALLER_FIELD, Fields, Length, OWN_PREFIX, RequestHead, ResponseHead};
 
-/// The most fields that a head may be allowed to have; room for them is on the stack.
-pub const MAX_FIELDS: usize = 256;
+const MAX_FIELDS: usize = MOST_HEADERS as usize;
 
 type Headers<'a> = [MaybeUninit<Header<'a>>; MAX_FIELDS];
 
@@ -234,7 +234,7 @@ pub(in crate::http) fn is_host_and_port(authority: &Authority) -> bool {
 
 /// Whether a status is one (RFC 9110 section 15): what is beyond 599 different readers take for
 /// different things.
-pub(in crate::http) fn is_status(status: &StatusCode) -> bool {
+pub fn is_status(status: &StatusCode) -> bool {
     status.as_u16() < 600
 }
 

@@ -13,6 +13,7 @@ use super::parse::{ParsedRequest, Refused};
 use super::{Conn, HeadError};
 use crate::error::{Error, Reason};
 use crate::http::handler::{Handler, Next};
+use crate::http::pump::taken;
 use crate::http::respond::Answer;
 use crate::http::{Body, Bounds, Frame, Responder};
 
@@ -47,12 +48,12 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunne
         let parsed = match timeout(bounds.head_timeout, conn.reader.request(&bounds)).await {
             Ok(Ok(parsed)) => parsed,
             Ok(Err(HeadError::Closed | HeadError::Lost(_))) => return Ended::Closed,
-            Ok(Err(HeadError::Refused(refused))) => return refuse(conn, handler, refusal(refused)).await,
+            Ok(Err(HeadError::Refused(refused))) => return refuse(conn, handler, &bounds, refusal(refused)).await,
             // A client that has sent nothing waits for no answer; to a later request it would be one.
             Err(_) if conn.reader.is_blank() => return Ended::Closed,
             Err(_) => {
                 let error = Error::new(Reason::HttpHeadTimeout, "the request's head did not arrive in time");
-                return refuse(conn, handler, error).await;
+                return refuse(conn, handler, &bounds, error).await;
             }
         };
         // In memory of its own, so that a connection holds it no longer than a request takes.
@@ -143,7 +144,12 @@ fn refusal(refused: Refused) -> Error {
 }
 
 /// Answers what could not be read, and closes: where the next request begins is not known.
-async fn refuse<H: Handler>(mut conn: Conn, handler: &H, error: Error) -> Ended<H::Tunnel> {
+async fn refuse<H: Handler>(
+    mut conn: Conn,
+    handler: &H,
+    bounds: &Bounds,
+    error: Error,
+) -> Ended<H::Tunnel> {
     handler.refused(&error);
     let mut responder = Responder::H1(Answer {
         writer: &mut conn.writer,
@@ -154,7 +160,7 @@ async fn refuse<H: Handler>(mut conn: Conn, handler: &H, error: Error) -> Ended<
         begun: false,
         done: false,
     });
-    if responder.refusal(&error, false).await.is_err() {
+    if taken(responder.refusal(&error, false), bounds.body_timeout).await.is_err() {
         return Ended::Closed;
     }
     linger(conn).await

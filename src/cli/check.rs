@@ -5,7 +5,9 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::model::{Direction, InboundMtls, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis};
+use crate::config::model::{
+    Direction, InboundMtls, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis,
+};
 use crate::config::units::OneOrMany;
 use crate::config::{self, Plain, Problem};
 
@@ -46,7 +48,8 @@ fn outcome(file: &Path) -> (String, String, u8) {
 /// What a model means.
 fn explain(model: &Model) -> String {
     let mut out = String::new();
-    for table in [mtls(model), listeners(model), http(model), routes(model), upstreams(model), limits(model)] {
+    for table in [mtls(model), listeners(model), http(model), routes(model), upstreams(model), limits(model)]
+    {
         table.write(&mut out);
     }
     let warnings = config::warnings(model);

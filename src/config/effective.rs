@@ -99,7 +99,10 @@ inbound: { http: { body_timeout: 2m, min_body_rate: off } }
         let (out, inn) = (model.http(Direction::Outbound), model.http(Direction::Inbound));
         assert_eq!(out, model.http);
         assert_eq!((out.body_timeout.to_string(), inn.body_timeout.to_string()), ("1m".into(), "2m".into()));
-        assert_eq!((out.min_body_rate.to_string(), inn.min_body_rate.to_string()), ("600/m".into(), "off".into()));
+        assert_eq!(
+            (out.min_body_rate.to_string(), inn.min_body_rate.to_string()),
+            ("600/m".into(), "off".into())
+        );
         assert_eq!((inn.max_streams.get(), inn.max_headers.get()), (5, 100));
     }
 

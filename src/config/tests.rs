@@ -315,7 +315,10 @@ fn other_values_that_cannot_be_meant() {
     fault("http: { max_streams: 0 }", "1:22: http.max_streams: expected a whole number from 1");
     fault("http: { min_body_rate: 0 }", "1:24: http.min_body_rate: `0` is not a rate");
     fault("inbound: { http: { body_timeout: 0s } }", "1:34: inbound.http.body_timeout: nothing is done in");
-    fault("outbound: { http: { max_headers: 999 } }", "1:34: outbound.http.max_headers: expected at most 256");
+    fault(
+        "outbound: { http: { max_headers: 999 } }",
+        "1:34: outbound.http.max_headers: expected at most 256",
+    );
     fault("outbound: { http: { max_strems: 9 } }", "1:21: outbound.http.max_strems: `max_strems` is no key");
     fault("outbound: { max_connections: 0 }", "1:30: outbound.max_connections: expected a whole number");
     fault("inbound: { connect_timeout: 0s }", "1:29: inbound.connect_timeout: nothing is done in no time");

@@ -13,7 +13,7 @@ use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::model::KeyPart;
-use super::units::{ByteRate, Addresses, HostPort, OneOrMany, Rate, Size, Time};
+use super::units::{Addresses, ByteRate, HostPort, OneOrMany, Rate, Size, Time};
 
 /// A type that is written as text: reads it with its own words for what was expected, writes it,
 /// and describes it to the schema.

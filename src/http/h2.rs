@@ -19,8 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::pump::taken;
 use super::h1::parse::{content_length, is_host_and_port, is_path};
+use super::pump::taken;
 use super::{Body, Bounds, Fields, Handler, Length, RequestHead, Responder, ResponseHead};
 use crate::error::{Error, Reason};
 use watch::{Seen, Verdict, Watch, Watched};
@@ -484,10 +484,8 @@ pub fn received(response: Response<RecvStream>, method: &Method) -> (ResponseHea
     for name in HOP_FIELDS {
         headers.remove(name);
     }
-    let announced = headers
-        .remove(CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok()?.parse().ok())
-        .map(Length::Sized);
+    let announced =
+        headers.remove(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).map(Length::Sized);
     let ended = recv.is_end_stream();
     let mut head = ResponseHead { status: parts.status, fields: headers.into(), length: Length::None };
     head.length = match announced {

@@ -184,10 +184,16 @@ mod tests {
     }
 
     const SECOND: Duration = Duration::from_secs(1);
-    const PACE: Pace =
-        Pace { silence: Duration::from_secs(300), least: Some(Rate { count: 100, per: Duration::from_secs(60) }) };
+    const PACE: Pace = Pace {
+        silence: Duration::from_secs(300),
+        least: Some(Rate { count: 100, per: Duration::from_secs(60) }),
+    };
 
-    async fn carried(pieces: Vec<(Duration, &'static [u8])>, takes: Duration, pace: Pace) -> Result<(), Broken> {
+    async fn carried(
+        pieces: Vec<(Duration, &'static [u8])>,
+        takes: Duration,
+        pace: Pace,
+    ) -> Result<(), Broken> {
         pump(&mut Pieces(pieces), &mut Slowly(takes), pace).await
     }
 

@@ -140,11 +140,7 @@ async fn h1_head(
 
 /// Waits for an answer. Patience ends only while nothing is sent any more: as long as the request's
 /// body goes, it is watched over there.
-async fn in_time<T>(
-    patience: Duration,
-    sending: &Cell<bool>,
-    answer: impl Future<Output = T>,
-) -> Result<T> {
+async fn in_time<T>(patience: Duration, sending: &Cell<bool>, answer: impl Future<Output = T>) -> Result<T> {
     let mut answer = pin!(answer);
     loop {
         let was_sending = sending.get();

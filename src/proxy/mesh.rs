@@ -102,7 +102,14 @@ impl Mesh {
         let route_within = |direction, upstream: Arc<Upstream>, label: &str, timeout, retries, bounds| {
             let name = upstream.spec.name.clone();
             let traffic = metrics.traffic(direction, &name, label);
-            Arc::new(Route { traffic, tcp: metrics.tcp(direction, &name), upstream, timeout, retries, bounds })
+            Arc::new(Route {
+                traffic,
+                tcp: metrics.tcp(direction, &name),
+                upstream,
+                timeout,
+                retries,
+                bounds,
+            })
         };
         let route = |direction, upstream, label: &str, timeout, retries| {
             route_within(direction, upstream, label, timeout, retries, both[direction as usize])
@@ -162,12 +169,7 @@ impl Mesh {
                     route(Direction::Outbound, upstream, "address", None, DEFAULT_RETRIES)
                 })
                 .collect(),
-            original: fixed(
-                Direction::Outbound,
-                "original",
-                DEFAULT_RETRIES,
-                model.outbound.connect_timeout,
-            ),
+            original: fixed(Direction::Outbound, "original", DEFAULT_RETRIES, model.outbound.connect_timeout),
             // Once, for a connection that the application closed as it was taken up. Whether to try
             // another endpoint is the caller's sidecar's to say.
             application: fixed(Direction::Inbound, "application", 1, model.inbound.connect_timeout),

@@ -48,7 +48,9 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunne
         let parsed = match timeout(bounds.head_timeout, conn.reader.request(&bounds)).await {
             Ok(Ok(parsed)) => parsed,
             Ok(Err(HeadError::Closed | HeadError::Lost(_))) => return Ended::Closed,
-            Ok(Err(HeadError::Refused(refused))) => return refuse(conn, handler, &bounds, refusal(refused)).await,
+            Ok(Err(HeadError::Refused(refused))) => {
+                return refuse(conn, handler, &bounds, refusal(refused)).await;
+            }
             // A client that has sent nothing waits for no answer; to a later request it would be one.
             Err(_) if conn.reader.is_blank() => return Ended::Closed,
             Err(_) => {
@@ -137,19 +139,12 @@ fn refusal(refused: Refused) -> Error {
         Refused::TooLarge => Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"),
         Refused::Version => Error::new(Reason::HttpVersion, "only HTTP/1.0, 1.1 and 2 are spoken here"),
         Refused::Unsupported(why) => Error::new(Reason::HttpUnsupported, why),
-        Refused::Expectation => {
-            Error::new(Reason::HttpExpectation, "only 100-continue can be expected here")
-        }
+        Refused::Expectation => Error::new(Reason::HttpExpectation, "only 100-continue can be expected here"),
     }
 }
 
 /// Answers what could not be read, and closes: where the next request begins is not known.
-async fn refuse<H: Handler>(
-    mut conn: Conn,
-    handler: &H,
-    bounds: &Bounds,
-    error: Error,
-) -> Ended<H::Tunnel> {
+async fn refuse<H: Handler>(mut conn: Conn, handler: &H, bounds: &Bounds, error: Error) -> Ended<H::Tunnel> {
     handler.refused(&error);
     let mut responder = Responder::H1(Answer {
         writer: &mut conn.writer,

@@ -10,8 +10,12 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
+use pannier::identity::Identity;
+use pannier::tls::{Alpn, Peer, Tls, server_name};
+
 use super::app::{self, Does};
 use super::frames::{DATA, END_HEADERS, End, Frames, GOAWAY, HEADERS, OK, frame, post, request};
+use super::support::authority::Authority;
 use super::support::loopback::{HOST, Loopback, upstream};
 use super::support::raw::{Raw, Witness, listen};
 use super::{CLEAN, answer, assert_refused, counted, refused};
@@ -357,4 +361,26 @@ async fn a_connection_that_is_not_taken_times_out() {
     raw.send(&request).await;
     assert_refused(&raw.rest().await, 503, "pool.connect_timeout", "an application");
     counted(&orders, "pool.connect_timeout", 1).await;
+}
+
+/// A caller that begins a handshake and does not go on.
+#[tokio::test]
+async fn a_handshake_that_stops_times_out() {
+    let (witness, app) = Witness::listen().await;
+    let files = tempfile::TempDir::with_prefix("pannier-handshake-").expect("a temporary directory");
+    let identity = Authority::new("cluster.local").issue_into(files.path(), "ns/shop/sa/orders");
+    let strict =
+        format!("application: {app}\ninbound: {{ mtls: strict, http: {{ header_timeout: 300ms }} }}\n");
+    let orders = Loopback::start("orders", &(identity.yaml() + &strict)).await;
+    let own = Tls::new(&Identity::load(identity.paths()).expect("an identity"));
+    let config = own.client(&Peer::TrustDomain("cluster.local".into()), Alpn::H2);
+    let to = orders.inbound();
+    let mut client = rustls::ClientConnection::new(config, server_name(to.ip())).expect("a client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("a hello");
+    let mut raw = Raw::connect(to).await;
+    raw.send(hello).await;
+    raw.rest().await;
+    counted(&orders, "tls.handshake", 1).await;
+    assert_eq!(witness.seen(), "", "the application was reached");
 }

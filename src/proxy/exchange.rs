@@ -4,24 +4,28 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pin_project_lite::pin_project;
 
+use crate::config::units::Rate;
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::Deadline;
-use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
+use crate::http::h1::parse::{ParsedResponse, Refused, is_own, is_status};
 use crate::http::h1::{Conn, HeadError, Reader};
-use crate::http::pump::{Broken, pump};
+use crate::http::pump::{Broken, pump, taken};
 use crate::http::{
     Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead,
     UPGRADE_FIELD, h2,
 };
 use crate::pool::Lease;
+
+/// Interim answers that one request may be given.
+const MAX_INTERIM: u8 = 64;
 
 /// What an exchange needs to know beside the message.
 pub(super) struct Terms<'a> {
@@ -36,6 +40,14 @@ pub(super) struct Terms<'a> {
     pub sidecar: bool,
     /// The application speaks HTTP/2.
     pub h2: bool,
+}
+
+impl Terms<'_> {
+    /// The least that must come of the request's body. Streams of gRPC may be as slow as they like:
+    /// they have deadlines of their own.
+    fn least(&self, head: &RequestHead, body: &Replay<'_, '_>) -> Option<Rate> {
+        if body.is_empty() || head.is_grpc() { None } else { self.bounds.least }
+    }
 }
 
 /// How an exchange ended well.
@@ -63,9 +75,10 @@ pub(super) async fn over_h1(
     let written = writer.written();
     writer.request(head, terms.host);
     let sending = Sending::new();
-    let send = pump(body, writer, terms.bounds.body_timeout);
+    let least = terms.least(head, body);
+    let send = pump(body, writer, terms.bounds.body_timeout).at_least(least);
     let receive = async {
-        let parsed = h1_head(reader, head, respond, terms, &written).await?;
+        let parsed = h1_head(reader, head, respond, terms, &written, &sending).await?;
         let status = parsed.head.status;
         if parsed.head.grants_tunnel(head) {
             Box::pin(grant(parsed.head, respond, terms)).await?;
@@ -93,10 +106,12 @@ async fn h1_head(
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
     written: &Cell<u64>,
+    sending: &Sending,
 ) -> Result<ParsedResponse> {
+    let mut interim_left = MAX_INTERIM;
     loop {
         let coming = |cx: &mut Context<'_>| reader.poll_response(cx, terms.bounds, &request.method);
-        let parsed = unless_gone(respond, terms.patience, coming).await?;
+        let parsed = unless_gone(respond, terms.patience, Some(sending), coming).await?;
         let parsed = parsed.map_err(|error| unread(error, written.get()))?;
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS if !parsed.head.grants_tunnel(request) => {
@@ -104,6 +119,7 @@ async fn h1_head(
             }
             StatusCode::SWITCHING_PROTOCOLS => return Ok(parsed),
             status if status.is_informational() => {
+                interim_left = interim_left.checked_sub(1).ok_or_else(endless)?;
                 Box::pin(interim(status, parsed.head.fields, respond, terms)).await?;
             }
             _ => return Ok(parsed),
@@ -124,22 +140,33 @@ fn unread(error: HeadError, written: u64) -> Error {
         HeadError::Lost(error) => lost(format!("the connection was lost within the answer's head: {error}")),
         HeadError::Refused(Refused::TooLarge) => malformed("its head is too large"),
         HeadError::Refused(Refused::Malformed(why) | Refused::Unsupported(why)) => malformed(why),
-        HeadError::Refused(Refused::Version) => malformed("its version is not HTTP/1"),
+        HeadError::Refused(Refused::Version | Refused::Expectation) => malformed("its version is not HTTP/1"),
     }
 }
 
 /// Waits for what comes from the upstream, as long as the downstream wants it and no longer than
-/// `patience`.
+/// `patience`. That ends only while nothing is sent any more: as long as the request's body goes, it
+/// is watched over there.
 async fn unless_gone<T>(
     respond: &mut Responder<'_>,
     patience: Duration,
+    sending: Option<&Sending>,
     mut coming: impl FnMut(&mut Context<'_>) -> Poll<T>,
 ) -> Result<T> {
     let mut patience = Deadline::new(patience);
+    let mut was_sending = sending.is_some_and(Sending::goes_on);
     poll_fn(|cx| match coming(cx) {
         Poll::Ready(come) => Poll::Ready(Ok(come)),
         Poll::Pending if respond.poll_gone(cx).is_ready() => Poll::Ready(Err(given_up())),
-        Poll::Pending => patience.poll(cx).map(|()| Err(silent())),
+        Poll::Pending => {
+            ready!(patience.poll(cx));
+            if !was_sending {
+                return Poll::Ready(Err(silent()));
+            }
+            was_sending = sending.is_some_and(Sending::goes_on);
+            patience.reset();
+            patience.poll(cx).map(|()| Err(silent()))
+        }
     })
     .await
 }
@@ -165,9 +192,10 @@ pub(super) async fn over_h2(
         return Box::pin(tunnel_over_h2(sink, response, head, respond, terms)).await;
     }
     let sending = Sending::new();
-    let send = pump(body, &mut sink, terms.bounds.body_timeout);
+    let least = terms.least(head, body);
+    let send = pump(body, &mut sink, terms.bounds.body_timeout).at_least(least);
     let receive = async {
-        let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
+        let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms, &sending).await?;
         let status = head_back.status;
         if !sending.is_done() {
             respond.last();
@@ -187,7 +215,9 @@ async fn tunnel_over_h2(
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
-    let (mut head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
+    // But for its head, such a request has nothing to send.
+    let sent = Sending(Cell::new(Sent::Wholly));
+    let (mut head_back, mut body) = h2_head(&mut response, &head.method, respond, terms, &sent).await?;
     if terms.sidecar
         && let Some(protocol) = head_back.fields.get(UPGRADE_FIELD)
     {
@@ -205,7 +235,7 @@ async fn tunnel_over_h2(
     }
     // It is an ordinary request then, without a body.
     sink.end(None);
-    let _ = poll_fn(|cx| sink.poll_flush(cx)).await;
+    let _ = taken(poll_fn(|cx| sink.poll_flush(cx)), terms.bounds.body_timeout).await;
     answer(head_back, &mut body, respond, terms).await?;
     Ok(Done { status, reusable: true, tunnel: None })
 }
@@ -215,20 +245,24 @@ async fn h2_head(
     method: &Method,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
+    sending: &Sending,
 ) -> Result<(ResponseHead, Body<'static>)> {
+    let mut interim_left = MAX_INTERIM;
     loop {
-        let next = unless_gone(respond, terms.patience, |cx| {
+        let next = unless_gone(respond, terms.patience, Some(sending), |cx| {
             if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                 return Poll::Ready(Ok(Err(interim)));
             }
             Pin::new(&mut *response).poll(cx).map(|r| r.map(Ok))
         });
         match next.await?.map_err(|error| reset(&error))? {
+            Ok(last) if !is_status(&last.status()) => return Err(malformed("the status is not a status")),
             Ok(last) => return Ok(h2::received(last, method)),
             Err(early) if early.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(malformed("it switches protocols, which HTTP/2 does not have"));
             }
             Err(early) => {
+                interim_left = interim_left.checked_sub(1).ok_or_else(endless)?;
                 let (parts, ()) = early.into_parts();
                 Box::pin(interim(parts.status, parts.headers.into(), respond, terms)).await?;
             }
@@ -246,7 +280,7 @@ async fn interim(
     if !terms.sidecar {
         fields.remove_where(is_own);
     }
-    respond.interim(status, fields).await.map_err(|_| given_up())
+    taken(respond.interim(status, fields), terms.bounds.body_timeout).await.map_err(not_answered)
 }
 
 /// Tells the downstream that it has the tunnel that it asked for.
@@ -254,7 +288,7 @@ async fn grant(mut head: ResponseHead, respond: &mut Responder<'_>, terms: &Term
     if !terms.sidecar {
         head.fields.remove_where(is_own);
     }
-    respond.tunnel(head).await.map_err(|_| given_up())
+    taken(respond.tunnel(head), terms.bounds.body_timeout).await.map_err(not_answered)
 }
 
 /// Carries the answer to the downstream. Once it has begun, nothing can be tried again.
@@ -272,7 +306,7 @@ async fn answer(
     // silent for long, so there the head goes ahead.
     let first = match head.length {
         Length::Sized(_) if !body.is_done() => {
-            unless_gone(respond, terms.bounds.body_timeout, |cx| body.poll_frame(cx)).await?
+            unless_gone(respond, terms.bounds.body_timeout, None, |cx| body.poll_frame(cx)).await?
         }
         _ => Ok(None),
     };
@@ -281,16 +315,22 @@ async fn answer(
     if let Some(data) = first {
         respond.data(data);
     }
-    pump(body, respond, terms.bounds.body_timeout).await.map_err(|broken| match broken {
+    // An answer may come as slowly as it likes: streams of events do.
+    pump(body, respond, terms.bounds.body_timeout).await.map_err(not_answered)
+}
+
+/// Why an answer did not reach the downstream.
+fn not_answered(broken: Broken) -> Error {
+    match broken {
         Broken::Sink(_) => given_up(),
-        Broken::Silent => silent(),
+        Broken::Silent | Broken::Slow => silent(),
         Broken::Stuck => {
-            Error::new(Reason::HttpDownstreamGone, "the downstream took nothing for http.body_timeout")
+            Error::new(Reason::HttpAnswerTimeout, "the downstream took nothing of its answer in time")
         }
         Broken::Source(BodyError::Malformed(why)) => malformed(why),
         Broken::Source(BodyError::Gone(error)) => cut(&error),
         Broken::Source(BodyError::Reset(error)) => cut(&error),
-    })
+    }
 }
 
 /// The first bytes of a body of known length.
@@ -319,6 +359,10 @@ enum Sent {
 impl Sending {
     fn new() -> Self {
         Self(Cell::new(Sent::Partly))
+    }
+
+    fn goes_on(&self) -> bool {
+        self.0.get() == Sent::Partly
     }
 
     fn is_done(&self) -> bool {
@@ -359,10 +403,17 @@ where
             match end {
                 Ok(()) => this.sending.0.set(Sent::Wholly),
                 Err(Broken::Sink(_)) => {}
-                Err(Broken::Stuck) => return Poll::Ready(Err(silent())),
                 Err(Broken::Silent) => {
                     let why = "the request's body stopped coming";
                     return Poll::Ready(Err(Error::new(Reason::HttpBodyTimeout, why)));
+                }
+                Err(Broken::Slow) => {
+                    let why = "the request's body comes more slowly than http.min_body_rate";
+                    return Poll::Ready(Err(Error::new(Reason::HttpBodySlow, why)));
+                }
+                Err(Broken::Stuck) => {
+                    let why = "the upstream took nothing of the request's body for http.body_timeout";
+                    return Poll::Ready(Err(Error::new(Reason::UpstreamTimeout, why)));
                 }
                 Err(Broken::Source(BodyError::Malformed(why))) => {
                     return Poll::Ready(Err(Error::new(Reason::HttpMalformed, why)));
@@ -392,6 +443,10 @@ fn lost(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 /// The answer ended before its end.
 fn cut(error: &dyn std::fmt::Display) -> Error {
     Error::new(Reason::UpstreamReset, format!("the answer's body was cut: {error}"))
+}
+
+fn endless() -> Error {
+    malformed("its interim answers have no end")
 }
 
 fn malformed(why: &'static str) -> Error {

@@ -79,6 +79,8 @@ reasons! {
     InterceptNotLocal = "intercept.not_local", FORBIDDEN, grpc 7, Downstream;
     /// Nothing says where the connection was meant to go.
     InterceptNoDestination = "intercept.no_destination", FORBIDDEN, grpc 7, Downstream;
+    /// The listener has `max_connections` open.
+    ListenFull = "listen.full", SERVICE_UNAVAILABLE, grpc 14, Pannier;
     /// The message has more than one reading, or none (RFC 9112).
     HttpMalformed = "http.malformed", BAD_REQUEST, grpc 13, Downstream;
     /// The head is larger than `http.max_header_bytes`, or has too many fields.
@@ -87,10 +89,19 @@ reasons! {
     HttpHeadTimeout = "http.head_timeout", REQUEST_TIMEOUT, grpc 4, Downstream;
     /// The body stopped arriving for longer than `http.body_timeout`.
     HttpBodyTimeout = "http.body_timeout", REQUEST_TIMEOUT, grpc 4, Downstream;
+    /// The body came more slowly than `http.min_body_rate`.
+    HttpBodySlow = "http.body_slow", REQUEST_TIMEOUT, grpc 4, Downstream;
+    /// Nothing of the answer was taken for longer than `http.body_timeout`.
+    HttpAnswerTimeout = "http.answer_timeout", REQUEST_TIMEOUT, grpc 4, Downstream;
     /// The HTTP version is not 1.0, 1.1 or 2.
     HttpVersion = "http.version", HTTP_VERSION_NOT_SUPPORTED, grpc 12, Downstream;
     /// The method or transfer coding is not carried here.
     HttpUnsupported = "http.unsupported", NOT_IMPLEMENTED, grpc 12, Downstream;
+    /// The request expects something other than 100 (Continue).
+    HttpExpectation = "http.expectation", EXPECTATION_FAILED, grpc 12, Downstream;
+    /// An HTTP/2 peer sends frames that neither ask for nor bring anything, faster than any use of
+    /// the protocol takes.
+    HttpFlood = "http.flood", TOO_MANY_REQUESTS, grpc 8, Downstream;
     /// The downstream went away before its answer.
     HttpDownstreamGone = "http.downstream_gone", BAD_REQUEST, grpc 1, Downstream;
     /// No route takes the request, and there is no original destination.

@@ -5,9 +5,11 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::model::{InboundMtls, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis};
+use crate::config::model::{
+    Direction, InboundMtls, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis,
+};
 use crate::config::units::OneOrMany;
-use crate::config::{self, Problem};
+use crate::config::{self, Plain, Problem};
 
 /// The file cannot be read.
 const UNREADABLE: u8 = 2;
@@ -46,7 +48,8 @@ fn outcome(file: &Path) -> (String, String, u8) {
 /// What a model means.
 fn explain(model: &Model) -> String {
     let mut out = String::new();
-    for table in [mtls(model), listeners(model), routes(model), upstreams(model), limits(model)] {
+    for table in [mtls(model), listeners(model), http(model), routes(model), upstreams(model), limits(model)]
+    {
         table.write(&mut out);
     }
     let warnings = config::warnings(model);
@@ -109,8 +112,29 @@ fn listeners(model: &Model) -> Table {
     table
 }
 
+/// The limits of each direction, as they hold.
+fn http(model: &Model) -> Table {
+    let mut table = Table::new("HTTP", &["limit", "outbound", "inbound"]);
+    let [out, inn] = [Direction::Outbound, Direction::Inbound].map(|direction| model.http(direction));
+    let mut row = |name: &str, out: &dyn fmt::Display, inn: &dyn fmt::Display| {
+        table.row([name.to_owned(), out.to_string(), inn.to_string()]);
+    };
+    row("max_connections", &model.outbound.max_connections, &model.inbound.max_connections);
+    row("connect_timeout", &model.outbound.connect_timeout, &model.inbound.connect_timeout);
+    row("max_streams", &out.max_streams, &inn.max_streams);
+    row("max_header_bytes", &out.max_header_bytes, &inn.max_header_bytes);
+    row("max_headers", &out.max_headers, &inn.max_headers);
+    row("header_timeout", &out.header_timeout, &inn.header_timeout);
+    row("body_timeout", &out.body_timeout, &inn.body_timeout);
+    row("min_body_rate", &out.min_body_rate, &inn.min_body_rate);
+    row("idle_timeout", &out.idle_timeout, &inn.idle_timeout);
+    table
+}
+
 fn routes(model: &Model) -> Table {
-    let mut table = Table::new("ROUTES", &["host", "path", "upstream", "timeout", "retries", ""]);
+    let columns = ["host", "path", "upstream", "timeout", "body_timeout", "min_body_rate", "retries", ""];
+    let mut table = Table::new("ROUTES", &columns);
+    let http = model.http(Direction::Outbound);
     for route in &model.routes {
         for host in route.host.as_slice() {
             table.row([
@@ -118,14 +142,17 @@ fn routes(model: &Model) -> Table {
                 path(&route.path),
                 route.upstream.clone(),
                 route.timeout.map_or("none".into(), |timeout| timeout.to_string()),
+                route.body_timeout.unwrap_or(http.body_timeout).to_string(),
+                route.min_body_rate.unwrap_or(http.min_body_rate).to_string(),
                 route.retries.to_string(),
             ]);
         }
     }
     for (upstream, address) in model.implicit_routes() {
         let (timeout, retries) = ("none".into(), config::model::Route::default_retries().to_string());
+        let (body, rate) = (http.body_timeout.to_string(), http.min_body_rate.to_string());
         let note = "by its address".into();
-        table.row([address.to_string(), "/".into(), upstream.into(), timeout, retries, note]);
+        table.row([address.to_string(), "/".into(), upstream.into(), timeout, body, rate, retries, note]);
     }
     let rest = if model.upstreams.is_empty() { "everything" } else { "everything else" };
     table.row([rest, "", "its original destination"]);
@@ -229,7 +256,7 @@ impl Table {
     }
 
     fn row<const N: usize>(&mut self, cells: [impl Into<String>; N]) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+        self.rows.push(cells.into_iter().map(|cell| Plain(&cell.into()).to_string()).collect());
     }
 
     /// Writes the table; one that has no row but its head is left out.
@@ -284,11 +311,12 @@ upstreams:
             mtls: { peer: spiffe://td/ns/shop/sa/orders } }
   mail: { address: mail:25, endpoints: [10.0.0.1:25, 10.0.0.2:25], mtls: { mode: off } }
 routes:
-  - { host: [Orders.Shop, orders], path: { exact: /v1 }, upstream: orders, timeout: 1500ms }
+  - { host: [Orders.Shop, orders], path: { exact: /v1 }, upstream: orders, timeout: 1500ms,
+      body_timeout: 10m }
 limits:
   - { name: writes, host: orders, method: [POST, PUT], key: [caller, 'header:X-Tenant'], rate: 90/m }
 redis: { url: 'redis://r:hush@h' }
-inbound: { mtls: strict, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
+inbound: { mtls: strict, http: { body_timeout: 1m, min_body_rate: off }, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
 ",
         );
         assert_eq!((stderr.as_str(), code), ("", 0));
@@ -298,9 +326,12 @@ inbound: { mtls: strict, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
             "inbound strict: mTLS only",
             "allowed spiffe://td/* every method /v1",
             "inbound 0.0.0.0:15006, [::]:15006",
-            "orders.shop = /v1 orders 1500ms 2",
-            "orders = /v1 orders 1500ms 2",
-            "mail:25 / mail none 2 by its address",
+            "max_connections 16384 16384",
+            "body_timeout 5m 1m",
+            "min_body_rate 600/m off",
+            "orders.shop = /v1 orders 1500ms 10m 600/m 2",
+            "orders = /v1 orders 1500ms 10m 600/m 2",
+            "mail:25 / mail none 5m 600/m 2 by its address",
             "everything else its original destination",
             "orders orders.shop:8080 orders-all:8080 require spiffe://td/ns/shop/sa/orders 200 no bound no bound",
             "mail mail:25 10.0.0.1:25, 10.0.0.2:25 off 1024 no bound no bound",
@@ -321,6 +352,22 @@ inbound: { mtls: strict, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
         );
         assert!(stderr.contains("pannier.yaml:2:10: workers: expected a whole number from 1"), "{stderr}");
         assert!(stderr.ends_with("2 faults\n"), "{stderr}");
+    }
+
+    #[test]
+    fn a_configuration_does_not_write_on_the_terminal() {
+        let clear = "\\e[2J";
+        for text in [
+            format!("upstreams: {{ \"a{clear}\": {{ address: a:80 }} }}"),
+            format!("workers: \"{clear}\""),
+            format!("\"{clear}\": 1"),
+            format!("identity: {{ certificate: \"{clear}\", key: k, bundle: b }}"),
+            format!("inbound: {{ allow: [ {{ caller: \"{clear}\" }} ] }}"),
+        ] {
+            let (stdout, stderr, _) = check(&text);
+            let shown = stdout + &stderr;
+            assert!(shown.contains(r"\u{1b}[2J") && !shown.contains('\u{1b}'), "{text}: {shown:?}");
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) fn check(model: &Model, root: &Node, faults: &mut Vec<Fault>) {
     checker.inbound(model);
     checker.ports(model);
     checker.redis(model);
-    checker.http(&model.http);
+    checker.http(model);
 }
 
 /// A key or element, and where it stands in the text: at itself, or at the nearest thing above
@@ -166,10 +166,8 @@ impl<'a> Checker<'a, '_> {
         self.not_zero(&root.key("dns").key("timeout"), model.dns.timeout);
         self.not_zero(&root.key("outbound").key("detect_timeout"), model.outbound.detect_timeout);
         self.not_zero(&root.key("inbound").key("detect_timeout"), model.inbound.detect_timeout);
-        let http = root.key("http");
-        self.not_zero(&http.key("header_timeout"), model.http.header_timeout);
-        self.not_zero(&http.key("body_timeout"), model.http.body_timeout);
-        self.not_zero(&http.key("idle_timeout"), model.http.idle_timeout);
+        self.not_zero(&root.key("outbound").key("connect_timeout"), model.outbound.connect_timeout);
+        self.not_zero(&root.key("inbound").key("connect_timeout"), model.inbound.connect_timeout);
         for (name, upstream) in &model.upstreams {
             let place = root.key("upstreams").key(name).key("connect_timeout");
             self.not_zero(&place, upstream.connect_timeout);
@@ -177,6 +175,9 @@ impl<'a> Checker<'a, '_> {
         for (route, place) in model.routes.iter().zip(root.key("routes").items()) {
             if route.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
                 self.fault(&place.key("timeout"), "nothing is done in no time; leave it out for no timeout");
+            }
+            if let Some(time) = route.body_timeout {
+                self.not_zero(&place.key("body_timeout"), time);
             }
         }
     }
@@ -407,15 +408,26 @@ impl<'a> Checker<'a, '_> {
         }
     }
 
-    fn http(&mut self, http: &Http) {
+    fn http(&mut self, model: &Model) {
+        let root = self.root.clone();
+        self.http_of(&root.key("http"), &model.http);
+        // What is written there, with what it does not say from above: a fault there is found there.
+        for (key, own) in [("outbound", &model.outbound.http), ("inbound", &model.inbound.http)] {
+            self.http_of(&root.key(key).key("http"), &Http::default().with(own));
+        }
+    }
+
+    fn http_of(&mut self, place: &Place<'_>, http: &Http) {
         let (least, most) = (Size(1 << 10), Size(1 << 20));
         if !(least..=most).contains(&http.max_header_bytes) {
-            let place = self.root.key("http").key("max_header_bytes");
-            self.fault(&place, format!("expected from {least} to {most}"));
+            self.fault(&place.key("max_header_bytes"), format!("expected from {least} to {most}"));
         }
-        if http.max_headers.get() > 10_000 {
-            self.fault(&self.root.key("http").key("max_headers"), "expected at most 10000");
+        if http.max_headers.get() > MOST_HEADERS {
+            self.fault(&place.key("max_headers"), format!("expected at most {MOST_HEADERS}"));
         }
+        self.not_zero(&place.key("header_timeout"), http.header_timeout);
+        self.not_zero(&place.key("body_timeout"), http.body_timeout);
+        self.not_zero(&place.key("idle_timeout"), http.idle_timeout);
     }
 }
 

@@ -5,13 +5,18 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::model::*;
-use super::units::{OneOrMany, Size, Time};
+use super::units::{ByteRate, OneOrMany, Rate, Size, Time};
 
 /// Ports of protocols in which the server speaks first, or that are known not to be HTTP: SMTP,
 /// submission, MySQL, PostgreSQL, Redis, Elasticsearch transport, memcached.
 const OPAQUE_PORTS: [u16; 7] = [25, 587, 3306, 5432, 6379, 9300, 11211];
 
 const DETECT_TIMEOUT: Time = Time(Duration::from_millis(100));
+
+/// One lost SYN is sent again after a second.
+const CONNECT_TIMEOUT: Time = seconds(2);
+
+const MAX_CONNECTIONS: NonZeroU32 = NonZeroU32::new(16_384).expect("not zero");
 
 const fn seconds(n: u64) -> Time {
     Time(Duration::from_secs(n))
@@ -51,13 +56,24 @@ impl Default for Outbound {
             on_mismatch: OnMismatch::default(),
             opaque_ports: OPAQUE_PORTS.into(),
             detect_timeout: DETECT_TIMEOUT,
+            max_connections: MAX_CONNECTIONS,
+            connect_timeout: CONNECT_TIMEOUT,
+            http: HttpOverrides::default(),
         }
     }
 }
 
 impl Default for Inbound {
     fn default() -> Self {
-        Self { mtls: None, allow: None, opaque_ports: OPAQUE_PORTS.into(), detect_timeout: DETECT_TIMEOUT }
+        Self {
+            mtls: None,
+            allow: None,
+            opaque_ports: OPAQUE_PORTS.into(),
+            detect_timeout: DETECT_TIMEOUT,
+            max_connections: MAX_CONNECTIONS,
+            connect_timeout: CONNECT_TIMEOUT,
+            http: HttpOverrides::default(),
+        }
     }
 }
 
@@ -66,8 +82,10 @@ impl Default for Http {
         Self {
             max_header_bytes: Size(64 << 10),
             max_headers: NonZeroU32::new(100).expect("not zero"),
+            max_streams: NonZeroU32::new(1000).expect("not zero"),
             header_timeout: seconds(10),
             body_timeout: seconds(300),
+            min_body_rate: ByteRate(Some(Rate { count: 600, per: Duration::from_secs(60) })),
             idle_timeout: seconds(3600),
         }
     }
@@ -104,9 +122,8 @@ impl Upstream {
         NonZeroU32::new(1024).expect("not zero")
     }
 
-    /// One lost SYN is sent again after a second.
     pub(super) fn default_connect_timeout() -> Time {
-        seconds(2)
+        CONNECT_TIMEOUT
     }
 
     pub(super) fn default_idle_timeout() -> Time {

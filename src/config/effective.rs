@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::num::NonZeroU32;
 
-use super::model::{InboundMtls, Limit, Model, MtlsMode, Upstream};
+use super::model::{Direction, Http, InboundMtls, Limit, Model, MtlsMode, Upstream};
 use super::syntax::HostPattern;
 use super::units::HostPort;
 
@@ -26,6 +26,14 @@ impl Model {
             None => InboundMtls::Off,
             Some(_) => self.inbound.mtls.unwrap_or(InboundMtls::Permissive),
         }
+    }
+
+    /// The limits on HTTP messages of one direction.
+    pub fn http(&self, direction: Direction) -> Http {
+        self.http.with(match direction {
+            Direction::Outbound => &self.outbound.http,
+            Direction::Inbound => &self.inbound.http,
+        })
     }
 
     /// The routes that nobody wrote: from each upstream's `address` to itself, every path, unless
@@ -56,6 +64,7 @@ impl Limit {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::config::parse;
 
     #[test]
@@ -76,6 +85,25 @@ routes:
         .unwrap();
         let implicit: Vec<_> = model.implicit_routes().map(|(name, to)| format!("{name} {to}")).collect();
         assert_eq!(implicit, ["c c.shop:80", "d [fd00::7]:80"]);
+    }
+
+    #[test]
+    fn a_direction_has_what_it_says_and_the_rest_of_all() {
+        let model = parse(
+            "http: { body_timeout: 1m, max_streams: 5 }
+inbound: { http: { body_timeout: 2m, min_body_rate: off } }
+",
+            "t",
+        )
+        .unwrap();
+        let (out, inn) = (model.http(Direction::Outbound), model.http(Direction::Inbound));
+        assert_eq!(out, model.http);
+        assert_eq!((out.body_timeout.to_string(), inn.body_timeout.to_string()), ("1m".into(), "2m".into()));
+        assert_eq!(
+            (out.min_body_rate.to_string(), inn.min_body_rate.to_string()),
+            ("600/m".into(), "off".into())
+        );
+        assert_eq!((inn.max_streams.get(), inn.max_headers.get()), (5, 100));
     }
 
     #[test]

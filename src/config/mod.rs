@@ -23,7 +23,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 pub use model::Model;
-pub use problem::{Problem, Problems};
+pub use problem::{Plain, Problem, Problems};
 pub use syntax::HostPattern;
 pub use warn::{Warning, warnings};
 

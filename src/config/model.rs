@@ -1,6 +1,8 @@
 //! What a user writes, one to one with the YAML. Every field has a default that a careful
 //! operator would choose; unknown fields are errors.
 
+mod http;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,7 +15,8 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::text::{addresses, socket, socket_list};
-use super::units::{Addresses, HostPort, OneOrMany, Rate, Size, Time};
+use super::units::{Addresses, ByteRate, HostPort, OneOrMany, Rate, Time};
+pub use http::{Http, HttpOverrides, MOST_HEADERS};
 
 /// A sidecar's whole configuration. An empty file is valid.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -46,7 +49,8 @@ pub struct Model {
     /// The Redis that mesh-wide limits share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<Redis>,
-    /// Limits on HTTP messages, both directions.
+    /// Limits on HTTP messages, both directions; `outbound.http` and `inbound.http` say what
+    /// differs for one.
     pub http: Http,
     /// How the sidecar stops.
     pub drain: Drain,
@@ -175,6 +179,12 @@ pub struct Route {
     /// From the request's head to the end of the answer. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Time>,
+    /// As `http.body_timeout`, for what takes this route. Default: the direction's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_timeout: Option<Time>,
+    /// As `http.min_body_rate`, for what takes this route. Default: the direction's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_body_rate: Option<ByteRate>,
     /// How often a request that failed may be sent again, where that is safe. Default 2.
     #[serde(default = "Route::default_retries")]
     pub retries: u8,
@@ -330,6 +340,14 @@ pub struct Outbound {
     /// How long a silent new connection waits before its original destination is dialled, so
     /// that a server that speaks first is heard. Default 100ms.
     pub detect_timeout: Time,
+    /// The most connections that the application may have open; what comes beyond is closed.
+    /// Default 16384.
+    pub max_connections: NonZeroU32,
+    /// How long a connection to an original destination that is no upstream's may take. Default 2s.
+    pub connect_timeout: Time,
+    /// What differs from `http` for what the pod sends.
+    #[serde(skip_serializing_if = "HttpOverrides::is_empty")]
+    pub http: HttpOverrides,
 }
 
 /// What to do with a request whose host and original address disagree.
@@ -360,6 +378,13 @@ pub struct Inbound {
     pub opaque_ports: Vec<u16>,
     /// As outbound's.
     pub detect_timeout: Time,
+    /// The most connections that callers may have open; what comes beyond is closed. Default 16384.
+    pub max_connections: NonZeroU32,
+    /// How long a connection to the application may take. Default 2s.
+    pub connect_timeout: Time,
+    /// What differs from `http` for what is sent to the pod.
+    #[serde(skip_serializing_if = "HttpOverrides::is_empty")]
+    pub http: HttpOverrides,
 }
 
 /// Which connections are let in.
@@ -430,23 +455,6 @@ impl fmt::Debug for Redis {
             .field("prefix", &self.prefix)
             .finish()
     }
-}
-
-/// Limits on HTTP messages.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Http {
-    /// The largest head, request line included. Default 64KiB.
-    pub max_header_bytes: Size,
-    /// The most fields in a head. Default 100.
-    pub max_headers: NonZeroU32,
-    /// From a request's first byte to the end of its head. Default 10s.
-    pub header_timeout: Time,
-    /// The longest silence inside a body, or before an answer. Default 5m.
-    pub body_timeout: Time,
-    /// How long a client's connection may idle between requests. Default 1h: longer than the
-    /// application's own, so that it is the application that closes.
-    pub idle_timeout: Time,
 }
 
 /// How the sidecar stops, on SIGTERM or `POST /drain`.

@@ -61,14 +61,38 @@ impl fmt::Display for Problems {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.source)?;
+        write!(f, "{}", Plain(&self.source))?;
         for place in [self.line, self.column].into_iter().flatten() {
             write!(f, ":{place}")?;
         }
         if !self.path.is_empty() {
-            write!(f, ": {}", self.path)?;
+            write!(f, ": {}", Plain(&self.path))?;
         }
-        write!(f, ": {}", self.message)
+        write!(f, ": {}", Plain(&self.message))
+    }
+}
+
+/// Text of a user as it may be shown on a terminal: what would move its cursor, colour it or turn
+/// its direction is written as an escape.
+#[derive(Debug, Clone, Copy)]
+pub struct Plain<'a>(pub &'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Controls, and marks of direction (UAX #9).
+        let unsafe_to_show = |c: char| {
+            c.is_control()
+                || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        let mut rest = self.0;
+        while let Some(at) = rest.find(unsafe_to_show) {
+            let (before, from) = rest.split_at(at);
+            let mut chars = from.chars();
+            f.write_str(before)?;
+            chars.next().map_or(Ok(()), |c| write!(f, "{}", c.escape_default()))?;
+            rest = chars.as_str();
+        }
+        f.write_str(rest)
     }
 }
 
@@ -90,6 +114,13 @@ pub(super) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_moves_the_cursor() {
+        assert_eq!(Plain("orders, \u{e9}\u{1f600}").to_string(), "orders, \u{e9}\u{1f600}");
+        let shown = Plain("a\u{1b}[2J\r\nb\u{7f}\u{9b}\u{202e}c").to_string();
+        assert_eq!(shown, r"a\u{1b}[2J\r\nb\u{7f}\u{9b}\u{202e}c");
+    }
 
     #[test]
     fn suggests_what_is_near() {

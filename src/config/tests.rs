@@ -195,6 +195,8 @@ fn routes() {
     fault(&with("host: '*.shop'"), "4:26: routes[1].host: `*.shop` is not a host: `*` stands alone");
     fault(&with("path: /v1/*"), "4:26: routes[1].path: `/v1/*` is not a path: there are no wildcards");
     fault(&with("timeout: 0s"), "4:29: routes[1].timeout: nothing is done in no time");
+    fault(&with("body_timeout: 0s"), "4:34: routes[1].body_timeout: nothing is done in no time");
+    fault(&with("min_body_rate: x"), "4:35: routes[1].min_body_rate: `x` is not a rate");
 }
 
 #[test]
@@ -309,7 +311,17 @@ fn other_values_that_cannot_be_meant() {
     fault("dns: { servers: ['10.0.0.1:0'] }", "1:18: dns.servers[0]: the port is 0");
     fault("http: { header_timeout: 0s }", "1:25: http.header_timeout: nothing is done in no time");
     fault("http: { max_header_bytes: 10 }", "1:27: http.max_header_bytes: expected from 1KiB to 1MiB");
-    fault("http: { max_headers: 100000 }", "1:22: http.max_headers: expected at most 10000");
+    fault("http: { max_headers: 257 }", "1:22: http.max_headers: expected at most 256");
+    fault("http: { max_streams: 0 }", "1:22: http.max_streams: expected a whole number from 1");
+    fault("http: { min_body_rate: 0 }", "1:24: http.min_body_rate: `0` is not a rate");
+    fault("inbound: { http: { body_timeout: 0s } }", "1:34: inbound.http.body_timeout: nothing is done in");
+    fault(
+        "outbound: { http: { max_headers: 999 } }",
+        "1:34: outbound.http.max_headers: expected at most 256",
+    );
+    fault("outbound: { http: { max_strems: 9 } }", "1:21: outbound.http.max_strems: `max_strems` is no key");
+    fault("outbound: { max_connections: 0 }", "1:30: outbound.max_connections: expected a whole number");
+    fault("inbound: { connect_timeout: 0s }", "1:29: inbound.connect_timeout: nothing is done in no time");
     fault("inbound: { opaque_ports: [0] }", "1:27: inbound.opaque_ports[0]: expected a port");
     fault("inbound: { opaque_ports: [25, 25] }", "1:31: inbound.opaque_ports[1]: 25 is in the list already");
     fault("redis: { url: 'http://x' }", "1:15: redis.url: the scheme `http` is not known");

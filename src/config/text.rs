@@ -13,7 +13,7 @@ use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::model::KeyPart;
-use super::units::{Addresses, HostPort, OneOrMany, Rate, Size, Time};
+use super::units::{Addresses, ByteRate, HostPort, OneOrMany, Rate, Size, Time};
 
 /// A type that is written as text: reads it with its own words for what was expected, writes it,
 /// and describes it to the schema.
@@ -58,6 +58,11 @@ textual!(Rate, "a rate, as `500/s`, `30/m`, `1000/h` or `10000/d`", {
     "type": "string",
     "description": "A rate: 500/s, 30/m, 1000/h, 10000/d",
     "pattern": "^[0-9]+/(s|m|h|d)$"
+});
+textual!(ByteRate, "bytes per time, as `600/m` or `240/s`, or `off`", {
+    "type": "string",
+    "description": "Bytes per time: 600/m, 240/s; or off",
+    "pattern": "^([0-9]+/(s|m|h|d)|off)$"
 });
 textual!(HostPort, "`host:port`, as `orders.shop:8080` or `[fd00::7]:80`", {
     "type": "string",

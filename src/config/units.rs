@@ -28,6 +28,10 @@ pub struct Rate {
     pub per: Duration,
 }
 
+/// Bytes per time, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRate(pub Option<Rate>);
+
 /// A DNS name or address, with a port: `orders.shop:8080`, `10.0.0.7:80`, `[fd00::7]:80`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort {
@@ -211,6 +215,26 @@ impl fmt::Display for Rate {
     }
 }
 
+impl FromStr for ByteRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(ByteRate(None)),
+            _ => text.parse().map(|rate| ByteRate(Some(rate))).map_err(|why: String| why + ", or `off`"),
+        }
+    }
+}
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(rate) => rate.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
 impl FromStr for HostPort {
     type Err = String;
 
@@ -380,6 +404,9 @@ mod tests {
         for text in ["", "5", "/s", "5/", "5/ms", "+5/s", "-5/s", "5 /s", "1.5/s", "5/s/s"] {
             assert!(text.parse::<Rate>().unwrap_err().contains("is not a rate"), "{text:?}");
         }
+        assert_eq!("off".parse(), Ok(ByteRate(None)));
+        assert_eq!("30/m".parse::<ByteRate>().unwrap().to_string(), "30/m");
+        assert!("0".parse::<ByteRate>().unwrap_err().ends_with("or `off`"));
         assert!("0/s".parse::<Rate>().unwrap_err().contains("at least 1"));
         assert!("4294967296/s".parse::<Rate>().unwrap_err().contains("at most 4294967295"));
         assert!("99999999999999999999/s".parse::<Rate>().unwrap_err().contains("at most 4294967295"));

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use super::model::{InboundMtls, KeyPart, Model, MtlsMode, Scope};
+use super::problem::Plain;
 use super::units::{Host, HostPort};
 
 /// Something that works otherwise than one may think.
@@ -18,9 +19,9 @@ pub struct Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            write!(f, "{}: ", Plain(&self.path))?;
         }
-        f.write_str(&self.message)
+        Plain(&self.message).fmt(f)
     }
 }
 

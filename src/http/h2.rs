@@ -1,6 +1,9 @@
 //! HTTP/2 (RFC 9113) by the `h2` crate: between sidecars, from applications that begin with the
 //! preface, and to applications whose callers spoke it.
 
+mod watch;
+
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -8,18 +11,21 @@ use std::time::Duration;
 
 use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
 use bytes::Bytes;
-use http::uri::PathAndQuery;
-use http::uri::Scheme;
+use futures_util::FutureExt;
+use http::header::{CONTENT_LENGTH, COOKIE, HOST};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::h1::parse::is_own;
+use super::h1::parse::{content_length, is_host_and_port, is_own, is_path};
+use super::pump::taken;
 use super::{
     Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD,
 };
 use crate::error::{Error, Reason};
+use watch::{Seen, Verdict, Watch, Watched};
 
 /// The preface that tells HTTP/2 from everything else (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -30,11 +36,25 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 256 << 10;
 
-/// Requests that a peer may have open on one connection.
+/// Requests that we may have open on one connection until the peer says how many, and streams that
+/// are remembered after they were reset.
 const MAX_STREAMS: u32 = 1000;
+
+/// How many clients a connection between sidecars is held to carry, where a bound is meant for one.
+const CLIENTS: u32 = 16;
+
+/// Streams that a peer may make us reset by breaking the protocol, in a connection's whole life.
+const MAX_ERRORS: usize = 1024;
+
+/// Bytes that DATA frames which wait to be taken may cost beside what is in them: so much that messages
+/// of 20 bytes fill the windows before it, since what it bounds ends the connection.
+const FRAME_OVERHEAD: usize = 16 << 20;
 
 /// How long the preface and settings may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a peer may take to read why its connection ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Fields of one hop, which HTTP/2 has no place for (RFC 9113 section 8.2.2).
 const HOP_FIELDS: [&str; 5] =
@@ -46,25 +66,27 @@ pub async fn serve<H: Handler + 'static>(
     handler: Rc<H>,
 ) -> Result<(), ::h2::Error> {
     let bounds = handler.bounds();
-    let mut builder = server::Builder::new();
-    if handler.shares_connections() {
-        // One caller's cancelled requests are no attack by its neighbours on the connection.
-        builder
-            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-            .max_concurrent_reset_streams(MAX_STREAMS as usize)
-            .max_local_error_reset_streams(None);
-    }
-    let handshake = builder
+    // One caller's cancelled requests are no attack by its neighbours on the connection.
+    let clients = if handler.shares_connections() { CLIENTS } else { 1 };
+    let seen = Seen::new(clients);
+    let handshake = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(list_size(bounds.head_bytes, bounds.fields))
-        .handshake(io);
+        .max_concurrent_streams(bounds.streams)
+        // What is cancelled before we have looked at it is bounded by the watch, over time.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_concurrent_reset_streams(MAX_STREAMS as usize)
+        .max_local_error_reset_streams(Some(MAX_ERRORS * clients as usize))
+        .data_frame_budget(FRAME_OVERHEAD)
+        .max_header_list_size(list_size(&bounds))
+        .handshake(Watched::new(io, seen.clone()));
     let Ok(connection) = timeout(HANDSHAKE.min(bounds.head_timeout), handshake).await else {
+        handler.refused(&Error::new(Reason::HttpHeadTimeout, "the HTTP/2 preface did not arrive in time"));
         return Ok(());
     };
     let mut connection = connection?;
+    let mut watch = Watch::new(seen.clone(), &bounds);
     let mut closing = handler.closing();
     let mut told = false;
     loop {
@@ -72,11 +94,36 @@ pub async fn serve<H: Handler + 'static>(
             biased;
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    let handler = handler.clone();
-                    spawn_local(async move { stream(request, respond, &*handler).await });
+                    let (handler, open) = (handler.clone(), seen.open());
+                    spawn_local(async move {
+                        let _open = open;
+                        stream(request, respond, &*handler).await;
+                    });
                 }
-                Some(Err(error)) => return Err(error),
+                Some(Err(error)) => {
+                    if let Some(refused) = broke_the_protocol(&error) {
+                        handler.refused(&refused);
+                    }
+                    return Err(error);
+                }
                 None => return Ok(()),
+            },
+            verdict = poll_fn(|cx| watch.poll(cx)) => match verdict {
+                Verdict::Malformed => {
+                    handler.refused(&Error::new(Reason::HttpMalformed, "a stream that is not HTTP/2"));
+                }
+                Verdict::Refused(error) => {
+                    handler.refused(&error);
+                    connection.abrupt_shutdown(Code::ENHANCE_YOUR_CALM);
+                    let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
+                    return Ok(());
+                }
+                // It was asked to go, and does not answer.
+                Verdict::Idle if told => return Ok(()),
+                Verdict::Idle => {
+                    told = true;
+                    connection.graceful_shutdown();
+                }
             },
             () = &mut closing, if !told => {
                 told = true;
@@ -87,11 +134,28 @@ pub async fn serve<H: Handler + 'static>(
     }
 }
 
+/// What the crate found wrong with a connection, if it was that.
+fn broke_the_protocol(error: &::h2::Error) -> Option<Error> {
+    let ours = error.is_library() && error.is_go_away();
+    let reason = match error.reason() {
+        Some(Code::NO_ERROR) => return None,
+        Some(Code::ENHANCE_YOUR_CALM) => Reason::HttpFlood,
+        _ => Reason::HttpMalformed,
+    };
+    ours.then(|| Error::new(reason, format!("not HTTP/2 as it should be: {error}")))
+}
+
 async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendResponse<Bytes>, handler: &H) {
     let (parts, recv) = request.into_parts();
-    let mut responder = Responder::H2(Answer { respond, method: parts.method.clone(), sink: None });
+    let mut answer = Answer { respond, method: parts.method.clone(), sink: None };
+    if poll_fn(|cx| answer.poll_gone(cx)).now_or_never().is_some() {
+        // Cancelled before we looked: nothing is begun for it.
+        return;
+    }
+    let mut responder = Responder::H2(answer);
     let mut body = if recv.is_end_stream() { Body::Empty } else { Body::H2(recv) };
-    match request_head(parts, &body, &handler.bounds()) {
+    let bounds = handler.bounds();
+    match request_head(parts, &body, &bounds) {
         Ok(mut head) => {
             if let Next::Tunnel(other) = handler.handle(&mut head, &mut body, &mut responder).await {
                 Box::pin(handler.tunnel(other, &mut body, &mut responder)).await;
@@ -99,7 +163,7 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
         }
         Err(error) => {
             handler.refused(&error);
-            let _ = responder.refusal(&error, false).await;
+            let _ = taken(responder.refusal(&error, false), bounds.body_timeout).await;
         }
     }
     if let Responder::H2(answer) = responder {
@@ -110,47 +174,46 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
 fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -> Result<RequestHead, Error> {
     let malformed = |why: &'static str| Error::new(Reason::HttpMalformed, why);
     let mut headers = parts.headers;
-    within(&parts.method, &parts.uri, &headers, bounds)?;
+    // RFC 9113 section 8.2.1. In HTTP/1 it would not be of the value.
+    if headers.values().any(|value| matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t'])) {
+        return Err(malformed("a field's value begins or ends with white space"));
+    }
+    measure(&parts.method, &parts.uri, &headers, bounds)?;
     if HOP_FIELDS.iter().any(|name| headers.contains_key(*name)) {
         return Err(malformed("a field of one connection, which HTTP/2 does not have"));
     }
-    if headers.get("te").is_some_and(|v| v != "trailers") {
+    if headers.get_all("te").iter().any(|v| v != "trailers") {
         return Err(malformed("TE may only say trailers"));
     }
-    let host = headers.remove(http::header::HOST);
-    let authority = match (parts.uri.authority().cloned(), host) {
-        (Some(authority), None) => Some(authority),
-        (Some(authority), Some(host))
-            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
-        {
-            Some(authority)
-        }
-        (Some(_), Some(_)) => return Err(malformed("Host is not :authority")),
-        (None, Some(host)) => {
-            Some(host.as_bytes().try_into().map_err(|_| malformed("Host is not an authority"))?)
-        }
-        (None, None) => None,
-    };
-    if authority.as_ref().is_some_and(|a| a.as_str().contains('@')) {
-        return Err(malformed("an authority with user information"));
+    if headers.get_all("expect").iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Error::new(Reason::HttpExpectation, "only 100-continue can be expected here"));
     }
+    if parts.method == Method::TRACE && !matches!(body, Body::Empty) {
+        return Err(malformed("TRACE has no body"));
+    }
+    if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return Err(malformed(":scheme is neither http nor https"));
+    }
+    let authority = authority(parts.uri.authority().cloned(), &mut headers).map_err(malformed)?;
     let connects = parts.method == Method::CONNECT;
     let path = match parts.uri.path_and_query() {
         // RFC 9113 section 8.5: the authority alone, which names a port.
-        None if connects && authority.as_ref().is_some_and(|a| a.port_u16().is_some()) => {
-            PathAndQuery::from_static("/")
-        }
+        None if connects && authority.port_u16().is_some() => PathAndQuery::from_static("/"),
         None if connects => return Err(malformed("CONNECT needs host:port")),
         // The crate lets this pass as the extended CONNECT of RFC 8441 alone, which is not offered.
         Some(_) if connects => return Err(malformed("CONNECT has no path")),
         path => path.cloned().ok_or_else(|| malformed("no :path"))?,
     };
-    let length = match headers.remove(http::header::CONTENT_LENGTH) {
-        // The crate has checked that it is a number, and will check that the body fits it.
-        Some(value) => {
-            let number = value.to_str().ok().and_then(|v| v.parse().ok());
-            Length::Sized(number.ok_or_else(|| malformed("content-length is not a number"))?)
-        }
+    if !is_path(&path) && !(parts.method == Method::OPTIONS && path == "*") {
+        return Err(malformed(":path is not a path"));
+    }
+    one_cookie(&mut headers);
+    let length = match only(&mut headers, CONTENT_LENGTH).map_err(malformed)? {
+        // The crate will check that the body fits it.
+        Some(value) => match content_length(value.as_bytes()) {
+            Ok(length) => Length::Sized(length),
+            Err(_) => return Err(malformed("content-length is not a number")),
+        },
         None if connects || matches!(body, Body::Empty) => Length::None,
         None => Length::Stream,
     };
@@ -158,19 +221,21 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
         return Err(malformed("CONNECT has no body"));
     }
     let (method, fields) = (parts.method, headers.into());
-    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length, upgrade: None })
+    let (authority, version) = (Some(authority), Version::HTTP_2);
+    Ok(RequestHead { method, authority, path, version, fields, length, upgrade: None })
 }
 
-/// The largest field section that is decoded at all. HTTP/2 counts 32 bytes for each field beyond its
-/// text (RFC 9113 section 6.5.2), and a sidecar adds fields of its own; [`within`] is the bound.
-fn list_size(head_bytes: usize, fields: usize) -> u32 {
+/// The largest field section that is decoded at all: twice what a head may have, so that one that is
+/// too large is told so by us; what is beyond that the crate refuses unread. HTTP/2 counts 32 bytes for
+/// each field beyond its text (RFC 9113 section 6.5.2), and a sidecar adds fields of its own.
+fn list_size(bounds: &Bounds) -> u32 {
     const BEYOND: usize = 32;
     const OWN: usize = 2048;
-    u32::try_from(head_bytes + fields * BEYOND + OWN).unwrap_or(u32::MAX)
+    u32::try_from(2 * (bounds.head_bytes + bounds.fields * BEYOND) + OWN).unwrap_or(u32::MAX)
 }
 
 /// Whether a head is within the bounds, measured as it would be on HTTP/1.
-fn within(method: &Method, uri: &Uri, headers: &HeaderMap, bounds: &Bounds) -> Result<(), Error> {
+fn measure(method: &Method, uri: &Uri, headers: &HeaderMap, bounds: &Bounds) -> Result<(), Error> {
     let carried = || headers.iter().filter(|(name, _)| !is_own(name.as_str().as_bytes()));
     if carried().count() > bounds.fields {
         return Err(Error::new(Reason::HttpHeadTooLarge, "the request has too many fields"));
@@ -184,6 +249,48 @@ fn within(method: &Method, uri: &Uri, headers: &HeaderMap, bounds: &Bounds) -> R
         return Err(Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"));
     }
     Ok(())
+}
+
+/// Whom a request names: `:authority`, and Host if that says the same (RFC 9113 section 8.3.1).
+fn authority(named: Option<Authority>, headers: &mut HeaderMap) -> Result<Authority, &'static str> {
+    let host = only(headers, HOST)?;
+    let authority = match (named, host) {
+        (Some(authority), None) => authority,
+        (Some(authority), Some(host))
+            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
+        {
+            authority
+        }
+        (Some(_), Some(_)) => return Err("Host is not :authority"),
+        (None, Some(host)) => host.as_bytes().try_into().map_err(|_| "Host is not an authority")?,
+        (None, None) => return Err("neither :authority nor Host"),
+    };
+    if is_host_and_port(&authority) { Ok(authority) } else { Err(":authority is not host:port") }
+}
+
+/// Takes out the field of this name, of which there may be one.
+fn only(headers: &mut HeaderMap, name: HeaderName) -> Result<Option<HeaderValue>, &'static str> {
+    if headers.get_all(&name).iter().nth(1).is_some() {
+        return Err("more than one Host or content-length");
+    }
+    Ok(headers.remove(name))
+}
+
+/// HTTP/2 may cut cookies into fields of their own; whoever reads them next may not know
+/// (RFC 9113 section 8.2.3).
+fn one_cookie(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
+        let mut whole = first.as_bytes().to_vec();
+        for crumb in std::iter::once(second).chain(crumbs) {
+            whole.extend_from_slice(b"; ");
+            whole.extend_from_slice(crumb.as_bytes());
+        }
+        // Made of values that are ones.
+        if let Ok(whole) = HeaderValue::from_maybe_shared(Bytes::from(whole)) {
+            headers.insert(COOKIE, whole);
+        }
+    }
 }
 
 /// The answer on one stream.
@@ -375,7 +482,7 @@ impl Sink {
 fn sized(fields: Fields, length: Length) -> HeaderMap {
     let mut map = fields.into_map();
     if let Length::Sized(n) = length {
-        map.insert(http::header::CONTENT_LENGTH, n.into());
+        map.insert(CONTENT_LENGTH, n.into());
     }
     map
 }
@@ -399,7 +506,8 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .initial_max_send_streams(MAX_STREAMS as usize)
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(None)
-        .max_header_list_size(list_size(bounds.head_bytes, bounds.fields))
+        .data_frame_budget(FRAME_OVERHEAD)
+        .max_header_list_size(list_size(bounds))
         .enable_push(false)
         .handshake(io)
         .await
@@ -423,7 +531,7 @@ pub fn send(
     own: Option<(HeaderName, HeaderValue)>,
 ) -> Result<Exchange, ::h2::Error> {
     let mut fields = head.fields.to_map();
-    fields.remove(http::header::HOST);
+    fields.remove(HOST);
     fields.extend(own);
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
@@ -440,7 +548,7 @@ pub fn send(
     if let Length::Sized(n) = head.length
         && !head.asks_for_tunnel()
     {
-        fields.insert(http::header::CONTENT_LENGTH, n.into());
+        fields.insert(CONTENT_LENGTH, n.into());
     }
     *request.headers_mut() = fields;
     let ends = head.length.is_empty() && !head.asks_for_tunnel();
@@ -455,10 +563,8 @@ pub fn received(response: Response<RecvStream>, method: &Method) -> (ResponseHea
     for name in HOP_FIELDS {
         headers.remove(name);
     }
-    let announced = headers
-        .remove(http::header::CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok()?.parse().ok())
-        .map(Length::Sized);
+    let announced =
+        headers.remove(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).map(Length::Sized);
     let ended = recv.is_end_stream();
     let mut head = ResponseHead { fields: headers.into(), ..ResponseHead::new(parts.status) };
     head.length = match announced {

@@ -23,6 +23,7 @@ use std::time::Duration;
 use ::http::uri::{Authority, PathAndQuery};
 use ::http::{HeaderValue, Method, StatusCode, Version};
 
+use crate::config::units::Rate;
 pub use body::{Body, BodyError, Frame};
 pub use fields::Fields;
 pub use handler::{Handler, Next};
@@ -87,17 +88,21 @@ pub enum Length {
     Stream,
 }
 
-/// The bounds of messages, from `http` in the configuration.
+/// The bounds of messages, from the configuration: those of a direction, or of one route.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// The largest head in bytes.
     pub head_bytes: usize,
     /// The most fields in a head.
     pub fields: usize,
+    /// The most requests that an HTTP/2 connection has open at once.
+    pub streams: u32,
     /// From a request's first byte to the end of its head.
     pub head_timeout: Duration,
-    /// The longest silence inside a body.
+    /// The longest silence inside a body, and the longest that a piece may take to be taken.
     pub body_timeout: Duration,
+    /// The least that a request's body must bring, in bytes.
+    pub least: Option<Rate>,
     /// How long a downstream connection may idle.
     pub idle_timeout: Duration,
 }

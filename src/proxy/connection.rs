@@ -13,6 +13,7 @@ use crate::config::model::Direction;
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::closing::Closed;
 use crate::http::h1::drain;
+use crate::http::pump::taken;
 use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
 
 /// One direction's stages.
@@ -62,7 +63,9 @@ impl<S: Stages> Handler for Requests<S> {
                     if drain(body).now_or_never() != Some(true) {
                         respond.last();
                     }
-                    let _ = respond.refusal(&error, grpc).await;
+                    // Whoever does not take even this is not waited for.
+                    let limit = mesh.bounds(S::DIRECTION).body_timeout;
+                    let _ = Box::pin(taken(respond.refusal(&error, grpc), limit)).await;
                 }
                 Next::Request
             }
@@ -82,7 +85,7 @@ impl<S: Stages> Handler for Requests<S> {
     }
 
     fn bounds(&self) -> Bounds {
-        self.worker.mesh().bounds
+        *self.worker.mesh().bounds(S::DIRECTION)
     }
 
     fn is_draining(&self) -> bool {

@@ -22,9 +22,6 @@ const FIRST_LOOK: usize = 2048;
 /// The longest first line that is waited for.
 const MAX_LINE: usize = 16 << 10;
 
-/// How long a client may take over the bytes that decide.
-const HALF_SAID: Duration = Duration::from_secs(10);
-
 /// How long a server that was dialled to hear whether it speaks first is listened to.
 const LISTEN: Duration = Duration::from_secs(10);
 
@@ -65,27 +62,28 @@ impl Detected {
 }
 
 /// Looks at the first bytes. After `patience` of silence, `server` is dialled to hear whether it
-/// speaks first.
+/// speaks first. Who has begun to speak may take `half_said` over the bytes that decide.
 pub(super) async fn detect(
     stream: &TcpStream,
     patience: Duration,
+    half_said: Duration,
     server: Option<impl Future<Output = Result<Opened>>>,
 ) -> Result<Detected> {
     let client = |protocol| Detected { protocol, server: None };
-    let Some(server) = server else { return client_first(stream).await.map(client) };
-    if let Ok(protocol) = timeout(patience, client_first(stream)).await {
+    let Some(server) = server else { return client_first(stream, half_said).await.map(client) };
+    if let Ok(protocol) = timeout(patience, client_first(stream, half_said)).await {
         return protocol.map(client);
     }
     let opened = tokio::select! {
         biased;
-        protocol = client_first(stream) => return protocol.map(client),
+        protocol = client_first(stream, half_said) => return protocol.map(client),
         opened = server => opened,
     };
     // A destination that cannot be reached says nothing of the protocol: the client may yet speak.
-    let Ok(mut opened) = opened else { return client_first(stream).await.map(client) };
+    let Ok(mut opened) = opened else { return client_first(stream, half_said).await.map(client) };
     tokio::select! {
         biased;
-        protocol = client_first(stream) => {
+        protocol = client_first(stream, half_said) => {
             let protocol = protocol?;
             Ok(Detected { protocol, server: (protocol == Protocol::Opaque).then_some(opened) })
         }
@@ -95,18 +93,23 @@ pub(super) async fn detect(
             // dialled then.
             Ok(Ok(false) | Err(_)) | Err(_) => {
                 drop(opened);
-                client_first(stream).await.map(client)
+                client_first(stream, half_said).await.map(client)
             }
         },
     }
 }
 
-async fn client_first(stream: &TcpStream) -> Result<Protocol> {
+async fn client_first(stream: &TcpStream, limit: Duration) -> Result<Protocol> {
     let gone = |_| Error::new(Reason::HttpDownstreamGone, "closed before a word");
-    stream.readable().await.map_err(gone)?;
+    // A silent connection holds no buffer, and is not on the clock. What decides nearly always fits.
+    let mut first = [0; PREFACE.len()];
+    let mut len = stream.peek(&mut first).await.map_err(gone)?;
+    if let Some(protocol) = classify(&first[..len]) {
+        return Ok(protocol);
+    }
     let (mut seen, mut pause) = (vec![0; FIRST_LOOK], Duration::from_millis(1));
-    let mut len = 0;
-    let decided = timeout(HALF_SAID, async {
+    seen[..len].copy_from_slice(&first[..len]);
+    let decided = timeout(limit, async {
         loop {
             let n = stream.peek(&mut seen).await.map_err(gone)?;
             if n == 0 {

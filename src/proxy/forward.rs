@@ -9,7 +9,7 @@ use http::StatusCode;
 use smallvec::SmallVec;
 
 use super::exchange::{self, Terms};
-use super::mesh::{Destination, Mesh};
+use super::mesh::Destination;
 use super::tunnel::{End, Switched, Tunnel};
 use super::worker::Worker;
 use crate::balance::{Endpoint, InFlight};
@@ -41,7 +41,6 @@ pub(super) struct Way {
 /// both.
 pub(super) async fn forward(
     worker: &Rc<Worker>,
-    mesh: &Mesh,
     way: &Way,
     head: &RequestHead,
     body: &mut Body<'_>,
@@ -52,7 +51,7 @@ pub(super) async fn forward(
     let mut none = Body::Empty;
     // What follows such a request is no body: it is the tunnel's, once there is one.
     let body = if head.asks_for_tunnel() { &mut none } else { body };
-    let attempts = attempts(worker, mesh, way, head, body, respond);
+    let attempts = attempts(worker, way, head, body, respond);
     let result = match route.timeout {
         None => attempts.await,
         Some(limit) => within(limit, attempts).await.unwrap_or_else(|| {
@@ -70,7 +69,6 @@ pub(super) async fn forward(
 
 async fn attempts(
     worker: &Rc<Worker>,
-    mesh: &Mesh,
     way: &Way,
     head: &RequestHead,
     body: &mut Body<'_>,
@@ -86,7 +84,7 @@ async fn attempts(
         // That there is no other endpoint is not what failed.
         let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
         worker.shared.leads_away(way.destination.route.direction, place.endpoint.address)?;
-        let error = match attempt(worker, mesh, way, &place, head, &mut body, respond, tries > 0).await {
+        let error = match attempt(worker, way, &place, head, &mut body, respond, tries > 0).await {
             Ok((status, None)) => return Ok((status, None)),
             Ok((status, Some(switched))) => return Ok((status, Some(End::new(*switched, place)?))),
             Err(error) => error,
@@ -130,7 +128,6 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
 #[expect(clippy::too_many_arguments, reason = "a request's parts have different lifetimes")]
 async fn attempt(
     worker: &Rc<Worker>,
-    mesh: &Mesh,
     way: &Way,
     place: &InFlight,
     head: &RequestHead,
@@ -139,7 +136,7 @@ async fn attempt(
     fresh: bool,
 ) -> Result<(StatusCode, Option<Box<Switched>>)> {
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
-    let bounds = &mesh.bounds;
+    let bounds = &way.destination.route.bounds;
     let mut sidecar = upstream.secures(endpoint);
     let mut streams = None;
     if sidecar || way.h2 {

@@ -73,7 +73,8 @@ async fn meet(worker: &Rc<Worker>, stream: &TcpStream) -> Result<Met> {
             Detected::server(tcp::open(worker, &destination, source).await?)
         } else {
             let server = plain.then(|| tcp::open(worker, &destination, source));
-            let detecting = detect::detect(stream, settings.detect_timeout.0, server);
+            let head = mesh.bounds(Direction::Inbound).head_timeout;
+            let detecting = detect::detect(stream, settings.detect_timeout.0, head, server);
             worker.unless_closing(Direction::Inbound, detecting).await?
         };
     Ok(Met { mesh, target, source, destination, detected })
@@ -147,7 +148,7 @@ async fn secured(worker: &Rc<Worker>, met: Met, stream: TcpStream) -> Result<()>
     let failed = |why: String| Error::new(Reason::TlsHandshake, why);
     let identity = worker.shared.tls.load().ok_or_else(|| failed("this sidecar has no identity".into()))?;
     let handshake = TlsAcceptor::from(identity.server()).accept(Buffered::new(stream));
-    let stream = timeout(met.mesh.bounds.head_timeout, handshake)
+    let stream = timeout(met.mesh.bounds(Direction::Inbound).head_timeout, handshake)
         .await
         .map_err(|_| failed("the handshake took too long".into()))?
         .map_err(|error| tls::Failure::classify(&error))?;
@@ -217,7 +218,12 @@ impl Stages for Inbound {
     ) -> Result<Next<Tunnel>> {
         let h2 = self.protocol(head);
         self.upgrade(head);
-        head.fields.remove_where(|name| is_own(name) || name.eq_ignore_ascii_case(CALLER_FIELD.as_bytes()));
+        head.fields.remove_where(|name| {
+            is_own(name)
+                || name.eq_ignore_ascii_case(CALLER_FIELD.as_bytes())
+                // In HTTP/2 it may say `trailers`; to HTTP/1 it is of one hop.
+                || (!h2 && name.eq_ignore_ascii_case(b"te"))
+        });
         self.authorize(mesh, head)?;
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
         limit(&mesh.inbound_limits, head, Some(self.target), caller).await?;
@@ -226,7 +232,7 @@ impl Stages for Inbound {
         }
         let destination = application(worker, mesh, self.target);
         let way = Way { destination, source: self.source, h2 };
-        forward(worker, mesh, &way, head, body, respond).await
+        forward(worker, &way, head, body, respond).await
     }
 
     fn is_from_sidecar(&self) -> bool {

@@ -13,7 +13,7 @@ use crate::auth;
 use crate::balance::{Endpoint, Spec, Upstream};
 use crate::config::HostPattern;
 use crate::config::model::{self, Direction, InboundMtls, Model, MtlsMode, OnMismatch};
-use crate::config::units::{Host, HostPort};
+use crate::config::units::{Host, HostPort, Time};
 use crate::dns::{EndpointSource, Resolver};
 use crate::http::Bounds;
 use crate::limit::{self, Limits};
@@ -48,8 +48,8 @@ pub(super) struct Mesh {
     pub inbound_mtls: InboundMtls,
     /// What happens when host and address disagree.
     pub on_mismatch: OnMismatch,
-    /// The bounds of messages.
-    pub bounds: Bounds,
+    /// The bounds of messages, by direction.
+    bounds: [Bounds; 2],
     /// Our own SPIFFE id; empty without an identity.
     pub identity: Box<str>,
 }
@@ -64,6 +64,8 @@ pub(super) struct Route {
     pub timeout: Option<Duration>,
     /// How often a request may be sent again.
     pub retries: u8,
+    /// The bounds of messages.
+    pub bounds: Bounds,
     /// Requests and their latency.
     pub traffic: Arc<Traffic>,
     /// Connections carried as bytes.
@@ -98,7 +100,8 @@ impl Mesh {
             let mut before = before?.upstreams.iter().map(|route| &*route.upstream);
             before.find(|upstream| &*upstream.spec.name == name)
         };
-        let route = |direction, upstream: Arc<Upstream>, label: &str, timeout, retries| {
+        let both = [Direction::Outbound, Direction::Inbound].map(|direction| bounds(&model.http(direction)));
+        let route_within = |direction, upstream: Arc<Upstream>, label: &str, timeout, retries, bounds| {
             let name = upstream.spec.name.clone();
             let traffic = metrics.traffic(direction, &name, label);
             Arc::new(Route {
@@ -108,7 +111,11 @@ impl Mesh {
                 upstream,
                 timeout,
                 retries,
+                bounds,
             })
+        };
+        let route = |direction, upstream, label: &str, timeout, retries| {
+            route_within(direction, upstream, label, timeout, retries, both[direction as usize])
         };
         let upstreams: HashMap<&str, Arc<Upstream>> = model
             .upstreams
@@ -124,7 +131,14 @@ impl Mesh {
             let Some(upstream) = upstreams.get(written.upstream.as_str()) else { continue };
             let timeout = written.timeout.map(|t| t.0);
             let label = label(written);
-            let target = route(Direction::Outbound, upstream.clone(), &label, timeout, written.retries);
+            let of_all = both[Direction::Outbound as usize];
+            let bounds = Bounds {
+                body_timeout: written.body_timeout.map_or(of_all.body_timeout, |t| t.0),
+                least: written.min_body_rate.map_or(of_all.least, |rate| rate.0),
+                ..of_all
+            };
+            let (upstream, retries) = (upstream.clone(), written.retries);
+            let target = route_within(Direction::Outbound, upstream, &label, timeout, retries, bounds);
             named.push(target.clone());
             for host in written.host.as_slice().iter().filter_map(|h| h.parse().ok()) {
                 entries.push(Entry { host, path: written.path.clone(), target: target.clone() });
@@ -139,12 +153,12 @@ impl Mesh {
             entries.push(Entry { host, path: model::PathMatch::default(), target });
         }
         let limits = ground.limits.load_full();
-        let fixed = |direction, name: &'static str, retries| {
+        let fixed = |direction, name: &'static str, retries, connect_timeout: Time| {
             let before = before.map(|b| match direction {
                 Direction::Outbound => &*b.original.upstream,
                 Direction::Inbound => &*b.application.upstream,
             });
-            let upstream = Upstream::new(anywhere(name), before, &ground.resolver);
+            let upstream = Upstream::new(anywhere(name, connect_timeout.0), before, &ground.resolver);
             route(direction, upstream, "", None, retries)
         };
         Self {
@@ -158,19 +172,32 @@ impl Mesh {
                     route(Direction::Outbound, upstream, "address", None, DEFAULT_RETRIES)
                 })
                 .collect(),
-            original: fixed(Direction::Outbound, "original", DEFAULT_RETRIES),
+            original: fixed(Direction::Outbound, "original", DEFAULT_RETRIES, model.outbound.connect_timeout),
             // Once, for a connection that the application closed as it was taken up. Whether to try
             // another endpoint is the caller's sidecar's to say.
-            application: fixed(Direction::Inbound, "application", 1),
+            application: fixed(Direction::Inbound, "application", 1, model.inbound.connect_timeout),
             outbound_limits: Limits::compile(&model.limits, Direction::Outbound, &limits),
             inbound_limits: Limits::compile(&model.limits, Direction::Inbound, &limits),
             policy: auth::Policy::compile(&model.inbound.allow),
             inbound_mtls: model.inbound_mtls(),
             on_mismatch: model.outbound.on_mismatch,
-            bounds: bounds(&model.http),
+            bounds: both,
             identity: tls.map_or_else(Box::default, |tls| tls.id().as_str().into()),
             model,
         }
+    }
+
+    /// The bounds of messages of one direction.
+    pub(super) fn bounds(&self, direction: Direction) -> &Bounds {
+        &self.bounds[direction as usize]
+    }
+
+    /// Connections of one direction that may be open.
+    pub(super) fn max_connections(&self, direction: Direction) -> u64 {
+        u64::from(match direction {
+            Direction::Outbound => self.model.outbound.max_connections.get(),
+            Direction::Inbound => self.model.inbound.max_connections.get(),
+        })
     }
 
     /// Ends what this snapshot has and `next` has not.
@@ -227,7 +254,7 @@ fn spec(model: &Model, name: &str, upstream: &model::Upstream, tls: Option<&Tls>
 }
 
 /// An upstream without endpoints of its own: each request brings its address along.
-fn anywhere(name: &str) -> Spec {
+fn anywhere(name: &str, connect_timeout: Duration) -> Spec {
     let address = HostPort { host: Host::Address([0, 0, 0, 0].into()), port: 0 };
     let defaults = model::Upstream::at(address);
     Spec {
@@ -239,7 +266,7 @@ fn anywhere(name: &str) -> Spec {
         capacity: defaults.capacity.get(),
         max_in_flight: u32::MAX,
         max_connections: u32::MAX,
-        connect_timeout: defaults.connect_timeout.0,
+        connect_timeout,
         idle_timeout: defaults.idle_timeout.0,
     }
 }
@@ -257,8 +284,10 @@ fn bounds(http: &model::Http) -> Bounds {
     Bounds {
         head_bytes: usize::try_from(http.max_header_bytes.0).unwrap_or(usize::MAX),
         fields: http.max_headers.get() as usize,
+        streams: http.max_streams.get(),
         head_timeout: http.header_timeout.0,
         body_timeout: http.body_timeout.0,
+        least: http.min_body_rate.0,
         idle_timeout: http.idle_timeout.0,
     }
 }

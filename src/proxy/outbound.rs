@@ -85,7 +85,8 @@ async fn meet(worker: &Rc<Worker>, stream: &TcpStream, original: Option<SocketAd
         Some(destination) if opaque => Detected::server(tcp::open(worker, destination, None).await?),
         _ => {
             let server = destination.as_ref().map(|d| tcp::open(worker, d, None));
-            let detecting = detect::detect(stream, settings.detect_timeout.0, server);
+            let head = mesh.bounds(Direction::Outbound).head_timeout;
+            let detecting = detect::detect(stream, settings.detect_timeout.0, head, server);
             worker.unless_closing(Direction::Outbound, detecting).await?
         }
     };
@@ -127,7 +128,7 @@ impl Stages for Outbound {
         }
         let h2 = head.version == http::Version::HTTP_2;
         let way = Way { destination, source: None, h2 };
-        forward(worker, mesh, &way, head, body, respond).await
+        forward(worker, &way, head, body, respond).await
     }
 
     fn is_from_sidecar(&self) -> bool {

@@ -222,7 +222,7 @@ impl Worker {
         direction: Direction,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let idle = self.mesh().bounds.idle_timeout;
+        let idle = self.mesh().bounds(direction).idle_timeout;
         tokio::select! {
             biased;
             done = work => done,
@@ -291,7 +291,14 @@ async fn accept(
         };
         let least = (0..workers.len()).min_by_key(|i| (metrics.connections(*i), *i != worker.index));
         let least = least.unwrap_or(worker.index);
+        // Counted first and looked at then: two workers that accept at once must not both find room.
         let accepted = metrics.accepted(direction, least);
+        let most = worker.mesh().max_connections(direction);
+        if metrics.open(direction) > most {
+            let why = format!("{}.max_connections ({most}) are open", direction.name());
+            worker.refused(direction, &Error::new(Reason::ListenFull, why));
+            continue;
+        }
         if least == worker.index {
             spawn_local(serve(worker.clone(), direction, stream, accepted));
         } else if let Ok(stream) = stream.into_std() {

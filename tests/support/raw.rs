@@ -46,7 +46,7 @@ impl Raw {
 
     /// Sends what the peer may no longer want.
     pub(crate) async fn offer(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await;
+        self.offered(bytes).await;
     }
 
     /// The next head, with its empty line.
@@ -68,6 +68,38 @@ impl Raw {
             return None;
         }
         Some(self.until(b"\n").await)
+    }
+
+    /// The next head, however long it takes, or none if the peer goes before its end.
+    pub(crate) async fn next_or_gone(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.buf.windows(4).position(|window| window == b"\r\n\r\n") {
+                let rest = self.buf.split_off(at + 4);
+                return Some(String::from_utf8_lossy(&std::mem::replace(&mut self.buf, rest)).into_owned());
+            }
+            match self.stream.read_buf(&mut self.buf).await {
+                Ok(n) if n > 0 => {}
+                _ => return None,
+            }
+        }
+    }
+
+    /// Waits until the peer has gone, however long that takes.
+    pub(crate) async fn gone(&mut self) {
+        while self.stream.read_buf(&mut self.buf).await.is_ok_and(|n| n > 0) {
+            self.buf.clear();
+        }
+    }
+
+    /// Whether nothing comes for so long.
+    pub(crate) async fn is_silent_for(&mut self, time: Duration) -> bool {
+        self.buf.is_empty() && tokio::time::timeout(time, self.stream.read_buf(&mut self.buf)).await.is_err()
+    }
+
+    /// Sends what the peer may no longer want; false if it does not, or does not read.
+    pub(crate) async fn offered(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        let sent = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await;
+        sent.is_ok_and(|sent| sent.is_ok())
     }
 
     /// All up to `end`, which is included.
@@ -116,11 +148,6 @@ impl Raw {
     pub(crate) async fn rest(&mut self) -> String {
         while self.more().await {}
         String::from_utf8_lossy(&std::mem::take(&mut self.buf)).into_owned()
-    }
-
-    /// Whether nothing comes for so long. What was taken from the peer before does not count.
-    pub(crate) async fn is_silent_for(&mut self, time: Duration) -> bool {
-        self.buf.is_empty() && tokio::time::timeout(time, self.stream.readable()).await.is_err()
     }
 
     /// Whether the peer resets the connection, rather than ending it in order.

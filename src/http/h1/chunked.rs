@@ -9,16 +9,32 @@ use crate::http::Fields;
 /// The longest line that a chunk's size may stand on, extensions included.
 const MAX_SIZE_LINE: usize = 4096;
 
+/// Bytes of size lines, beyond what chunks of their sizes need, that a body may spend in all: an
+/// extension that nobody reads is not to carry a stream of its own.
+const MAX_OVERHEAD: u64 = 16 << 10;
+
 /// The largest trailer section.
 const MAX_TRAILERS: usize = 16 << 10;
+
+const TRAILERS_TOO_LARGE: &str = "the trailers are too large";
 
 /// The most trailing fields.
 const MAX_TRAILER_FIELDS: usize = 64;
 
+/// A body that is being decoded.
+#[derive(Debug, Default)]
+pub(super) struct Chunked {
+    at: At,
+    overhead: u64,
+    /// How much of the trailer section has been looked through for its end.
+    looked: usize,
+}
+
 /// Where in the coding we are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunked {
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum At {
     /// Before a chunk's size.
+    #[default]
     Size,
     /// Inside a chunk, so many bytes before its end.
     Data(u64),
@@ -28,6 +44,8 @@ pub(super) enum Chunked {
     Trailers,
     /// After everything.
     Done,
+    /// After what could not be read.
+    Broken(&'static str),
 }
 
 /// What decoding gave.
@@ -42,56 +60,86 @@ pub(super) enum Decoded {
 }
 
 impl Chunked {
-    /// Decodes from the front of `buf`.
+    /// Decodes from the front of `buf`. What could not be read once is never read again: nobody knows
+    /// where it ends.
     pub(super) fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded, &'static str> {
+        self.next(buf).inspect_err(|why| self.at = At::Broken(why))
+    }
+
+    fn next(&mut self, buf: &mut BytesMut) -> Result<Decoded, &'static str> {
         loop {
-            match *self {
-                Chunked::Size => match size_line(buf)? {
+            match self.at {
+                At::Size => match size_line(buf)? {
                     None => return Ok(Decoded::NeedMore),
-                    Some(0) => *self = Chunked::Trailers,
-                    Some(size) => *self = Chunked::Data(size),
+                    Some((size, line)) => {
+                        self.spend(size, line)?;
+                        self.at = if size == 0 { At::Trailers } else { At::Data(size) };
+                    }
                 },
-                Chunked::Data(left) => {
+                At::Data(left) => {
                     if buf.is_empty() {
                         return Ok(Decoded::NeedMore);
                     }
                     let take = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
                     let left = left - take as u64;
-                    *self = if left == 0 { Chunked::DataEnd } else { Chunked::Data(left) };
+                    self.at = if left == 0 { At::DataEnd } else { At::Data(left) };
                     return Ok(Decoded::Data(buf.split_to(take).freeze()));
                 }
-                Chunked::DataEnd => match &buf[..] {
+                At::DataEnd => match &buf[..] {
                     [b'\r', b'\n', ..] => {
                         buf.advance(2);
-                        *self = Chunked::Size;
+                        self.at = At::Size;
                     }
                     [] | [b'\r'] => return Ok(Decoded::NeedMore),
                     _ => return Err("a chunk does not end in CRLF"),
                 },
-                Chunked::Trailers => {
+                At::Trailers => {
+                    if !self.trailers_end(buf)? {
+                        return Ok(Decoded::NeedMore);
+                    }
+                    self.at = At::Done;
                     if buf.starts_with(b"\r\n") {
                         buf.advance(2);
-                        *self = Chunked::Done;
                         return Ok(Decoded::End(None));
                     }
                     return match parse::trailers(buf, MAX_TRAILER_FIELDS) {
-                        Ok(Some(fields)) => {
-                            *self = Chunked::Done;
-                            Ok(Decoded::End(Some(Box::new(fields))))
-                        }
-                        Ok(None) if buf.len() < MAX_TRAILERS => Ok(Decoded::NeedMore),
-                        Ok(None) | Err(parse::Refused::TooLarge) => Err("the trailers are too large"),
-                        Err(_) => Err("a trailer is not a field"),
+                        Ok(Some(fields)) => Ok(Decoded::End(Some(Box::new(fields)))),
+                        Err(parse::Refused::TooLarge) => Err(TRAILERS_TOO_LARGE),
+                        Ok(None) | Err(_) => Err("a trailer is not a field"),
                     };
                 }
-                Chunked::Done => return Ok(Decoded::End(None)),
+                At::Done => return Ok(Decoded::End(None)),
+                At::Broken(why) => return Err(why),
             }
         }
     }
+
+    fn spend(&mut self, size: u64, line: usize) -> Result<(), &'static str> {
+        let needed = size.saturating_mul(2).saturating_add(16);
+        self.overhead = (self.overhead + line as u64).saturating_sub(needed);
+        if self.overhead > MAX_OVERHEAD { Err("its chunk extensions are too large") } else { Ok(()) }
+    }
+
+    /// Whether the empty line that ends the trailer section has arrived. Each byte is looked at
+    /// once, however the section is cut.
+    fn trailers_end(&mut self, buf: &[u8]) -> Result<bool, &'static str> {
+        for at in self.looked..buf.len().min(MAX_TRAILERS) {
+            if buf[at] != b'\n' {
+                continue;
+            }
+            match &buf[..=at] {
+                [.., b'\r', b'\n', b'\r', b'\n'] | [b'\r', b'\n'] => return Ok(true),
+                [.., b'\r', b'\n'] => {}
+                _ => return Err("a trailer does not end in CRLF"),
+            }
+        }
+        self.looked = buf.len();
+        if buf.len() < MAX_TRAILERS { Ok(false) } else { Err(TRAILERS_TOO_LARGE) }
+    }
 }
 
-/// A chunk's size; none if its line is not all there yet.
-fn size_line(buf: &mut BytesMut) -> Result<Option<u64>, &'static str> {
+/// A chunk's size, and how long the line was that it stood on; none if that is not all there yet.
+fn size_line(buf: &mut BytesMut) -> Result<Option<(u64, usize)>, &'static str> {
     let Some(end) = buf.iter().take(MAX_SIZE_LINE).position(|b| *b == b'\n') else {
         return if buf.len() >= MAX_SIZE_LINE { Err("a chunk's size line is too long") } else { Ok(None) };
     };
@@ -110,7 +158,7 @@ fn size_line(buf: &mut BytesMut) -> Result<Option<u64>, &'static str> {
     }
     let size = number.iter().fold(0u64, |n, &d| n << 4 | u64::from((d as char).to_digit(16).unwrap_or(0)));
     buf.advance(end + 1);
-    Ok(Some(size))
+    Ok(Some((size, end + 1)))
 }
 
 #[cfg(test)]
@@ -118,7 +166,7 @@ mod tests {
     use super::*;
 
     fn decode(text: &[u8], step: usize) -> Result<(Vec<u8>, Option<Box<Fields>>), &'static str> {
-        let (mut state, mut buf, mut out) = (Chunked::Size, BytesMut::new(), Vec::new());
+        let (mut state, mut buf, mut out) = (Chunked::default(), BytesMut::new(), Vec::new());
         let mut pieces = text.chunks(step);
         loop {
             match state.decode(&mut buf)? {
@@ -159,6 +207,17 @@ mod tests {
                 let refused = decode(bad, step).unwrap_err();
                 assert_ne!(refused, "cut short", "{:?}", String::from_utf8_lossy(bad));
             }
+            let (mut state, mut buf) = (Chunked::default(), BytesMut::from(bad));
+            let refused = loop {
+                match state.decode(&mut buf) {
+                    Ok(decoded) => assert!(matches!(decoded, Decoded::Data(_))),
+                    Err(why) => break why,
+                }
+            };
+            for rest in [&b""[..], b"\r\n0\r\n\r\n"] {
+                buf.extend_from_slice(rest);
+                assert_eq!(state.decode(&mut buf).unwrap_err(), refused);
+            }
         }
     }
 
@@ -170,5 +229,9 @@ mod tests {
         let mut trailers = b"0\r\n".to_vec();
         trailers.extend(std::iter::repeat_n(b"x: 1\r\n", MAX_TRAILERS).flatten());
         assert!(decode(&trailers, 4096).is_err());
+        // No line too long, but more of them than chunks of one byte need.
+        let wide = |ext: usize| format!("1;{}\r\nx\r\n", "a".repeat(ext)).repeat(100) + "0\r\n\r\n";
+        assert!(decode(wide(10).as_bytes(), 7).is_ok());
+        assert_eq!(decode(wide(400).as_bytes(), 7).unwrap_err(), "its chunk extensions are too large");
     }
 }

@@ -2,6 +2,7 @@
 //! refused. The parser is `httparse`; what it lets pass and we do not is checked here.
 
 use std::mem::MaybeUninit;
+use std::net::Ipv6Addr;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::{Authority, PathAndQuery};
@@ -9,11 +10,11 @@ use http::{HeaderValue, Method, StatusCode, Version};
 use httparse::{Header, Status};
 use smallvec::SmallVec;
 
+use crate::config::model::MOST_HEADERS;
 use crate::http::fields::Span;
 use crate::http::{CALLER_FIELD, Fields, Length, OWN_PREFIX, RequestHead, ResponseHead, upgrade};
 
-/// The most fields that a head may be allowed to have; room for them is on the stack.
-pub const MAX_FIELDS: usize = 256;
+const MAX_FIELDS: usize = MOST_HEADERS as usize;
 
 /// Fields that sidecars may add to a head between them.
 pub const OWN_FIELDS: usize = 16;
@@ -31,6 +32,8 @@ pub enum Refused {
     Version,
     /// It asks for something that is not carried.
     Unsupported(&'static str),
+    /// It expects what nobody here can promise (RFC 9110 section 10.1.1).
+    Expectation,
 }
 
 /// A request's head with what it says about its connection.
@@ -72,8 +75,17 @@ pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedReq
         scan.field(header)?;
     }
     let scanned = scan.request()?;
+    if matches!(method, Method::CONNECT | Method::TRACE) && !scanned.length.is_empty() {
+        // RFC 9110 sections 9.3.6 and 9.3.8: what one reader takes for a body is to another the
+        // tunnel's first bytes, or the next request.
+        return Err(Refused::Malformed("CONNECT and TRACE have no body"));
+    }
     let block = buf.split_to(len).freeze();
     let host = match scanned.host {
+        // An http URI always names a host (RFC 9110 section 4.2.1).
+        Some((start, end)) if start == end && version == Version::HTTP_11 => {
+            return Err(Refused::Malformed("Host is empty"));
+        }
         Some((start, end)) => authority(block.slice(start..end))?,
         None if version == Version::HTTP_10 => None,
         None => return Err(Refused::Malformed("no Host")),
@@ -117,7 +129,9 @@ pub fn response(
     strict_lines(&buf[..len])?;
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let status = StatusCode::from_u16(parsed.code.unwrap_or(0))
-        .map_err(|_| Refused::Malformed("the status is not a status"))?;
+        .ok()
+        .filter(is_status)
+        .ok_or(Refused::Malformed("the status is not a status"))?;
     let mut scan = Scan::new(buf, version);
     for header in parsed.headers.iter() {
         scan.field(header)?;
@@ -215,23 +229,39 @@ fn place(buf: &[u8], slice: &[u8]) -> (usize, usize) {
     (start, start + slice.len())
 }
 
-/// An authority as RFC 9110 section 7.2 has it in Host: no userinfo; empty names nobody.
+/// An authority as RFC 9110 section 7.2 has it in Host; empty names nobody.
 pub(in crate::http) fn authority(text: Bytes) -> Result<Option<Authority>, Refused> {
     if text.is_empty() {
         return Ok(None);
     }
-    if text.contains(&b'@') {
-        return Err(Refused::Malformed("an authority with user information"));
+    match Authority::from_maybe_shared(text) {
+        Ok(parsed) if is_host_and_port(&parsed) => Ok(Some(parsed)),
+        _ => Err(Refused::Malformed("Host is not an authority")),
     }
-    let parsed =
-        Authority::from_maybe_shared(text).map_err(|_| Refused::Malformed("Host is not an authority"))?;
-    // `host:` and `host:99999` parse as an authority, but name no port.
-    let named = parsed.as_str().len() == parsed.host().len() || parsed.port_u16().is_some();
-    if named && !parsed.host().is_empty() {
-        Ok(Some(parsed))
-    } else {
-        Err(Refused::Malformed("Host is not an authority"))
-    }
+}
+
+/// Whether an authority is a host, or a host and a port, and nothing else. The type also takes user
+/// information, `host:`, `host:+80`, `host:99999` and any text in brackets.
+pub(in crate::http) fn is_host_and_port(authority: &Authority) -> bool {
+    let host = authority.host();
+    let port_ok = match authority.as_str().strip_prefix(host) {
+        None => false,
+        Some("") => true,
+        Some(port) => port.strip_prefix(':').is_some_and(|port| {
+            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0)
+        }),
+    };
+    let host_ok = match host.strip_prefix('[') {
+        None => !host.is_empty(),
+        Some(rest) => rest.strip_suffix(']').is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok()),
+    };
+    port_ok && host_ok
+}
+
+/// Whether a status is one (RFC 9110 section 15): what is beyond 599 different readers take for
+/// different things.
+pub fn is_status(status: &StatusCode) -> bool {
+    status.as_u16() < 600
 }
 
 /// The target's four forms (RFC 9112 section 3.2).
@@ -262,6 +292,8 @@ fn target_parts(
     let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
     let named = authority(rest.slice(..end))?.ok_or(Refused::Malformed("the target names no host"))?;
     let path = match rest.get(end) {
+        // RFC 9112 section 3.2.4: of the server as a whole.
+        None if *method == Method::OPTIONS => PathAndQuery::from_static("*"),
         None => PathAndQuery::from_static("/"),
         Some(b'/') => path(rest.slice(end..))?,
         Some(_) => path([b"/", &rest[end..]].concat().into())?,
@@ -274,7 +306,25 @@ pub(in crate::http) fn path(text: Bytes) -> Result<PathAndQuery, Refused> {
     if text.contains(&b'#') {
         return Err(Refused::Malformed("the target has a fragment"));
     }
-    PathAndQuery::from_maybe_shared(text).map_err(|_| Refused::Malformed("the target is not a path"))
+    match PathAndQuery::from_maybe_shared(text) {
+        Ok(path) if is_path(&path) => Ok(path),
+        _ => Err(Refused::Malformed("the target is not a path")),
+    }
+}
+
+/// Whether a path with its query is one (RFC 3986 section 3.3): it begins with `/`, is of visible
+/// ASCII alone, and each `%` of the path begins a byte in disguise. The type takes more.
+pub(in crate::http) fn is_path(path: &PathAndQuery) -> bool {
+    let hex = |b: &u8| b.is_ascii_hexdigit();
+    let mut of_path = path.path().as_bytes();
+    while let Some(at) = of_path.iter().position(|b| *b == b'%') {
+        if !matches!(&of_path[at + 1..], [high, low, ..] if hex(high) && hex(low)) {
+            return false;
+        }
+        of_path = &of_path[at + 3..];
+    }
+    let all = path.as_str().as_bytes();
+    all.starts_with(b"/") && all.iter().all(u8::is_ascii_graphic)
 }
 
 /// An absolute target and Host must name the same (RFC 9112 section 3.2.2 lets a proxy replace
@@ -334,6 +384,8 @@ struct Scan<'a> {
     upgrade: Option<(usize, usize)>,
     /// Whether Connection names Upgrade.
     upgrades: bool,
+    /// Something other than 100 (Continue) is expected.
+    expects_other: bool,
     /// Fields that Connection names, as given.
     named: SmallVec<[&'a [u8]; 2]>,
 }
@@ -360,6 +412,7 @@ impl<'a> Scan<'a> {
             keep_alive: false,
             upgrade: None,
             upgrades: false,
+            expects_other: false,
             named: SmallVec::new(),
         }
     }
@@ -390,6 +443,10 @@ impl<'a> Scan<'a> {
                 self.chunked = true;
             }
             10 if name.eq_ignore_ascii_case(b"connection") => self.connection(value)?,
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                self.expects_other |= !value.eq_ignore_ascii_case(b"100-continue");
+                self.spans.push(Span::of(self.buf, name, value));
+            }
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
                 // Of two, or of one that may not be offered, nothing is.
                 let usable = self.upgrade.is_none() && upgrade::offered(value);
@@ -409,11 +466,10 @@ impl<'a> Scan<'a> {
                 self.keep_alive = true;
             } else if token.eq_ignore_ascii_case(b"upgrade") {
                 self.upgrades = true;
-            } else if [&b"host"[..], b"content-length", b"transfer-encoding"]
-                .iter()
-                .any(|n| n.eq_ignore_ascii_case(token))
-            {
-                return Err(Refused::Malformed("Connection names a field that frames or routes"));
+            } else if may_not_be_named(token) {
+                return Err(Refused::Malformed("Connection names a field that is not the connection's"));
+            } else if !token.iter().all(|b| is_token(*b)) {
+                return Err(Refused::Malformed("Connection names what is no field"));
             } else {
                 self.named.push(token);
             }
@@ -422,6 +478,9 @@ impl<'a> Scan<'a> {
     }
 
     fn request(self) -> Result<Scanned, Refused> {
+        if self.expects_other {
+            return Err(Refused::Expectation);
+        }
         let length = match (self.chunked, self.content_length) {
             (true, Some(_)) => return Err(Refused::Malformed("Content-Length with Transfer-Encoding")),
             (true, None) if self.version == Version::HTTP_10 => {
@@ -435,19 +494,19 @@ impl<'a> Scan<'a> {
     }
 
     fn response(mut self, may_have_body: bool, status: StatusCode) -> Result<Scanned, Refused> {
+        let bodyless = status.is_informational() || status == StatusCode::NO_CONTENT;
+        if bodyless && (self.chunked || self.content_length.is_some_and(|length| length > 0)) {
+            // RFC 9112 section 6.3: no body follows, whatever is said; not every reader knows.
+            return Err(Refused::Malformed("a body with a status that has none"));
+        }
         let length = match (self.chunked, self.content_length) {
             (true, Some(_)) => return Err(Refused::Malformed("Content-Length with Transfer-Encoding")),
             (true, None) if self.version == Version::HTTP_10 => {
                 return Err(Refused::Malformed("HTTP/1.0 with Transfer-Encoding"));
             }
-            _ if status == StatusCode::SWITCHING_PROTOCOLS
-                && (self.chunked || self.content_length.is_some_and(|length| length > 0)) =>
-            {
-                return Err(Refused::Malformed("101 with a body"));
-            }
             (true, None) => Length::Stream,
             // RFC 9110 section 8.6: neither 1xx nor 204 carries a length.
-            (false, Some(_)) if status.is_informational() || status == StatusCode::NO_CONTENT => Length::None,
+            (false, Some(_)) if bodyless => Length::None,
             (false, Some(length)) => Length::Sized(length),
             (false, None) if may_have_body => {
                 // RFC 9112 section 6.3 rule 8: until the connection closes.
@@ -476,12 +535,31 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// Fields that Connection must not name (RFC 9110 section 7.6.1): taken away, they would change
+/// what a message means, to whom it goes, or who is said to have sent it.
+fn may_not_be_named(token: &[u8]) -> bool {
+    const NAMES: [&[u8]; 6] = [
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"authorization",
+        b"cookie",
+        CALLER_FIELD.as_bytes(),
+    ];
+    is_own(token) || NAMES.iter().any(|n| n.eq_ignore_ascii_case(token))
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
 }
 
 /// RFC 9110 section 8.6: digits alone. A list, even of equal values, is refused.
-fn content_length(value: &[u8]) -> Result<u64, Refused> {
+pub(in crate::http) fn content_length(value: &[u8]) -> Result<u64, Refused> {
     let wrong = Refused::Malformed("Content-Length is not a number");
     if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
         return Err(wrong);

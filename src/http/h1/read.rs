@@ -157,7 +157,7 @@ impl Reader {
         let state = match length {
             Length::None | Length::Sized(0) => State::Done,
             Length::Sized(left) => State::Sized(left),
-            Length::Stream if chunked => State::Chunked(Chunked::Size),
+            Length::Stream if chunked => State::Chunked(Chunked::default()),
             Length::Stream => State::UntilClose,
         };
         Incoming { reader: self, state }

@@ -16,6 +16,7 @@ use crate::error::{Error, Reason};
 use crate::http::closing::Closed;
 use crate::http::deadline::{Deadline, within};
 use crate::http::handler::{Handler, Next};
+use crate::http::pump::taken;
 use crate::http::respond::Answer;
 use crate::http::{Body, Bounds, Frame, Responder};
 
@@ -168,6 +169,7 @@ pub fn refusal(refused: Refused) -> Error {
         Refused::TooLarge => Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"),
         Refused::Version => Error::new(Reason::HttpVersion, "only HTTP/1.0, 1.1 and 2 are spoken here"),
         Refused::Unsupported(why) => Error::new(Reason::HttpUnsupported, why),
+        Refused::Expectation => Error::new(Reason::HttpExpectation, "only 100-continue can be expected here"),
     }
 }
 
@@ -184,7 +186,8 @@ async fn refuse<H: Handler>(mut conn: Conn, handler: &H, error: Error) -> Ended<
         ended: false,
         done: false,
     });
-    if responder.refusal(&error, false).await.is_err() {
+    let limit = handler.bounds().body_timeout;
+    if taken(responder.refusal(&error, false), limit).await.is_err() {
         return Ended::Closed;
     }
     linger(conn).await

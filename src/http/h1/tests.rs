@@ -68,6 +68,9 @@ fn targets_have_four_forms() {
         ("orders.shop", Some(81), "/?x")
     );
     assert_eq!(good("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").head.path, "*");
+    assert_eq!(good("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n").head.path, "*");
+    assert_eq!(good("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n").head.path, "/");
+    assert_eq!(good("GET /%2F?%zz HTTP/1.1\r\nHost: [::1]:8\r\n\r\n").head.path, "/%2F?%zz");
     let parsed = good("CONNECT db.shop:3306 HTTP/1.1\r\nHost: db.shop:3306\r\n\r\n");
     assert_eq!((parsed.head.host().into_owned(), parsed.head.port()), ("db.shop".to_owned(), Some(3306)));
     assert_eq!(good("GET / HTTP/1.0\r\n\r\n").head.version, Version::HTTP_10);
@@ -118,6 +121,14 @@ fn two_readings_or_none_are_refused() {
         "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a:0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a:+80\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a:\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: :80\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a%41\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: [a]\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
         // Targets.
         "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -125,6 +136,13 @@ fn two_readings_or_none_are_refused() {
         "GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET http://u:p@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /x#fragment HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET http://a/x#fragment HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /?\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /% HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /%4 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /%4g HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET ?x HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
         "CONNECT /x HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -139,6 +157,18 @@ fn two_readings_or_none_are_refused() {
         // Connection may not name what frames or routes.
         "GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\nContent-Length: 3\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close, transfer-encoding\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: cookie\r\nCookie: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: Authorization\r\nAuthorization: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: x-forwarded-client-cert\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: close; x\r\n\r\n",
+        // No body where none can be.
+        "TRACE / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n",
+        "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nContent-Length: 3\r\n\r\n",
+        // An expectation that is none.
+        "GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nExpect: x\r\n\r\n",
     ] {
         assert!(request(bad).is_err(), "{bad:?} was read: {:?}", request(bad));
     }
@@ -178,6 +208,13 @@ fn responses_are_framed_by_what_was_asked() {
         "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         "HTTP/1.1 20 OK\r\n\r\n",
         "HTTP/1.1 099 No\r\n\r\n",
+        "HTTP/1.1 600 No\r\n\r\n",
+        "HTTP/1.1 999 No\r\n\r\n",
+        "HTTP/1.1 2000 OK\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n",
+        "HTTP/1.1 100 Continue\r\nTransfer-Encoding: chunked\r\n\r\n",
         "HTTP/1.1 200 OK\nX: 1\n\n",
         "HTTP/1.1 200 OK\r\nX : 1\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX: 1\r\n folded\r\n\r\n",

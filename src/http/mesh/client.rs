@@ -106,7 +106,7 @@ impl Response {
             frame::response(payload?, &self.hold.link.bounds).map_err(|refused| match refused {
                 Refused::TooLarge => Lost::Malformed("its head is too large"),
                 Refused::Malformed(why) | Refused::Unsupported(why) => Lost::Malformed(why),
-                Refused::Version => Lost::Malformed("its version is unknown"),
+                Refused::Version | Refused::Expectation => Lost::Malformed("its version is unknown"),
             })
         })
     }

@@ -306,7 +306,9 @@ pub(super) fn request(payload: Bytes, bounds: &Bounds) -> Result<RequestHead, Re
 pub(super) fn response(payload: Bytes, bounds: &Bounds) -> Result<ResponseHead, Refused> {
     let mut walk = Walk { payload, at: 0 };
     let status = StatusCode::from_u16(walk.number::<2>()? as u16)
-        .map_err(|_| Refused::Malformed("the status is not a status"))?;
+        .ok()
+        .filter(parse::is_status)
+        .ok_or(Refused::Malformed("the status is not a status"))?;
     let length = walk.length()?;
     let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, crosses)?;
     Ok(ResponseHead { status, fields, length, upgrade: None })

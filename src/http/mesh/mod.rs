@@ -33,9 +33,6 @@ mod tests;
 
 use std::fmt;
 
-/// Streams that a peer may have open on one connection.
-pub const MAX_STREAMS: u32 = 1000;
-
 /// Why a stream or connection ended, with the numbers of RFC 9113 section 7.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Code(u32);

@@ -20,6 +20,8 @@ use crate::http::{
 const BOUNDS: Bounds = Bounds {
     head_bytes: 64 << 10,
     fields: 100,
+    streams: 1000,
+    least: None,
     head_timeout: Duration::from_secs(10),
     body_timeout: Duration::from_secs(10),
     idle_timeout: Duration::from_secs(10),
@@ -357,12 +359,12 @@ fn streams_beyond_the_most_are_refused_and_reset_ones_count_until_they_end() {
         let echo = Rc::<Echo>::default();
         spawn_local(serve(theirs, echo.clone()));
         let mut bytes = begun();
-        for id in 1..=MAX_STREAMS + 100 {
+        for id in 1..=BOUNDS.streams + 100 {
             frame::put_request(&mut bytes, id, &request("/hang", Length::None), "", &HeaderMap::new(), true);
         }
         ours.write_all(&bytes).await.unwrap();
         sleep(Duration::from_millis(1)).await;
-        assert_eq!(echo.served.borrow().len(), MAX_STREAMS as usize);
+        assert_eq!(echo.served.borrow().len(), BOUNDS.streams as usize);
         assert_eq!(refusals(&mut ours).await, 100);
     });
 }

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{ASSUMED_CONNECTION, ASSUMED_STREAM, MAX_STREAMS, Side, State, Stream};
+use super::{ASSUMED_CONNECTION, ASSUMED_STREAM, Side, State, Stream};
 use crate::http::Bounds;
 use crate::http::mesh::frame::{self, Header, Kind, Settings, Violation, violation};
 use crate::http::mesh::{Code, Lost};
@@ -168,7 +168,7 @@ impl State {
             return Ok(());
         }
         self.last = id;
-        if self.streams.len() >= MAX_STREAMS as usize {
+        if self.streams.len() >= self.serves {
             frame::put_number(&mut self.out.tail, Kind::Reset, id, Code::REFUSED_STREAM.0);
             return Ok(());
         }

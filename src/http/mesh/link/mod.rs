@@ -16,10 +16,11 @@ use smallvec::SmallVec;
 
 use super::frame::{self, Header, Kind, Settings};
 use super::out::Out;
-use super::{Code, Lost, MAX_STREAMS, budget};
+use super::{Code, Lost, budget};
 use crate::http::Bounds;
 
-/// Credit that both sides take for granted until they have heard the other's [`Settings`].
+/// What both sides take for granted until they have heard the other's [`Settings`].
+const ASSUMED_STREAMS: u32 = 100;
 const ASSUMED_STREAM: u32 = 16 << 10;
 const ASSUMED_CONNECTION: u32 = 64 << 10;
 
@@ -48,6 +49,8 @@ pub(super) struct Shared {
 pub(super) struct State {
     side: Side,
     streams: HashMap<u32, Stream, FixedState>,
+    /// Streams that we serve at once.
+    serves: usize,
     /// The highest stream that was opened, by whoever opens them.
     last: u32,
     /// Requests that have arrived and that nobody has begun to serve.
@@ -107,7 +110,7 @@ impl Shared {
     pub(super) fn new(side: Side, bounds: Bounds) -> Rc<Self> {
         let mut out = Out::default();
         let settings = Settings {
-            streams: MAX_STREAMS,
+            streams: bounds.streams,
             stream_window: budget::stream_window(),
             connection_window: budget::connection_window(),
         };
@@ -116,6 +119,7 @@ impl Shared {
         let state = State {
             side,
             streams: HashMap::default(),
+            serves: bounds.streams as usize,
             last: 0,
             accepted: VecDeque::new(),
             out,
@@ -186,7 +190,7 @@ impl State {
 
     /// Streams that the peer serves at once.
     pub(super) fn most(&self) -> usize {
-        self.peer.map_or(MAX_STREAMS, |peer| peer.streams).min(MAX_STREAMS) as usize
+        self.peer.map_or(ASSUMED_STREAMS, |peer| peer.streams) as usize
     }
 
     /// Whether no stream may be opened any more.

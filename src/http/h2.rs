@@ -17,6 +17,7 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::h1::parse::is_own;
+use super::h2_peer::{NOT_HTTP_2, Peer};
 use super::{Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD};
 use crate::error::{Error, Reason};
 
@@ -374,8 +375,13 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .max_local_error_reset_streams(None)
         .max_header_list_size(list_size(bounds.head_bytes, bounds.fields))
         .enable_push(false)
-        .handshake(io)
+        .handshake(Peer::new(io))
         .await
+}
+
+/// Whether an error means that the peer spoke something else.
+pub fn is_not_spoken(error: &::h2::Error) -> bool {
+    error.get_io().is_some_and(|io| io.kind() == NOT_HTTP_2)
 }
 
 /// A request on its way, and the response that will come.

@@ -9,6 +9,7 @@ pub mod body;
 pub mod fields;
 pub mod h1;
 pub mod h2;
+mod h2_peer;
 pub mod handler;
 pub mod pump;
 pub mod respond;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
 use bytes::Bytes;
-use http::uri::Scheme;
 use http::uri::PathAndQuery;
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
@@ -18,7 +18,9 @@ use tokio::time::timeout;
 
 use super::h1::parse::is_own;
 use super::h2_peer::{NOT_HTTP_2, Peer};
-use super::{Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD};
+use super::{
+    Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD,
+};
 use crate::error::{Error, Reason};
 
 /// The preface that tells HTTP/2 from everything else (RFC 9113 section 3.4).

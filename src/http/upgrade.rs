@@ -43,9 +43,19 @@ mod tests {
         for list in ["websocket", "WebSocket", "SPDY/3.1", "tcp", "websocket, chat/2", ", websocket"] {
             assert!(offered(list.as_bytes()), "{list}");
         }
-        for list in
-            ["", ",", "h2c", "H2C", "h2", "websocket,h2c", "h2c , websocket", "HTTP/2.0", "TLS/1.0", "a b", "/1"]
-        {
+        for list in [
+            "",
+            ",",
+            "h2c",
+            "H2C",
+            "h2",
+            "websocket,h2c",
+            "h2c , websocket",
+            "HTTP/2.0",
+            "TLS/1.0",
+            "a b",
+            "/1",
+        ] {
             assert!(!offered(list.as_bytes()), "{list}");
         }
     }

@@ -185,7 +185,9 @@ async fn tunnel_over_h2(
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
     let (mut head_back, mut body) = h2_head(&mut response, &head.method, respond, terms).await?;
-    if terms.sidecar && let Some(protocol) = head_back.fields.get(UPGRADE_FIELD) {
+    if terms.sidecar
+        && let Some(protocol) = head_back.fields.get(UPGRADE_FIELD)
+    {
         head_back.upgrade = HeaderValue::from_bytes(protocol).ok();
         head_back.status = StatusCode::SWITCHING_PROTOCOLS;
         if !head_back.grants_tunnel(head) {
@@ -366,7 +368,10 @@ fn reset(error: &::h2::Error) -> Error {
             .retry(Retry::Unprocessed);
     }
     if h2::is_not_spoken(error) {
-        return Error::new(Reason::UpstreamMalformed, "the upstream does not speak HTTP/2, as its caller does");
+        return Error::new(
+            Reason::UpstreamMalformed,
+            "the upstream does not speak HTTP/2, as its caller does",
+        );
     }
     if error.is_library() {
         // What came could not be read: the crate gave up on it, not the peer.

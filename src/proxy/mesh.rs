@@ -101,7 +101,14 @@ impl Mesh {
         let route = |direction, upstream: Arc<Upstream>, label: &str, timeout, retries| {
             let name = upstream.spec.name.clone();
             let traffic = metrics.traffic(direction, &name, label);
-            Arc::new(Route { direction, traffic, tcp: metrics.tcp(direction, &name), upstream, timeout, retries })
+            Arc::new(Route {
+                direction,
+                traffic,
+                tcp: metrics.tcp(direction, &name),
+                upstream,
+                timeout,
+                retries,
+            })
         };
         let upstreams: HashMap<&str, Arc<Upstream>> = model
             .upstreams

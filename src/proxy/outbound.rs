@@ -142,7 +142,9 @@ impl Outbound {
         });
         match named.or_else(|| mesh.routes.find(&host, port, head.path.path())) {
             Some(route) => Ok(Destination { route: route.clone(), pinned: None }),
-            None => Err(Error::new(Reason::RouteNone, "no upstream has this address, and no route this host")),
+            None => {
+                Err(Error::new(Reason::RouteNone, "no upstream has this address, and no route this host"))
+            }
         }
     }
 
@@ -226,5 +228,5 @@ async fn connect(
     let opened = tcp::open(worker, destination, None).await?;
     let gone = |_| Error::new(Reason::HttpDownstreamGone, "the downstream gave the tunnel up");
     respond.tunnel(ResponseHead::new(StatusCode::OK)).await.map_err(gone)?;
-    Ok(Next::Tunnel(Tunnel::new(worker, &destination.route, End::Connection(opened))))
+    Ok(Next::Tunnel(Tunnel::new(worker, &destination.route, End::Connection(Box::new(opened)))))
 }

@@ -128,7 +128,9 @@ impl Sidecar {
         ports.sort_unstable();
         ports.dedup();
         let listeners = bound.iter().filter_map(|(name, address)| {
-            let direction = [Direction::Outbound, Direction::Inbound].into_iter().find(|direction| direction.name() == *name)?;
+            let direction = [Direction::Outbound, Direction::Inbound]
+                .into_iter()
+                .find(|direction| direction.name() == *name)?;
             Some((direction, *address))
         });
         let listeners = listeners.collect();

@@ -12,9 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use socket2::SockRef;
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -125,12 +123,7 @@ pub(super) async fn carry(
 
 /// Carries bytes both ways until both sides have ended; `first` is what the downstream has said
 /// already. Each side's end is passed on by itself (half-close).
-pub(super) async fn relay(
-    downstream: impl Socket,
-    first: Bytes,
-    opened: Opened,
-    counted: &Connection,
-) {
+pub(super) async fn relay(downstream: impl Socket, first: Bytes, opened: Opened, counted: &Connection) {
     let (stream, said, _counts) = opened.into_parts();
     let mut upstream = Counted { io: stream, count: |n| counted.sent(n) };
     let mut downstream = Counted { io: downstream, count: |n| counted.received(n) };

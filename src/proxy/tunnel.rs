@@ -41,7 +41,7 @@ pub(super) enum Switched {
 /// The upstream's end of a tunnel, with its place in the counts.
 pub(super) enum End {
     /// A connection.
-    Connection(Opened),
+    Connection(Box<Opened>),
     /// A stream: where bytes go, and where they come from.
     Stream(Frames, InFlight),
 }
@@ -53,7 +53,7 @@ impl End {
             Switched::Stream(frames) => Ok(End::Stream(frames, place)),
             Switched::Connection(lease) => {
                 let opened = Opened::from_lease(lease, place);
-                opened.map(End::Connection).ok_or_else(|| {
+                opened.map(|opened| End::Connection(Box::new(opened))).ok_or_else(|| {
                     Error::new(Reason::UpstreamReset, "the connection was lost as it became a tunnel")
                 })
             }
@@ -78,7 +78,7 @@ impl Tunnel {
     /// sides have ended.
     pub(super) async fn join(self, downstream: TcpStream, first: Bytes) {
         match self.end {
-            End::Connection(opened) => tcp::relay(downstream, first, opened, &self.counted).await,
+            End::Connection(opened) => tcp::relay(downstream, first, *opened, &self.counted).await,
             End::Stream((mut sink, mut body), _place) => {
                 let mut near = Ends::new(downstream, first);
                 let (sent, received) = (|n| self.counted.sent(n), |n| self.counted.received(n));

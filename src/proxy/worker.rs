@@ -74,7 +74,8 @@ impl Shared {
         if !self.listeners.iter().any(|(of, listener)| *of == direction && to_us(listener)) {
             return Ok(());
         }
-        let why = format!("the endpoint {endpoint} is this sidecar's own listener (listen.{})", direction.name());
+        let why =
+            format!("the endpoint {endpoint} is this sidecar's own listener (listen.{})", direction.name());
         Err(Error::new(Reason::PoolLoop, why))
     }
 

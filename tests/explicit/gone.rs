@@ -71,7 +71,11 @@ async fn told(told: &mut mpsc::UnboundedReceiver<&'static str>) -> &'static str 
     tokio::time::timeout(Duration::from_secs(10), told.recv()).await.expect("word in time").expect("word")
 }
 
-async fn frees_what_was_done(sidecars: &[&Loopback], word: &mut mpsc::UnboundedReceiver<&'static str>, begins: bool) {
+async fn frees_what_was_done(
+    sidecars: &[&Loopback],
+    word: &mut mpsc::UnboundedReceiver<&'static str>,
+    begins: bool,
+) {
     let get = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
     for behind in ["", "GET /next HTTP/1.1\r\nhost: orders.test\r\n\r\n", "GET /half HTTP/1.1\r\n"] {
         let mut raw = Raw::connect(sidecars[0].outbound()).await;
@@ -132,7 +136,11 @@ async fn a_client_that_is_gone_within_its_body_frees_the_request() {
             raw.send(format!("POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 100\r\n\r\nhalf")).await;
             assert_eq!(told(&mut word).await, "came");
             // Half a body cannot be finished by a client that has ended its side.
-            if by_reset { raw.reset() } else { drop(raw) }
+            if by_reset {
+                raw.reset()
+            } else {
+                drop(raw)
+            }
             assert_eq!(told(&mut word).await, "left");
             for sidecar in sidecars {
                 sidecar.until_metric("pannier_upstream_in_flight", &[], 0.0).await;

@@ -1,8 +1,8 @@
 //! HTTP/2 from applications, as gRPC uses it: every kind of call, with its trailers, its deadline and
 //! its end.
 
-use std::net::SocketAddr;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::support::loopback::{HOST, Loopback, Pair, hop, within, upstream};
+use crate::support::loopback::{HOST, Loopback, Pair, hop, upstream, within};
 use crate::support::raw::{Raw, listen};
 
 /// An HTTP/2 application, and its word of each stream that was cancelled.
@@ -35,13 +35,19 @@ async fn app() -> (SocketAddr, mpsc::UnboundedReceiver<Reason>) {
     (address, told)
 }
 
-async fn serve(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, tell: mpsc::UnboundedSender<Reason>) {
+async fn serve(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    tell: mpsc::UnboundedSender<Reason>,
+) {
     let (parts, mut body) = request.into_parts();
     let mut response = Response::new(());
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     for name in ["te", "grpc-timeout"] {
         let value = parts.headers.get(name).cloned().unwrap_or(HeaderValue::from_static("none"));
-        response.headers_mut().insert(name.replace("te", "x-te").parse::<http::HeaderName>().expect("a name"), value);
+        response
+            .headers_mut()
+            .insert(name.replace("te", "x-te").parse::<http::HeaderName>().expect("a name"), value);
     }
     match parts.uri.path() {
         "/unary" => {
@@ -213,7 +219,8 @@ async fn a_call_that_outlasts_its_route_is_told_its_deadline() {
         send.send_data(message("hello"), true).expect("sent");
         let response = response.await.expect("an answer");
         let headers = response.headers();
-        let told = (response.status().as_u16(), field(headers, "grpc-status"), field(headers, "x-pannier-refused"));
+        let told =
+            (response.status().as_u16(), field(headers, "grpc-status"), field(headers, "x-pannier-refused"));
         assert_eq!(told, (200, "4", "upstream.timeout"));
         assert_eq!(cancelled(&mut word).await, Reason::CANCEL, "nobody waits for it any more");
     }

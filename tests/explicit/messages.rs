@@ -148,7 +148,8 @@ mod http_1_0_servers_are_read {
         listen(async |mut raw: Raw| {
             while let Some(head) = raw.next().await {
                 if head.starts_with("GET /kept ") {
-                    raw.send("HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 4\r\n\r\nkept").await;
+                    raw.send("HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 4\r\n\r\nkept")
+                        .await;
                 } else {
                     return raw.send("HTTP/1.0 200 OK\r\n\r\nuntil the end").await;
                 }
@@ -164,7 +165,10 @@ mod http_1_0_servers_are_read {
             assert_eq!(raw.take(4).await, b"kept");
             raw.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
             let head = raw.head().await;
-            assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("transfer-encoding: chunked"), "{head}");
+            assert!(
+                head.starts_with("HTTP/1.1 200 ") && head.contains("transfer-encoding: chunked"),
+                "{head}"
+            );
             assert_eq!(raw.chunked().await.0, b"until the end");
         }
     }
@@ -201,7 +205,11 @@ const SOME: usize = 50;
 fn head_of(size: usize, start: &str, fields: usize) -> String {
     let mut head = start.to_owned();
     for n in 0..fields {
-        let end = if n + 1 == fields { size - 2 } else { start.len() + (size - 2 - start.len()) * (n + 1) / fields };
+        let end = if n + 1 == fields {
+            size - 2
+        } else {
+            start.len() + (size - 2 - start.len()) * (n + 1) / fields
+        };
         let name = format!("x-field-{n}: ");
         let filler = "a".repeat(end - head.len() - name.len() - 2);
         head += &format!("{name}{filler}\r\n");
@@ -219,7 +227,9 @@ mod heads_up_to_the_bound_pass {
             while let Some(head) = raw.next().await {
                 let asked = |name: &str| -> usize {
                     let prefix = format!("{name}: ");
-                    head.lines().find_map(|line| line.strip_prefix(&*prefix)).map_or(0, |v| v.parse().expect("a number"))
+                    head.lines()
+                        .find_map(|line| line.strip_prefix(&*prefix))
+                        .map_or(0, |v| v.parse().expect("a number"))
                 };
                 let (size, fields) = (asked("x-size"), asked("x-fields"));
                 let fillers: usize = head.lines().filter(|line| line.starts_with("x-field-")).count();
@@ -241,7 +251,10 @@ mod heads_up_to_the_bound_pass {
             let start = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n");
             raw.send(head_of(BOUND, &start, fields)).await;
             let head = raw.head().await;
-            assert!(head.starts_with("HTTP/1.1 200 ") && head.contains(&format!("x-got: {fields}\r\n")), "{head}");
+            assert!(
+                head.starts_with("HTTP/1.1 200 ") && head.contains(&format!("x-got: {fields}\r\n")),
+                "{head}"
+            );
             assert_eq!(raw.take(2).await, b"ok");
             // And back.
             let ask = |size: usize| format!("{start}x-size: {size}\r\nx-fields: {fields}\r\n\r\n");
@@ -354,7 +367,8 @@ async fn a_head_of_http_2_has_the_same_bound() {
             let request = request.body(()).expect("valid");
             let (response, _) = client.send_request(request, true).expect("a stream");
             let response = response.await.expect("an answer");
-            let refused = response.headers().get("x-pannier-refused").map(|value| value.to_str().expect("text"));
+            let refused =
+                response.headers().get("x-pannier-refused").map(|value| value.to_str().expect("text"));
             assert_eq!(response.status(), 431, "{size} {fields}");
             assert!(refused.is_none_or(|why| why == "http.head_too_large"), "{refused:?}");
         }

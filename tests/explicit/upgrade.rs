@@ -230,7 +230,8 @@ mod a_method_other_than_get_may_upgrade {
             let head = raw.head().await;
             assert!(head.starts_with("POST /exec?command=sh HTTP/1.1\r\n"), "{head}");
             assert!(head.to_ascii_lowercase().contains("\r\nupgrade: spdy/3.1\r\n"), "{head}");
-            let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
+            let switch =
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
             raw.send(switch).await;
             let said = raw.take(5).await;
             raw.send(said).await;
@@ -333,7 +334,9 @@ async fn a_tunnel_is_counted_while_it_is_open() {
     switched(&mut raw).await;
     raw.send("ten bytes!").await;
     assert_eq!(raw.take(21).await, b"twenty-one bytes back");
-    for (sidecar, upstream) in [(&pair.caller, r#"upstream="orders""#), (&pair.orders, r#"upstream="application""#)] {
+    for (sidecar, upstream) in
+        [(&pair.caller, r#"upstream="orders""#), (&pair.orders, r#"upstream="application""#)]
+    {
         let labels = [upstream];
         sidecar.until_metric("pannier_tcp_open", &labels, 1.0).await;
         sidecar.until_metric("pannier_tcp_sent_bytes_total", &labels, 10.0).await;
@@ -425,7 +428,10 @@ async fn upgrading() -> SocketAddr {
                     write.shutdown().await.expect("ended");
                 });
                 let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
-                response.header("connection", "upgrade").header("upgrade", "echo").body(Empty::<bytes::Bytes>::new())
+                response
+                    .header("connection", "upgrade")
+                    .header("upgrade", "echo")
+                    .body(Empty::<bytes::Bytes>::new())
             });
             let server = hyper::server::conn::http1::Builder::new();
             tokio::spawn(server.serve_connection(TokioIo::new(stream), service).with_upgrades());

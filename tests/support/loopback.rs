@@ -190,7 +190,8 @@ impl Pair {
         let authority = Authority::new("cluster.local");
         let issue =
             |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}"));
-        let strict = issue("orders").yaml() + &format!("application: {app}\ninbound: {{ mtls: strict }}\n{applications}");
+        let strict = issue("orders").yaml()
+            + &format!("application: {app}\ninbound: {{ mtls: strict }}\n{applications}");
         let orders = Loopback::start("orders", &strict).await;
         let identity = issue("caller");
         let peer = ", mtls: { peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }";

@@ -38,7 +38,8 @@ impl Raw {
     /// Sends `piece` again and again, until nothing more is taken for a while. How many bytes went.
     pub(crate) async fn send_until_stuck(&mut self, piece: &[u8], a_while: Duration) -> u64 {
         let mut sent = 0;
-        while let Ok(n) = tokio::time::timeout(a_while, self.stream.write(&piece[sent % piece.len()..])).await {
+        while let Ok(n) = tokio::time::timeout(a_while, self.stream.write(&piece[sent % piece.len()..])).await
+        {
             sent += n.expect("the peer is there");
         }
         sent as u64

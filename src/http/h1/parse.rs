@@ -76,7 +76,8 @@ pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedReq
         None => return Err(Refused::Malformed("no Host")),
     };
     let upgrade = scanned.upgrade.filter(|_| scanned.length.is_empty());
-    let upgrade = upgrade.and_then(|(start, end)| HeaderValue::from_maybe_shared(block.slice(start..end)).ok());
+    let upgrade =
+        upgrade.and_then(|(start, end)| HeaderValue::from_maybe_shared(block.slice(start..end)).ok());
     let target = block.slice(target.0..target.1);
     let absolute = !target.starts_with(b"/") && &target[..] != b"*";
     if method == Method::CONNECT && !scanned.length.is_empty() {

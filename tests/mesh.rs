@@ -197,3 +197,35 @@ fn a_server_that_speaks_first_is_heard_through_the_pair() {
         assert!(!capture.stop().contain(b"8.0.36-greeting"), "it went in the clear between pods");
     }
 }
+
+/// What an application asks of the proxy that it was told to use is the proxy's to answer, be it in the
+/// mesh or not.
+#[test]
+fn connect_to_a_proxy_reaches_that_proxy() {
+    for v in 0..2 {
+        let lab = Lab::new();
+        let authority = Authority::new("cluster.local");
+        let (caller, one, stranger) = (lab.pod("caller"), lab.pod("one"), lab.pod("stranger"));
+        let mut dns = lab.dns(1);
+        names(&mut dns, v, &[&one]);
+        let meshed = one.proxy_app(one.addresses(PORT)[v]);
+        let elsewhere = stranger.proxy_app(stranger.addresses(3128)[v]);
+        let _service = lab.service(vip(v, PORT), &[meshed.address()]);
+        let _sidecars = (orders_sidecar(&one, &authority), caller_sidecar(&caller, &authority, ORDERS));
+        let capture = lab.capture("tcp");
+        for (proxy, secret) in [(vip(v, PORT), true), (elsewhere.address(), false)] {
+            // Whom it names is no business of the sidecar's, even where that has a route.
+            let name = if secret { "canary.test:443".to_owned() } else { format!("{HOST}:{PORT}") };
+            let head = format!("CONNECT {name} HTTP/1.1\r\nhost: {name}\r\n\r\nand back");
+            let got = caller.enter(|| talk(proxy, head, |got| got.ends_with(b"and back"))).expect("a tunnel");
+            let got = String::from_utf8_lossy(&got);
+            assert!(got.starts_with("HTTP/1.1 200 "), "{got}");
+            assert!(got.ends_with(&format!("\r\n\r\nCONNECT {name} HTTP/1.1and back")), "{got}");
+        }
+        let packets = capture.stop();
+        assert!(
+            packets.contain(b"CONNECT orders") && !packets.contain(b"canary"),
+            "in the clear between pods"
+        );
+    }
+}

@@ -20,6 +20,7 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::h1::parse::{content_length, is_host_and_port, is_own, is_path};
+use super::h2_peer::{NOT_HTTP_2, Peer};
 use super::pump::taken;
 use super::{
     Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD,
@@ -509,8 +510,13 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .data_frame_budget(FRAME_OVERHEAD)
         .max_header_list_size(list_size(bounds))
         .enable_push(false)
-        .handshake(io)
+        .handshake(Peer::new(io))
         .await
+}
+
+/// Whether an error means that the peer spoke something else.
+pub fn is_not_spoken(error: &::h2::Error) -> bool {
+    error.get_io().is_some_and(|io| io.kind() == NOT_HTTP_2)
 }
 
 /// A request on its way, and the response that will come.

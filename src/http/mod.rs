@@ -11,6 +11,7 @@ pub mod deadline;
 pub mod fields;
 pub mod h1;
 pub mod h2;
+mod h2_peer;
 pub mod handler;
 pub mod mesh;
 pub mod pump;

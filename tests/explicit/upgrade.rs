@@ -357,7 +357,8 @@ async fn a_drain_waits_for_a_tunnel() {
         }
     })
     .await;
-    let mut pair = Pair::with(app, "drain: { accept: 0s, timeout: 30s }\n").await;
+    let drain = "drain: { accept: 0s, timeout: 30s }\n";
+    let mut pair = Pair::with(app, drain, drain).await;
     let mut raw = Raw::connect(pair.caller.outbound()).await;
     switched(&mut raw).await;
     for _ in 0..3 {

@@ -1,14 +1,16 @@
 //! Floods of HTTP/2: each is bounded and counted, and heavy use just below the bound is not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::http::Request;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 
 use pannier::identity::Identity;
-use pannier::tls::{Alpn, Peer, Tls, server_name};
+use pannier::tls::{Alpn, Carries, Peer, Tls, server_name};
 
 use super::app::{self, Does};
 use super::counted;
@@ -361,7 +363,11 @@ async fn a_peer_with_a_certificate_is_bounded_too() {
     let (_, app) = Witness::listen().await;
     let pair = Pair::new(app).await;
     let identity = Identity::load(pair.identity.paths()).expect("an identity");
-    let config = Tls::new(&identity).client(&Peer::TrustDomain("cluster.local".into()), Alpn::H2);
+    let mut config = ClientConfig::clone(
+        &Tls::new(&identity).client(&Peer::TrustDomain("cluster.local".into()), Carries::Requests),
+    );
+    config.alpn_protocols = vec![Alpn::H2.name().to_vec()];
+    let config = Arc::new(config);
     let to = pair.orders.inbound();
     let malformed = |n| frame(HEADERS, WHOLE, n, &block(&[(":method", "GET")]));
     let floods: [Box<dyn Iterator<Item = Vec<u8>>>; 3] = [

@@ -198,7 +198,11 @@ async fn what_http_2_writes_otherwise_is_put_right() {
     let (witness, app) = Witness::listen().await;
     let pair = Pair::new(app).await;
     let identity = Identity::load(pair.identity.paths()).expect("an identity");
-    let config = Tls::new(&identity).client(&Peer::TrustDomain("cluster.local".into()), Alpn::H2);
+    let mut config = ClientConfig::clone(
+        &Tls::new(&identity).client(&Peer::TrustDomain("cluster.local".into()), Carries::Requests),
+    );
+    config.alpn_protocols = vec![Alpn::H2.name().to_vec()];
+    let config = Arc::new(config);
     let to = pair.orders.inbound();
     let stream = TcpStream::connect(to).await.expect("connected");
     let stream = TlsConnector::from(config).connect(server_name(to.ip()), stream).await.expect("mTLS");

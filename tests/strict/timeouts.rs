@@ -2,6 +2,7 @@
 //! must leave alone.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use pannier::identity::Identity;
-use pannier::tls::{Alpn, Peer, Tls, server_name};
+use pannier::tls::{Alpn, Carries, Peer, Tls, server_name};
 
 use super::app::{self, Does};
 use super::frames::{DATA, END_HEADERS, End, Frames, GOAWAY, HEADERS, OK, frame, post, request};
@@ -373,7 +374,10 @@ async fn a_handshake_that_stops_times_out() {
         format!("application: {app}\ninbound: {{ mtls: strict, http: {{ header_timeout: 300ms }} }}\n");
     let orders = Loopback::start("orders", &(identity.yaml() + &strict)).await;
     let own = Tls::new(&Identity::load(identity.paths()).expect("an identity"));
-    let config = own.client(&Peer::TrustDomain("cluster.local".into()), Alpn::H2);
+    let mut config =
+        ClientConfig::clone(&own.client(&Peer::TrustDomain("cluster.local".into()), Carries::Requests));
+    config.alpn_protocols = vec![Alpn::H2.name().to_vec()];
+    let config = Arc::new(config);
     let to = orders.inbound();
     let mut client = rustls::ClientConnection::new(config, server_name(to.ip())).expect("a client");
     let mut hello = Vec::new();

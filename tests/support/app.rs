@@ -46,6 +46,7 @@ enum Speaks {
     Http1,
     Http2,
     Greeting(Bytes),
+    Proxy,
 }
 
 impl Pod {
@@ -67,6 +68,12 @@ impl Pod {
     /// A server that speaks first, as MySQL's does: `greeting`, then whatever it is sent, back.
     pub(crate) fn greeting_app(&self, listen: SocketAddr, greeting: &'static [u8]) -> App {
         App::start(self, listen, Speaks::Greeting(Bytes::from_static(greeting)))
+    }
+
+    /// A proxy that grants every CONNECT, and is itself whom it connects to: it says whom it was asked
+    /// for, and then whatever it is sent, back.
+    pub(crate) fn proxy_app(&self, listen: SocketAddr) -> App {
+        App::start(self, listen, Speaks::Proxy)
     }
 }
 
@@ -146,6 +153,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, speaks: Speaks, seen: Arc
             drop(builder.serve_connection(TokioIo::new(stream), service).await);
         }
         Speaks::Greeting(greeting) => drop(greet(stream, &greeting).await),
+        Speaks::Proxy => drop(connect(stream).await),
     }
 }
 
@@ -190,6 +198,16 @@ async fn answer(
     let body = if parts.uri.path() == "/echo" { body.clone() } else { told() };
     let answer = Response::builder().header("x-pod", &seen.pod).body(Full::new(body));
     Ok(answer.expect("a valid answer"))
+}
+
+async fn connect(mut stream: TcpStream) -> std::io::Result<Infallible> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
+    stream.write_all(b"HTTP/1.1 200 Established\r\n\r\n").await?;
+    greet(stream, line).await
 }
 
 async fn greet(mut stream: TcpStream, greeting: &[u8]) -> std::io::Result<Infallible> {

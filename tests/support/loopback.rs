@@ -156,6 +156,11 @@ pub(crate) fn upstream(endpoint: SocketAddr, more: &str) -> String {
     format!("upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [\"{endpoint}\"]{more} }} }}\n")
 }
 
+/// A route of [`HOST`] whose answers have no longer than this.
+pub(crate) fn within(timeout: &str) -> String {
+    format!("routes: [{{ host: {HOST}, upstream: orders, timeout: {timeout} }}]\n")
+}
+
 /// A sidecar beside a caller of the application at `app`, which has none.
 pub(crate) async fn hop(app: SocketAddr) -> Loopback {
     Loopback::start("caller", &upstream(app, "")).await
@@ -175,21 +180,22 @@ pub(crate) struct Pair {
 impl Pair {
     /// A pair in front of the application at `app`.
     pub(crate) async fn new(app: SocketAddr) -> Self {
-        Self::with(app, "").await
+        Self::with(app, "", "").await
     }
 
-    /// As [`new`](Self::new), with more in both configurations.
-    pub(crate) async fn with(app: SocketAddr, more: &str) -> Self {
+    /// As [`new`](Self::new), with more in the configuration of the caller's sidecar, and of the
+    /// application's.
+    pub(crate) async fn with(app: SocketAddr, callers: &str, applications: &str) -> Self {
         let files = TempDir::with_prefix("pannier-pair-").expect("a temporary directory");
         let authority = Authority::new("cluster.local");
         let issue =
             |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}"));
-        let strict =
-            issue("orders").yaml() + &format!("application: {app}\ninbound: {{ mtls: strict }}\n{more}");
+        let strict = issue("orders").yaml()
+            + &format!("application: {app}\ninbound: {{ mtls: strict }}\n{applications}");
         let orders = Loopback::start("orders", &strict).await;
         let identity = issue("caller");
         let peer = ", mtls: { peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }";
-        let yaml = identity.yaml() + &upstream(orders.inbound(), peer) + more;
+        let yaml = identity.yaml() + &upstream(orders.inbound(), peer) + callers;
         let caller = Loopback::start("caller", &yaml).await;
         Self { caller, orders, identity, _files: files }
     }

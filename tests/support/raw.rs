@@ -38,10 +38,11 @@ impl Raw {
     /// Sends `piece` again and again, until nothing more is taken for a while. How many bytes went.
     pub(crate) async fn send_until_stuck(&mut self, piece: &[u8], a_while: Duration) -> u64 {
         let mut sent = 0;
-        while let Ok(n) = tokio::time::timeout(a_while, self.stream.write(piece)).await {
-            sent += n.expect("the peer is there") as u64;
+        while let Ok(n) = tokio::time::timeout(a_while, self.stream.write(&piece[sent % piece.len()..])).await
+        {
+            sent += n.expect("the peer is there");
         }
-        sent
+        sent as u64
     }
 
     /// Sends what the peer may no longer want.
@@ -144,6 +145,21 @@ impl Raw {
         }
     }
 
+    /// Reads and drops a chunked body without trailers. How long it was.
+    pub(crate) async fn skip_chunks(&mut self) -> u64 {
+        let mut length = 0;
+        loop {
+            let size = self.until(b"\r\n").await;
+            let size = u64::from_str_radix(size.trim_end(), 16).expect("a chunk's size");
+            self.skip(size).await;
+            assert_eq!(self.take(2).await, b"\r\n");
+            length += size;
+            if size == 0 {
+                return length;
+            }
+        }
+    }
+
     /// All that comes until the peer closes or resets.
     pub(crate) async fn rest(&mut self) -> String {
         while self.more().await {}
@@ -179,8 +195,9 @@ impl Raw {
             if self.buf.is_empty() {
                 assert!(self.more().await, "it ended {n} bytes early");
             }
-            n = n.checked_sub(self.buf.len() as u64).expect("no more than that");
-            self.buf.clear();
+            let now = self.buf.len().min(usize::try_from(n).unwrap_or(usize::MAX));
+            self.buf.drain(..now);
+            n -= now as u64;
         }
     }
 

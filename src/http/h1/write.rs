@@ -91,7 +91,12 @@ impl Writer {
         let out = self.begin();
         out.put_slice(head.method.as_str().as_bytes());
         out.put_u8(b' ');
-        out.put_slice(head.path.as_str().as_bytes());
+        match &head.authority {
+            Some(authority) if head.method == Method::CONNECT => {
+                out.put_slice(authority.as_str().as_bytes());
+            }
+            _ => out.put_slice(head.path.as_str().as_bytes()),
+        }
         out.put_slice(b" HTTP/1.1\r\n");
         if head.fields.get("host").is_none() {
             out.put_slice(b"host: ");

@@ -236,14 +236,15 @@ fn reset(error: &::h2::Error) -> Error {
         return Error::new(Reason::UpstreamRefused, format!("the peer took no request: {error}"))
             .retry(Retry::Unprocessed);
     }
+    if h2::is_not_spoken(error) {
+        return Error::new(
+            Reason::UpstreamMalformed,
+            "the upstream does not speak HTTP/2, as its caller does",
+        );
+    }
     if error.is_library() {
         // What came could not be read: the crate gave up on it, not the peer.
-        let why = match error.reason() {
-            // So large a frame is text: HTTP/1, in which the server complains.
-            Some(::h2::Reason::FRAME_SIZE_ERROR) => "the upstream does not speak HTTP/2, as its caller does",
-            _ => "the answer is not valid HTTP/2",
-        };
-        return Error::new(Reason::UpstreamMalformed, format!("{why}: {error}"));
+        return Error::new(Reason::UpstreamMalformed, format!("the answer is not valid HTTP/2: {error}"));
     }
     let detail = match error.get_io().map(io::Error::kind) {
         Some(io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof) => {

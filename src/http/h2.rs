@@ -44,6 +44,10 @@ const CLIENTS: u32 = 16;
 /// Streams that a peer may make us reset by breaking the protocol, in a connection's whole life.
 const MAX_ERRORS: usize = 1024;
 
+/// Bytes that DATA frames which wait to be taken may cost beside what is in them: so much that messages
+/// of 20 bytes fill the windows before it, since what it bounds ends the connection.
+const FRAME_OVERHEAD: usize = 16 << 20;
+
 /// How long the preface and settings may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -72,6 +76,7 @@ pub async fn serve<H: Handler + 'static>(
         .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(Some(MAX_ERRORS * clients as usize))
+        .data_frame_budget(FRAME_OVERHEAD)
         .max_header_list_size(list_size(&bounds))
         .handshake(Watched::new(io, seen.clone()));
     let Ok(connection) = timeout(HANDSHAKE.min(bounds.head_timeout), handshake).await else {
@@ -201,9 +206,13 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
     if parts.method == Method::TRACE && !matches!(body, Body::Empty) {
         return Err(malformed("TRACE has no body"));
     }
+    if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return Err(malformed(":scheme is neither http nor https"));
+    }
     let authority = authority(parts.uri.authority().cloned(), &mut headers).map_err(malformed)?;
     let path = parts.uri.path_and_query().cloned().ok_or_else(|| malformed("no :path"))?;
-    if !is_path(&path) && !(parts.method == Method::OPTIONS && path == "*") {
+    let of_all = parts.method == Method::OPTIONS && path == "*";
+    if !of_all && !is_path(&path) {
         return Err(malformed(":path is not a path"));
     }
     one_cookie(&mut headers);
@@ -433,6 +442,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .initial_max_send_streams(MAX_STREAMS as usize)
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(None)
+        .data_frame_budget(FRAME_OVERHEAD)
         .max_header_list_size(list_size(bounds))
         .enable_push(false)
         .handshake(io)

@@ -101,9 +101,14 @@ pub(super) async fn detect(
 
 async fn client_first(stream: &TcpStream, limit: Duration) -> Result<Protocol> {
     let gone = |_| Error::new(Reason::HttpDownstreamGone, "closed before a word");
-    stream.readable().await.map_err(gone)?;
+    // A silent connection holds no buffer, and is not on the clock. What decides nearly always fits.
+    let mut first = [0; PREFACE.len()];
+    let mut len = stream.peek(&mut first).await.map_err(gone)?;
+    if let Some(protocol) = classify(&first[..len]) {
+        return Ok(protocol);
+    }
     let (mut seen, mut pause) = (vec![0; FIRST_LOOK], Duration::from_millis(1));
-    let mut len = 0;
+    seen[..len].copy_from_slice(&first[..len]);
     let decided = timeout(limit, async {
         loop {
             let n = stream.peek(&mut seen).await.map_err(gone)?;

@@ -105,7 +105,8 @@ async fn h1_head(
     written: &Cell<u64>,
     sending: &Cell<bool>,
 ) -> Result<ParsedResponse> {
-    for _ in 0..=MAX_INTERIM {
+    let mut interim_left = MAX_INTERIM;
+    loop {
         let parsed = tokio::select! {
             biased;
             parsed = in_time(terms.patience, sending, reader.response(terms.bounds, method)) => parsed?,
@@ -130,12 +131,12 @@ async fn h1_head(
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS => return Err(malformed("it switches protocols unasked")),
             status if status.is_informational() => {
+                interim_left = interim_left.checked_sub(1).ok_or_else(endless)?;
                 interim(status, parsed.head.fields, respond, terms).await?;
             }
             _ => return Ok(parsed),
         }
     }
-    Err(malformed("its interim answers have no end"))
 }
 
 /// Waits for an answer. Patience ends only while nothing is sent any more: as long as the request's
@@ -195,7 +196,8 @@ async fn h2_head(
     terms: &Terms<'_>,
     sending: &Cell<bool>,
 ) -> Result<(ResponseHead, Body<'static>)> {
-    for _ in 0..=MAX_INTERIM {
+    let mut interim_left = MAX_INTERIM;
+    loop {
         let next = poll_fn(|cx| {
             if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                 return Poll::Ready(Ok(Err(interim)));
@@ -214,12 +216,12 @@ async fn h2_head(
                 return Err(malformed("it switches protocols, which HTTP/2 does not have"));
             }
             Err(early) => {
+                interim_left = interim_left.checked_sub(1).ok_or_else(endless)?;
                 let (parts, ()) = early.into_parts();
                 interim(parts.status, parts.headers.into(), respond, terms).await?;
             }
         }
     }
-    Err(malformed("its interim answers have no end"))
 }
 
 /// Passes an interim answer on.
@@ -346,6 +348,10 @@ fn lost(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 /// The answer ended before its end.
 fn cut(error: &dyn std::fmt::Display) -> Error {
     Error::new(Reason::UpstreamReset, format!("the answer's body was cut: {error}"))
+}
+
+fn endless() -> Error {
+    malformed("its interim answers have no end")
 }
 
 fn malformed(why: &'static str) -> Error {

@@ -30,6 +30,11 @@ impl Seen {
         self.0.lock().expect("not poisoned").len()
     }
 
+    /// Their methods and targets, and what followed.
+    pub(crate) fn heads(&self) -> String {
+        self.0.lock().expect("not poisoned").join("\n")
+    }
+
     /// The bodies that were read to their end, each.
     pub(crate) fn bodies(&self) -> Vec<String> {
         let whole = |text: &String| text.strip_prefix("whole:").map(str::to_owned);
@@ -47,7 +52,11 @@ pub(crate) async fn listen(does: Does) -> (Seen, SocketAddr) {
         while let Ok((stream, _)) = listener.accept().await {
             let noted = noted.clone();
             tokio::spawn(async move {
-                let Ok(mut connection) = server::handshake(stream).await else { return };
+                // By itself it takes a few hundred small frames for an attack.
+                let mut builder = server::Builder::new();
+                let Ok(mut connection) = builder.data_frame_budget(64 << 20).handshake(stream).await else {
+                    return;
+                };
                 while let Some(Ok((request, respond))) = connection.accept().await {
                     tokio::spawn(serve(request, respond, does, noted.clone()));
                 }
@@ -74,10 +83,11 @@ async fn serve(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, d
                 let _ = body.flow_control().release_capacity(data.len());
                 all.extend_from_slice(&data);
             }
-            if body.trailers().await.is_err() {
-                return;
-            }
-            seen.0.lock().expect("not poisoned")[at] = format!("whole:{}", String::from_utf8_lossy(&all));
+            let Ok(trailers) = body.trailers().await else { return };
+            let mut seen = seen.0.lock().expect("not poisoned");
+            seen[at] = format!("whole:{}", String::from_utf8_lossy(&all));
+            seen.extend(trailers.map(|trailers| format!("{trailers:?}")));
+            drop(seen);
             let Ok(mut send) = respond.send_response(Response::new(()), false) else { return };
             let _ = send.send_data(Bytes::from_static(b"ok"), true);
         }

@@ -1,8 +1,9 @@
 //! HTTP/2 in frames of our own, which no library has looked at.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 
 use crate::support::loopback::{HOST, Loopback};
@@ -116,7 +117,34 @@ pub(crate) enum End {
 
 /// One end of an HTTP/2 connection.
 pub(crate) struct Frames<IO> {
-    io: IO,
+    read: ReadHalf<IO>,
+    write: WriteHalf<IO>,
+}
+
+/// The next frame; none if the connection has ended.
+async fn next(read: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+    let frame = async {
+        let mut head = [0; 9];
+        read.read_exact(&mut head).await.ok()?;
+        let [a, b, c, kind, flags, stream @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        read.read_exact(&mut payload).await.ok()?;
+        Some(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
+    };
+    tokio::time::timeout(PATIENCE, frame).await.expect("a frame, or the end, in time")
+}
+
+/// What becomes of a stream, or of the whole connection before it.
+async fn end_of(read: &mut (impl AsyncRead + Unpin), stream: u32) -> End {
+    while let Some(frame) = next(read).await {
+        match frame.kind {
+            HEADERS if frame.stream == stream => return End::Answer(frame.status().expect("a status")),
+            RST_STREAM if frame.stream == stream => return End::Reset(frame.code()),
+            GOAWAY if frame.code() != 0 => return End::GoAway(frame.code()),
+            _ => {}
+        }
+    }
+    End::Closed
 }
 
 impl Frames<TcpStream> {
@@ -131,7 +159,8 @@ impl Frames<TcpStream> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> Frames<IO> {
     /// The same over an open connection.
     pub(crate) async fn over(io: IO) -> Self {
-        let mut frames = Self { io };
+        let (read, write) = tokio::io::split(io);
+        let mut frames = Self { read, write };
         // Whether anybody is there, the answer will tell.
         frames.offer([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
         frames
@@ -144,36 +173,35 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Frames<IO> {
 
     /// Sends what the peer may no longer want; false if it does not.
     pub(crate) async fn offer(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        let sent = tokio::time::timeout(PATIENCE, self.io.write_all(bytes.as_ref())).await;
+        let sent = tokio::time::timeout(PATIENCE, self.write.write_all(bytes.as_ref())).await;
         sent.is_ok_and(|sent| sent.is_ok())
+    }
+
+    /// Sends pieces without end while it reads what comes back, and gives how the connection ended.
+    pub(crate) async fn flood(&mut self, pieces: impl Iterator<Item = Vec<u8>>) -> End {
+        let Self { read, write } = self;
+        let flood = async {
+            for piece in pieces {
+                if write.write_all(&piece).await.is_err() {
+                    break;
+                }
+            }
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            end = end_of(read, u32::MAX) => end,
+            never = flood => match never {},
+        }
     }
 
     /// The next frame; none if the connection has ended.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
-        let read = async {
-            let mut head = [0; 9];
-            self.io.read_exact(&mut head).await.ok()?;
-            let [a, b, c, kind, flags, stream @ ..] = head;
-            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-            self.io.read_exact(&mut payload).await.ok()?;
-            Some(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
-        };
-        tokio::time::timeout(PATIENCE, read).await.expect("a frame, or the end, in time")
+        next(&mut self.read).await
     }
 
     /// What becomes of a stream, or of the whole connection before it.
     pub(crate) async fn end_of(&mut self, stream: u32) -> End {
-        while let Some(frame) = self.next().await {
-            match frame.kind {
-                HEADERS if frame.stream == stream => {
-                    return End::Answer(frame.status().expect("a status"));
-                }
-                RST_STREAM if frame.stream == stream => return End::Reset(frame.code()),
-                GOAWAY if frame.code() != 0 => return End::GoAway(frame.code()),
-                _ => {}
-            }
-        }
-        End::Closed
+        end_of(&mut self.read, stream).await
     }
 
     /// How the connection ends.

@@ -10,8 +10,12 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
+use pannier::identity::Identity;
+use pannier::tls::{Alpn, Peer, Tls, server_name};
+
 use super::app::{self, Does};
 use super::frames::{DATA, END_HEADERS, End, Frames, GOAWAY, HEADERS, OK, frame, post, request};
+use super::support::authority::Authority;
 use super::support::loopback::{HOST, Loopback, upstream};
 use super::support::raw::{Raw, Witness, listen};
 use super::{CLEAN, answer, assert_refused, counted, refused};
@@ -188,7 +192,7 @@ async fn a_long_upload_is_waited_for() {
         raw.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     })
     .await;
-    let caller = with(app, "http: { body_timeout: 400ms }\n").await;
+    let caller = with(app, "http: { body_timeout: 1s }\n").await;
     let mut raw = Raw::connect(caller.outbound()).await;
     raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 20\r\n\r\n")).await;
     for _ in 0..20 {
@@ -197,7 +201,7 @@ async fn a_long_upload_is_waited_for() {
     }
     assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
     let (_, app) = app::listen(Does::Answers).await;
-    let caller = with(app, "http: { body_timeout: 400ms }\n").await;
+    let caller = with(app, "http: { body_timeout: 1s }\n").await;
     let mut frames = Frames::connect(&caller).await;
     frames.send(frame(HEADERS, END_HEADERS, 1, &post(&[]))).await;
     for n in 0..20 {
@@ -210,7 +214,7 @@ async fn a_long_upload_is_waited_for() {
 /// An application that answers nothing, or stops within its answer.
 #[tokio::test]
 async fn a_silent_upstream_times_out() {
-    let caller = with(silent().await, "http: { body_timeout: 300ms }\n").await;
+    let caller = with(silent().await, "http: { body_timeout: 1s }\n").await;
     let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
     assert_refused(&answer(&caller, &request).await, 504, "upstream.timeout", "no answer");
     let half = listen(async |mut raw: Raw| {
@@ -219,7 +223,7 @@ async fn a_silent_upstream_times_out() {
         raw.gone().await;
     })
     .await;
-    let caller = with(half, "http: { body_timeout: 300ms }\n").await;
+    let caller = with(half, "http: { body_timeout: 1s }\n").await;
     let got = answer(&caller, &request).await;
     assert!(got.ends_with("\r\n\r\nhalf"), "{got}");
     counted(&caller, "upstream.timeout", 1).await;
@@ -229,7 +233,7 @@ async fn a_silent_upstream_times_out() {
 #[tokio::test]
 async fn an_upstream_that_takes_no_body_times_out() {
     let app = listen(async |_: Raw| sleep(Duration::from_secs(60)).await).await;
-    let caller = with(app, "http: { body_timeout: 300ms, min_body_rate: 1000/s }\n").await;
+    let caller = with(app, "http: { body_timeout: 1s, min_body_rate: 1000/s }\n").await;
     let mut raw = Raw::connect(caller.outbound()).await;
     raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000000\r\n\r\n")).await;
     let sending = async { while raw.offered(vec![b'x'; 1 << 20]).await {} };
@@ -269,7 +273,7 @@ async fn a_reader_that_stops_is_given_up() {
         }
     })
     .await;
-    let caller = with(app, "http: { body_timeout: 300ms }\n").await;
+    let caller = with(app, "http: { body_timeout: 1s }\n").await;
     let mut raw = Raw::connect(caller.outbound()).await;
     raw.send(CLEAN).await;
     raw.head().await;
@@ -290,10 +294,10 @@ async fn idle_connections_are_closed() {
         assert!(got.is_empty() == bytes.is_empty() && !got.contains("x-pannier-refused"), "{got}");
     }
     let app = app::listen(Does::Answers).await.1;
-    let caller = with(app, "http: { idle_timeout: 500ms }\n").await;
+    let caller = with(app, "http: { idle_timeout: 1s }\n").await;
     let mut frames = Frames::connect(&caller).await;
     // In use for longer than it may idle.
-    for n in 0..8 {
+    for n in 0..10 {
         assert_eq!(frames.asked(2 * n + 1, &request(&[])).await, End::Answer(OK));
         sleep(millis(200)).await;
     }
@@ -357,4 +361,26 @@ async fn a_connection_that_is_not_taken_times_out() {
     raw.send(&request).await;
     assert_refused(&raw.rest().await, 503, "pool.connect_timeout", "an application");
     counted(&orders, "pool.connect_timeout", 1).await;
+}
+
+/// A caller that begins a handshake and does not go on.
+#[tokio::test]
+async fn a_handshake_that_stops_times_out() {
+    let (witness, app) = Witness::listen().await;
+    let files = tempfile::TempDir::with_prefix("pannier-handshake-").expect("a temporary directory");
+    let identity = Authority::new("cluster.local").issue_into(files.path(), "ns/shop/sa/orders");
+    let strict =
+        format!("application: {app}\ninbound: {{ mtls: strict, http: {{ header_timeout: 300ms }} }}\n");
+    let orders = Loopback::start("orders", &(identity.yaml() + &strict)).await;
+    let own = Tls::new(&Identity::load(identity.paths()).expect("an identity"));
+    let config = own.client(&Peer::TrustDomain("cluster.local".into()), Alpn::H2);
+    let to = orders.inbound();
+    let mut client = rustls::ClientConnection::new(config, server_name(to.ip())).expect("a client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("a hello");
+    let mut raw = Raw::connect(to).await;
+    raw.send(hello).await;
+    raw.rest().await;
+    counted(&orders, "tls.handshake", 1).await;
+    assert_eq!(witness.seen(), "", "the application was reached");
 }

@@ -44,6 +44,8 @@ enum At {
     Trailers,
     /// After everything.
     Done,
+    /// After what could not be read.
+    Broken(&'static str),
 }
 
 /// What decoding gave.
@@ -58,8 +60,13 @@ pub(super) enum Decoded {
 }
 
 impl Chunked {
-    /// Decodes from the front of `buf`.
+    /// Decodes from the front of `buf`. What could not be read once is never read again: nobody knows
+    /// where it ends.
     pub(super) fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded, &'static str> {
+        self.next(buf).inspect_err(|why| self.at = At::Broken(why))
+    }
+
+    fn next(&mut self, buf: &mut BytesMut) -> Result<Decoded, &'static str> {
         loop {
             match self.at {
                 At::Size => match size_line(buf)? {
@@ -102,6 +109,7 @@ impl Chunked {
                     };
                 }
                 At::Done => return Ok(Decoded::End(None)),
+                At::Broken(why) => return Err(why),
             }
         }
     }
@@ -198,6 +206,17 @@ mod tests {
             for step in [1, bad.len()] {
                 let refused = decode(bad, step).unwrap_err();
                 assert_ne!(refused, "cut short", "{:?}", String::from_utf8_lossy(bad));
+            }
+            let (mut state, mut buf) = (Chunked::default(), BytesMut::from(bad));
+            let refused = loop {
+                match state.decode(&mut buf) {
+                    Ok(decoded) => assert!(matches!(decoded, Decoded::Data(_))),
+                    Err(why) => break why,
+                }
+            };
+            for rest in [&b""[..], b"\r\n0\r\n\r\n"] {
+                buf.extend_from_slice(rest);
+                assert_eq!(state.decode(&mut buf).unwrap_err(), refused);
             }
         }
     }

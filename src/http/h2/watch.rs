@@ -30,6 +30,9 @@ const PER_REQUEST: u32 = 10;
 const PER_BODY_FRAME: u32 = 1;
 const PER_ANSWER_FRAME: u32 = 4;
 
+/// How many of these may be saved up: a peer answers late what was sent ahead of it.
+const MOST_EARNED: u32 = 1_000_000;
+
 /// What cancelled requests cost: so much may be spent at once, so much more each second. A
 /// cancelled request takes two, and each request brings one: of those that come faster than that,
 /// half may be cancelled.
@@ -46,6 +49,7 @@ const WITH_CODE: usize = HEAD + 4;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
@@ -70,7 +74,9 @@ pub(super) enum Verdict {
 pub(super) struct Seen {
     idle_frames: Bucket,
     cancels: Bucket,
-    flood: Cell<Option<&'static str>>,
+    /// Why the connection is to be closed.
+    refused: Cell<Option<(Reason, &'static str)>>,
+    begun: Cell<bool>,
     /// Streams that were reset for breaking the protocol, and are not counted yet.
     malformed: Cell<u32>,
     /// Since when a field block is incomplete.
@@ -80,18 +86,19 @@ pub(super) struct Seen {
     since: Cell<Instant>,
 }
 
-/// So many at once, so many more each second.
+/// So many at once, so many more each second, and up to so many by what they come with.
 #[derive(Debug)]
 struct Bucket {
     left: Cell<u32>,
-    most: u32,
+    at_once: u32,
     a_second: u32,
+    most: u32,
     filled: Cell<Instant>,
 }
 
 impl Bucket {
-    fn new(most: u32, a_second: u32) -> Self {
-        Self { left: Cell::new(most), most, a_second, filled: Cell::new(Instant::now()) }
+    fn new(at_once: u32, a_second: u32, most: u32) -> Self {
+        Self { left: Cell::new(at_once), at_once, a_second, most, filled: Cell::new(Instant::now()) }
     }
 
     fn earn(&self, n: u32) {
@@ -104,7 +111,7 @@ impl Bucket {
             let now = Instant::now();
             let earned = (now - self.filled.replace(now)).as_secs_f64() * f64::from(self.a_second);
             // Saturates, and the rest of a frame is nobody's.
-            self.earn((earned as u32).min(self.most));
+            self.earn((earned as u32).min(self.at_once));
         }
         let left = self.left.get().checked_sub(n);
         self.left.set(left.unwrap_or(0));
@@ -116,9 +123,10 @@ impl Seen {
     /// `clients` is how many may be behind the connection: one, or those of a whole sidecar.
     pub(super) fn new(clients: u32) -> Rc<Self> {
         Rc::new(Self {
-            idle_frames: Bucket::new(IDLE_FRAMES * clients, IDLE_FRAMES_A_SECOND * clients),
-            cancels: Bucket::new(CANCELS * clients, CANCELS_A_SECOND * clients),
-            flood: Cell::new(None),
+            idle_frames: Bucket::new(IDLE_FRAMES * clients, IDLE_FRAMES_A_SECOND * clients, MOST_EARNED),
+            cancels: Bucket::new(CANCELS * clients, CANCELS_A_SECOND * clients, CANCELS * clients),
+            refused: Cell::new(None),
+            begun: Cell::new(false),
             malformed: Cell::new(0),
             incomplete: Cell::new(None),
             open: Cell::new(0),
@@ -133,6 +141,10 @@ impl Seen {
     }
 
     fn received(&self, frame: Frame) {
+        if !self.begun.replace(true) && frame.kind != SETTINGS {
+            // RFC 9113 section 3.4.
+            self.refused.set(Some((Reason::HttpMalformed, "the first frame is not SETTINGS")));
+        }
         let calm = match frame.kind {
             HEADERS => {
                 self.cancels.earn(1);
@@ -145,14 +157,18 @@ impl Seen {
             }
             DATA if frame.flags & END_STREAM != 0 => true,
             RST_STREAM if !self.cancels.spend(2) => {
-                self.flood.set(Some("requests are cancelled as fast as they are made"));
+                self.flooded("requests are cancelled as fast as they are made");
                 true
             }
             _ => self.idle_frames.spend(1),
         };
         if !calm {
-            self.flood.set(Some("frames come that neither ask for nor bring anything"));
+            self.flooded("frames come that neither ask for nor bring anything");
         }
+    }
+
+    fn flooded(&self, why: &'static str) {
+        self.refused.set(Some((Reason::HttpFlood, why)));
     }
 
     fn sent(&self, frame: Frame) {
@@ -208,8 +224,8 @@ impl Watch {
     /// To be polled by the task that reads the connection, after it.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
         let seen = &self.seen;
-        if let Some(why) = seen.flood.get() {
-            return Poll::Ready(Verdict::Refused(Error::new(Reason::HttpFlood, why)));
+        if let Some((reason, why)) = seen.refused.get() {
+            return Poll::Ready(Verdict::Refused(Error::new(reason, why)));
         }
         if let Some(left) = seen.malformed.get().checked_sub(1) {
             seen.malformed.set(left);
@@ -322,7 +338,7 @@ impl<IO> Watched<IO> {
 impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.seen.flood.get().is_some() {
+        if this.seen.refused.get().is_some() {
             // Nothing more is taken in; whoever serves the connection ends it.
             return Poll::Pending;
         }
@@ -422,7 +438,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_bucket_fills_with_time() {
-        let bucket = Bucket::new(10, 2);
+        let bucket = Bucket::new(10, 2, 10);
         assert!((0..10).all(|_| bucket.spend(1)) && !bucket.spend(1));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(bucket.spend(1) && bucket.spend(1) && !bucket.spend(1));
@@ -433,15 +449,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_of_small_answers_may_be_acknowledged_one_by_one() {
         let seen = Seen::new(1);
+        seen.received(Frame { length: 0, kind: SETTINGS, flags: 0, code: 0 });
         let answer = Frame { length: 20, kind: DATA, flags: 0, code: 0 };
         let window = Frame { length: 4, kind: 8, flags: 0, code: 0 };
-        for _ in 0..1_000_000 {
-            seen.sent(answer);
-            seen.received(window);
-            seen.received(window);
+        for _ in 0..1_000 {
+            // In time, or late.
+            for _ in 0..10_000 {
+                seen.sent(answer);
+            }
+            for _ in 0..20_000 {
+                seen.received(window);
+            }
         }
-        assert_eq!(seen.flood.get(), None);
-        (0..=IDLE_FRAMES).for_each(|_| seen.received(window));
-        assert!(seen.flood.get().is_some());
+        assert_eq!(seen.refused.get(), None);
+        (0..=MOST_EARNED).for_each(|_| seen.received(window));
+        assert!(seen.refused.get().is_some());
     }
 }

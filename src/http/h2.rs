@@ -205,7 +205,8 @@ fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -
         Some(_) if connects => return Err(malformed("CONNECT has no path")),
         path => path.cloned().ok_or_else(|| malformed("no :path"))?,
     };
-    if !is_path(&path) && !(parts.method == Method::OPTIONS && path == "*") {
+    let of_all = parts.method == Method::OPTIONS && path == "*";
+    if !of_all && !is_path(&path) {
         return Err(malformed(":path is not a path"));
     }
     one_cookie(&mut headers);

@@ -125,7 +125,6 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
 }
 
 /// Pool and exchange: one try with one endpoint.
-#[expect(clippy::too_many_arguments, reason = "a request's parts have different lifetimes")]
 async fn attempt(
     worker: &Rc<Worker>,
     way: &Way,

@@ -248,7 +248,7 @@ async fn clients_may_ping_and_open_windows() {
 #[tokio::test]
 async fn a_window_that_stays_shut_holds_nothing_for_ever() {
     let (_, app) = app::listen(Does::Sends(2, 4096)).await;
-    let yaml = upstream(app, "") + "http: { body_timeout: 400ms }\n";
+    let yaml = upstream(app, "") + "http: { body_timeout: 1s }\n";
     let caller = Loopback::start("caller", &yaml).await;
     let shut = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
     for (i, opens) in [0u32, 1].into_iter().enumerate() {

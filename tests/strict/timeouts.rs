@@ -10,6 +10,7 @@ use hyper::http::Request;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
+use tokio_rustls::rustls::ClientConfig;
 
 use pannier::identity::Identity;
 use pannier::tls::{Alpn, Carries, Peer, Tls, server_name};
@@ -193,7 +194,7 @@ async fn a_long_upload_is_waited_for() {
         raw.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     })
     .await;
-    let caller = with(app, "http: { body_timeout: 400ms }\n").await;
+    let caller = with(app, "http: { body_timeout: 1s }\n").await;
     let mut raw = Raw::connect(caller.outbound()).await;
     raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 20\r\n\r\n")).await;
     for _ in 0..20 {
@@ -202,7 +203,7 @@ async fn a_long_upload_is_waited_for() {
     }
     assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
     let (_, app) = app::listen(Does::Answers).await;
-    let caller = with(app, "http: { body_timeout: 400ms }\n").await;
+    let caller = with(app, "http: { body_timeout: 1s }\n").await;
     let mut frames = Frames::connect(&caller).await;
     frames.send(frame(HEADERS, END_HEADERS, 1, &post(&[]))).await;
     for n in 0..20 {
@@ -215,7 +216,7 @@ async fn a_long_upload_is_waited_for() {
 /// An application that answers nothing, or stops within its answer.
 #[tokio::test]
 async fn a_silent_upstream_times_out() {
-    let caller = with(silent().await, "http: { body_timeout: 300ms }\n").await;
+    let caller = with(silent().await, "http: { body_timeout: 1s }\n").await;
     let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
     assert_refused(&answer(&caller, &request).await, 504, "upstream.timeout", "no answer");
     let half = listen(async |mut raw: Raw| {
@@ -224,7 +225,7 @@ async fn a_silent_upstream_times_out() {
         raw.gone().await;
     })
     .await;
-    let caller = with(half, "http: { body_timeout: 300ms }\n").await;
+    let caller = with(half, "http: { body_timeout: 1s }\n").await;
     let got = answer(&caller, &request).await;
     assert!(got.ends_with("\r\n\r\nhalf"), "{got}");
     counted(&caller, "upstream.timeout", 1).await;
@@ -234,7 +235,7 @@ async fn a_silent_upstream_times_out() {
 #[tokio::test]
 async fn an_upstream_that_takes_no_body_times_out() {
     let app = listen(async |_: Raw| sleep(Duration::from_secs(60)).await).await;
-    let caller = with(app, "http: { body_timeout: 300ms, min_body_rate: 1000/s }\n").await;
+    let caller = with(app, "http: { body_timeout: 1s, min_body_rate: 1000/s }\n").await;
     let mut raw = Raw::connect(caller.outbound()).await;
     raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000000\r\n\r\n")).await;
     let sending = async { while raw.offered(vec![b'x'; 1 << 20]).await {} };
@@ -274,7 +275,7 @@ async fn a_reader_that_stops_is_given_up() {
         }
     })
     .await;
-    let caller = with(app, "http: { body_timeout: 300ms }\n").await;
+    let caller = with(app, "http: { body_timeout: 1s }\n").await;
     let mut raw = Raw::connect(caller.outbound()).await;
     raw.send(CLEAN).await;
     raw.head().await;
@@ -295,10 +296,10 @@ async fn idle_connections_are_closed() {
         assert!(got.is_empty() == bytes.is_empty() && !got.contains("x-pannier-refused"), "{got}");
     }
     let app = app::listen(Does::Answers).await.1;
-    let caller = with(app, "http: { idle_timeout: 500ms }\n").await;
+    let caller = with(app, "http: { idle_timeout: 1s }\n").await;
     let mut frames = Frames::connect(&caller).await;
     // In use for longer than it may idle.
-    for n in 0..8 {
+    for n in 0..10 {
         assert_eq!(frames.asked(2 * n + 1, &request(&[])).await, End::Answer(OK));
         sleep(millis(200)).await;
     }

@@ -46,9 +46,9 @@ lint: ## format, clippy, scripts, and dependencies where cargo-deny is installed
 
 bench: ## the same work through Pannier, nginx, HAProxy and Envoy; the result goes into the README
 	@tests/support/install bench
-	cargo build --release --locked --bin pannier --example floor
-	python3 benches/peers/bench.py --pannier $(BUILT)/release/pannier --floor $(BUILT)/release/examples/floor \
-		$(or $(ARGS),--readme README.md)
+	cargo build --release --locked --bin pannier --example floor --example load
+	python3 benches/peers/bench.py --pannier $(BUILT)/release/pannier --examples $(BUILT)/release/examples \
+		$(or $(ARGS),--publish)
 
 fuzz: ## generated and mutated input against every parser, FUZZ_SECONDS (60) for each
 	@tests/support/install test

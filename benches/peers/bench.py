@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The same work through Pannier, nginx, HAProxy and Envoy, and what it costs each of them.
 
-Every system has one worker on one core; the load (wrk) and the upstream (nginx) share the other.
-Short slices alternate between the systems, so that whatever else the machine does meets all of
-them alike, and a comparison is the median of the ratios of each round. Compare the rows of one
-run only.
+Every system has one worker on one core; the load and the application share the other. Short slices
+alternate between the systems, so that whatever else the machine does meets all of them alike, and a
+comparison is the median of the ratios of each round.
 
-Prints a table, writes target/bench/peers.json, and with --readme puts the table between the
-README's markers. Ends with 1 if any request failed.
+Prints every case and how the targets stand, and writes target/bench/peers.json. With --case only the
+groups of those cases are measured; what the file has of others stays, if it is of this machine and
+this program. With --publish the README's table, docs/peers.md and docs/peers.svg are written from
+what the file then has. Ends with 1 if any request failed.
 """
 
 import argparse
@@ -16,132 +17,127 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import idle
-import load
+import kept
+import measure
+import picture
 import report
-import systems
-from machine import core_ticks, raise_file_limit, two_cores
+import table
+import targets
+from machine import own_network, raise_file_limit, two_cores
+from rig import Rig, find_envoy
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-
-# What is measured: the systems that can do it, and the connections of the load.
-CASES = {
-    "hop/64": (systems.HOP, 64),
-    "pair-h1/64": (systems.PAIR_H1, 64),
-    "pair-h2/64": (systems.PAIR_H2, 64),
-}
-IDLE_CASES = {
-    "idle/4000": (systems.HOP, 4000),
-    "idle-pair/4000": (systems.PAIR_H1 | systems.PAIR_H2, 4000),
-}
+GROUPS = [*cases.loads(), *cases.idles(), *cases.owns()]
+CASES = list(dict.fromkeys(case for group in GROUPS for case, _ in group.entries))
+SYSTEMS = ("pannier", "nginx", "haproxy", "envoy", "floor")
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pannier", type=Path, default=ROOT / "target/release/pannier", help="the binary to measure")
-    parser.add_argument("--floor", type=Path, default=ROOT / "target/release/examples/floor",
-                        help="the byte-copying relay")
+    built = ROOT / "target/release"
+    parser.add_argument("--pannier", type=Path, default=built / "pannier", help="the program to measure")
+    parser.add_argument("--examples", type=Path, default=built / "examples", help="where `load` and `floor` are")
     parser.add_argument("--folder", type=Path, default=ROOT / "target/bench", help="where files and results go")
     parser.add_argument("--rounds", type=int, default=12, help="slices per system (default 12)")
-    parser.add_argument("--seconds", type=int, default=2, help="length of a slice (default 2)")
-    parser.add_argument("--case", action="append", choices=[*CASES, *IDLE_CASES], help="only this case; may repeat")
-    parser.add_argument("--system", action="append", choices=[*systems.HOP], help="only this system; may repeat")
-    parser.add_argument("--readme", type=Path, help="the file whose table is replaced")
+    parser.add_argument("--seconds", type=float, default=2, help="length of a slice (default 2)")
+    parser.add_argument("--case", action="append", choices=CASES, metavar="CASE",
+                        help="only this case and those measured with it; may repeat: " + ", ".join(CASES))
+    parser.add_argument("--system", action="append", choices=SYSTEMS, help="only this system; may repeat")
+    parser.add_argument("--publish", action="store_true", help="writes the README's part, and docs/peers.*")
     return parser.parse_args()
 
 
 def main():
     asked = arguments()
-    present = available(asked)
+    rig = prepare(asked)
+    absent = missing(rig, asked)
+    here, results = kept.source(rig), Path(rig.folder) / "peers.json"
+    measured = []
+    for group in GROUPS:
+        wanted = not asked.case or any(case in asked.case for case, _ in group.entries)
+        entries = {(case, system): start for (case, system), start in group.entries.items()
+                   if wanted and system.split("-")[0] not in absent}
+        if not entries:
+            continue
+        rows = [row | {"rounds": asked.rounds} | here for row in of_group(rig, group, entries, asked)]
+        # After each, so that a run that is cut short has not been for nothing.
+        kept.write(results, kept.merge(results, rows, CASES, here))
+        measured += rows
+    rows = kept.read(results)
+    show(measured, rows, asked)
+    failed = [row for row in measured if row["failures"]]
+    for row in failed:
+        print(f"{row['case']} {row['system']}: {row['failures']} failed", file=sys.stderr)
+    return 1 if failed or not measured else 0
+
+
+def prepare(asked):
+    """The rig, and the certificates of its sidecars."""
     proxy_core, load_core = two_cores()
     raise_file_limit()
     folder = asked.folder.resolve()
     certs = folder / "certs"
     certs.mkdir(parents=True, exist_ok=True)
     subprocess.run(["bash", HERE / "certs.sh", certs], check=True, capture_output=True)
+    examples = asked.examples.resolve()
+    return Rig(str(folder), str(certs), proxy_core, load_core, pannier=str(asked.pannier.resolve()),
+               floor=str(examples / "floor"), load=str(examples / "load"), envoy=find_envoy(folder))
 
-    bench = systems.Bench(folder, certs, proxy_core, load_core, asked.pannier.resolve(), asked.floor.resolve())
-    rows = []
+
+def missing(rig, asked):
+    """The systems that are not measured; says aloud which of them should have been."""
+    for program in (rig.pannier, rig.floor, rig.load):
+        if not Path(program).exists():
+            raise SystemExit(f"{program} is not there: `make bench` builds it")
+    absent = {system for system in SYSTEMS if asked.system and system not in asked.system}
+    if not rig.envoy and "envoy" not in absent:
+        print("envoy is left out: not installed; `tests/support/install bench` does", file=sys.stderr)
+        absent.add("envoy")
+    return absent
+
+
+def of_group(rig, group, entries, asked):
+    """Measures a group, in a network of its own."""
+    if not own_network() and getattr(group, "redirects", False):
+        print(f"{group.name}: Pannier is left out: only root may redirect connections to it", file=sys.stderr)
+        entries = {key: start for key, start in entries.items() if not key[1].startswith("pannier")}
+    rig.start_upstream(getattr(group, "upstream", "http"))
     try:
-        bench.start_upstream()
-        for case in asked.case or [*CASES, *IDLE_CASES]:
-            starters, connections = CASES.get(case) or IDLE_CASES[case]
-            starters = {system: start for system, start in starters.items() if system in present}
-            measure = measure_load if case in CASES else measure_idle
-            if starters:
-                rows += measure(bench, case, starters, connections, asked)
+        if isinstance(group, cases.Idle):
+            return [of_idle(rig, group, key, start) for key, start in entries.items()]
+        if isinstance(group, cases.Own):
+            return group.measure(rig, asked)
+        slices, memory = measure.alternate(rig, group, entries, asked)
+        return report.load_rows(slices, memory, group.per)
     finally:
-        bench.stop()
-    return publish(rows, folder, asked)
+        rig.stop()
 
 
-def available(asked):
-    """The systems asked for that are here; says aloud which are not."""
-    missing = []
-    if not asked.pannier.exists():
-        missing.append(("pannier", f"no binary at {asked.pannier}"))
-    if not asked.floor.exists():
-        missing.append(("floor", f"no binary at {asked.floor}"))
-    if not systems.find_envoy(asked.folder):
-        missing.append(("envoy", "not installed; `tests/support/install bench` does"))
-    for system, why in missing:
-        print(f"{system} is left out: {why}", file=sys.stderr)
-    absent = {system for system, _ in missing}
-    return [system for system in asked.system or systems.HOP if system not in absent]
-
-
-def measure_load(bench, case, starters, connections, asked):
-    """Alternating slices of load through every system of a case."""
-    running = {system: start(bench) for system, start in starters.items()}
-    for system, (port, _) in running.items():
-        load.slice(port, 1, connections, bench.load_core)
-    slices = {system: [] for system in running}
-    before = core_ticks(bench.load_core)
-    for number in range(asked.rounds):
-        print(f"{case}: round {number + 1} of {asked.rounds}", file=sys.stderr)
-        for system, (port, processes) in running.items():
-            cpu = sum(process.cpu_seconds() for process in processes)
-            slice = load.slice(port, asked.seconds, connections, bench.load_core)
-            cpu = sum(process.cpu_seconds() for process in processes) - cpu
-            slices[system].append(slice | {"us_per_request": cpu * 1e6 / max(slice["requests"], 1)})
-    after = core_ticks(bench.load_core)
-    print(f"{case}: the load's core was {busy_share(before, after):.0%} busy", file=sys.stderr)
-    memory = {system: sum(process.memory_mib() for process in processes)
-              for system, (_, processes) in running.items()}
-    for _, processes in running.values():
-        bench.stop(processes)
-    return report.load_rows(case, slices, memory)
-
-
-def busy_share(before, after):
-    return (after[0] - before[0]) / max(after[1] - before[1], 1)
-
-
-def measure_idle(bench, case, starters, connections, asked):
+def of_idle(rig, group, key, start):
     """Memory with many keep-alive connections that have each made one request."""
-    rows = []
-    for system, start in starters.items():
-        port, processes = start(bench)
-        held, failures = idle.hold(port, connections)
-        mib = sum(process.memory_mib() for process in processes)
-        idle.release(held)
-        bench.stop(processes)
-        rows.append(report.idle_row(case, system, mib, failures))
-    return rows
+    system = start(rig)
+    held, failures = idle.hold(system.port, group.connections)
+    mib = sum(process.memory_mib() for process in system.processes)
+    idle.release(held)
+    rig.stop(system.processes)
+    print(f"{group.name}: {key[1]}", file=sys.stderr)
+    return report.idle_row(*key, mib, failures)
 
 
-def publish(rows, folder, asked):
-    """Writes the results, prints the table and every failure."""
-    report.write_json(folder / "peers.json", rows)
-    table = report.markdown(rows, asked.rounds, asked.seconds)
-    print(table)
-    if asked.readme:
-        report.replace_table(asked.readme, table)
-    failed = [row for row in rows if row["failures"]]
-    for row in failed:
-        print(f"{row['case']} {row['system']}: {row['failures']} requests failed", file=sys.stderr)
-    return 1 if failed or not rows else 0
+def show(measured, rows, asked):
+    """Prints what was measured and how the targets stand; publishes it where asked to."""
+    captions, found = table.titles(GROUPS), targets.judge(rows)
+    print("\n".join([*table.rows_of(measured, captions), "", *table.targets(found)]))
+    if not asked.publish:
+        return
+    table.replace(ROOT / "README.md", table.readme(rows, captions, found))
+    (ROOT / table.ALL).write_text(table.whole(rows, captions, found))
+    drawn = picture.draw(rows)
+    if drawn:
+        (ROOT / table.PICTURE).write_text(drawn)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the bench knows of the machine: cores, processes and what they cost, free ports."""
 
 import contextlib
+import ctypes
 import os
 import random
 import resource
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 
 
 def two_cores():
@@ -41,8 +43,13 @@ def free_port():
     raise SystemExit("no free port on loopback between 20000 and 32000")
 
 
+def machine():
+    """What rows of one machine have in common, and those of another have not."""
+    return f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores, Linux {os.uname().release}"
+
+
 def cpu_model():
-    """The processor's name, for the table's caption."""
+    """The processor's name."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
         for line in info:
             if line.startswith("model name"):
@@ -50,8 +57,38 @@ def cpu_model():
     return os.uname().machine
 
 
+CLONE_NEWNET = 0x4000_0000
+
+
+def own_network():
+    """Puts this process, and what it starts from now on, into a network namespace of its own: no
+    rule of the machine is in the way, and none that a case makes outlives it. False where that is
+    not permitted."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        return False
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    return True
+
+
+def redirect(port, to):
+    """Has the kernel take connections to a loopback port elsewhere, as in a pod. Only after
+    `own_network`."""
+    rule = ["-t", "nat", "-A", "OUTPUT", "-d", "127.0.0.1", "-p", "tcp", "--dport", str(port)]
+    subprocess.run(["iptables", *rule, "-j", "REDIRECT", "--to-ports", str(to)], check=True)
+
+
+def metrics(port):
+    """A sidecar's metrics: each series as written, with its value."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return {series: float(value) for series, _, value in
+            (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
 class Process:
-    """A program pinned to one core, in a process group of its own."""
+    """A program pinned to a core, or to several as `taskset` writes them, in a process group of its
+    own."""
 
     def __init__(self, command, core, log):
         self.log = log
@@ -94,6 +131,16 @@ class Process:
                 with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/schedstat") as stat:
                     spent += int(stat.read().split()[0])
         return spent / 1e9
+
+    def thread_seconds(self, beginning):
+        """As `cpu_seconds`, of each thread whose name begins so, by name."""
+        spent = {}
+        for task in listing(f"/proc/{self.child.pid}/task"):
+            with contextlib.suppress(OSError):
+                name = open(f"/proc/{self.child.pid}/task/{task}/comm").read().strip()
+                if name.startswith(beginning):
+                    spent[name] = int(open(f"/proc/{self.child.pid}/task/{task}/schedstat").read().split()[0]) / 1e9
+        return spent
 
     def memory_mib(self):
         """Proportional set size: memory shared between its processes counts once."""

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::model::{
-    Direction, InboundMtls, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis,
+    Direction, InboundMtls, KeyExchange, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis,
 };
 use crate::config::units::OneOrMany;
 use crate::config::{self, Plain, Problem};
@@ -71,6 +71,11 @@ fn mtls(model: &Model) -> Table {
         Some(identity) => {
             table.row(["certificate".into(), identity.certificate.display().to_string()]);
             table.row(["bundle".into(), identity.bundle.display().to_string()]);
+            let exchange = match identity.key_exchange {
+                KeyExchange::X25519Mlkem768 => "X25519MLKEM768",
+                KeyExchange::X25519 => "X25519: not post-quantum",
+            };
+            table.row(["key exchange", exchange]);
             let inbound = match model.inbound_mtls() {
                 InboundMtls::Strict => "strict: mTLS only",
                 InboundMtls::Permissive => "permissive: plaintext is let in too",
@@ -323,6 +328,7 @@ inbound: { mtls: strict, http: { body_timeout: 1m, min_body_rate: off }, allow: 
         let squeezed: Vec<_> =
             stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         for line in [
+            "key exchange X25519MLKEM768",
             "inbound strict: mTLS only",
             "allowed spiffe://td/* every method /v1",
             "inbound 0.0.0.0:15006, [::]:15006",

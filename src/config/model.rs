@@ -87,6 +87,21 @@ pub struct Identity {
     pub key: PathBuf,
     /// The roots that peers are verified against.
     pub bundle: PathBuf,
+    /// How new connections between sidecars agree on their keys: `x25519mlkem768` or `x25519`.
+    /// Default `x25519mlkem768`.
+    #[serde(default)]
+    pub key_exchange: KeyExchange,
+}
+
+/// How the two ends of a connection agree on its keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyExchange {
+    /// Post-quantum: traffic that is recorded today stays closed to a quantum computer.
+    #[default]
+    X25519Mlkem768,
+    /// Not so, and a new connection costs less. One end that says so is enough.
+    X25519,
 }
 
 /// Name resolution.

@@ -127,6 +127,7 @@ impl Leaf {
             certificate: directory.join("tls.crt"),
             key: directory.join("tls.key"),
             bundle: directory.join("ca.crt"),
+            key_exchange: model::KeyExchange::default(),
         };
         replace(&files.certificate, &self.certificate(), 0o644)?;
         replace(&files.key, &self.key(), 0o600)?;

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -30,7 +31,7 @@ pub use spiffe::{Invalid, SpiffeId};
 pub use svid::Flaw;
 pub(crate) use svid::read_id;
 
-use crate::config::model;
+use crate::config::model::{self, KeyExchange};
 
 /// A workload's certificate chain, its key, and the roots of its trust domain, which fit together.
 #[derive(Clone)]
@@ -39,6 +40,7 @@ pub struct Identity {
     not_after: SystemTime,
     certified: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
+    key_exchange: KeyExchange,
 }
 
 /// Why an identity cannot be used: which file, and what about it.
@@ -62,7 +64,7 @@ impl Identity {
         let roots = Arc::new(roots(&files.bundle)?);
         verify(&chain, &roots, files)?;
         let certified = Arc::new(certify(chain, files)?);
-        Ok(Self { id, not_after, certified, roots })
+        Ok(Self { id, not_after, certified, roots, key_exchange: files.key_exchange })
     }
 
     /// The workload.
@@ -83,6 +85,14 @@ impl Identity {
     /// The roots of the trust domain.
     pub(crate) fn roots(&self) -> &Arc<RootCertStore> {
         &self.roots
+    }
+
+    /// What its connections are encrypted by.
+    pub(crate) fn provider(&self) -> Arc<CryptoProvider> {
+        match self.key_exchange {
+            KeyExchange::X25519Mlkem768 => provider(),
+            KeyExchange::X25519 => provider::classical(),
+        }
     }
 
     /// Whether the other is the same certificate under the same roots.

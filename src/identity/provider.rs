@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use rustls::NamedGroup;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 
@@ -27,6 +28,16 @@ pub fn provider() -> Arc<CryptoProvider> {
             ],
             ..aws_lc_rs::default_provider()
         })
+    });
+    PROVIDER.clone()
+}
+
+/// The same without X25519MLKEM768.
+pub(super) fn classical() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = CryptoProvider::clone(&provider());
+        provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519MLKEM768);
+        Arc::new(provider)
     });
     PROVIDER.clone()
 }

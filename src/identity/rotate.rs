@@ -137,6 +137,7 @@ mod tests {
             certificate: volume.join("tls.crt"),
             key: volume.join("tls.key"),
             bundle: volume.join("ca.crt"),
+            key_exchange: model::KeyExchange::default(),
         }
     }
 

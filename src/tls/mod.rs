@@ -110,7 +110,7 @@ impl Tls {
 }
 
 fn server(identity: &Identity) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(identity::provider())
+    let mut config = ServerConfig::builder_with_provider(identity.provider())
         .with_protocol_versions(&[&TLS13])
         .expect("the provider has suites of TLS 1.3")
         .with_client_cert_verifier(Arc::new(verify::Callers::new(identity)))
@@ -122,7 +122,7 @@ fn server(identity: &Identity) -> ServerConfig {
 }
 
 fn client(identity: &Identity, peer: Peer, carries: Carries) -> ClientConfig {
-    let mut config = ClientConfig::builder_with_provider(identity::provider())
+    let mut config = ClientConfig::builder_with_provider(identity.provider())
         .with_protocol_versions(&[&TLS13])
         .expect("the provider has suites of TLS 1.3")
         .dangerous()

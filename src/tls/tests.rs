@@ -154,6 +154,22 @@ async fn both_ends_prove_themselves() {
 }
 
 #[tokio::test]
+async fn one_end_alone_can_ask_for_x25519() {
+    let mesh = Mesh::new();
+    let (_directory, mut files, _) = load(&mesh.authority.leaf(ORDERS).unwrap());
+    files.key_exchange = model::KeyExchange::X25519;
+    let classical = Tls::new(&Identity::load(&files).unwrap());
+    for (web, orders) in [(&mesh.web, &classical), (&classical, &mesh.orders)] {
+        let (client, server) = handshake(web.client(&peer(ORDERS), Alpn::Tcp), orders.server()).await;
+        let (client, server) = (client.unwrap(), server.unwrap());
+        let ends: [&CommonState; 2] = [client.get_ref().1, server.get_ref().1];
+        for end in ends {
+            assert_eq!(end.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519);
+        }
+    }
+}
+
+#[tokio::test]
 async fn no_session_is_resumed() {
     let mesh = Mesh::new();
     let config = mesh.web.client(&peer(ORDERS), Carries::Requests);

@@ -52,7 +52,7 @@ impl IdentityFiles {
 
     /// The `identity` line of a configuration.
     pub(crate) fn yaml(&self) -> String {
-        let model::Identity { certificate, key, bundle } = &self.0;
+        let model::Identity { certificate, key, bundle, .. } = &self.0;
         format!(
             "identity: {{ certificate: {}, key: {}, bundle: {} }}\n",
             certificate.display(),

@@ -129,7 +129,7 @@ fn listen(inbound: &str) -> String {
 fn files(identity: &Identity) -> String {
     // A JSON string is a YAML one, whatever the path is.
     let quoted = |path: &std::path::Path| serde_json::Value::from(path.to_string_lossy()).to_string();
-    let Identity { certificate, key, bundle } = identity;
+    let Identity { certificate, key, bundle, .. } = identity;
     format!("{{ certificate: {}, key: {}, bundle: {} }}", quoted(certificate), quoted(key), quoted(bundle))
 }
 
@@ -140,11 +140,12 @@ mod tests {
     use super::super::traffic::{READS, WRITES};
     use super::*;
     use crate::config;
-    use crate::config::model::Scope;
+    use crate::config::model::{KeyExchange, Scope};
 
     fn identity() -> Identity {
         let file = |name: &str| PathBuf::from("/tmp/a \"b\" #c: d").join(name);
-        Identity { certificate: file("tls.crt"), key: file("tls.key"), bundle: file("ca.crt") }
+        let [certificate, key, bundle] = ["tls.crt", "tls.key", "ca.crt"].map(file);
+        Identity { certificate, key, bundle, key_exchange: KeyExchange::default() }
     }
 
     fn grounds() -> [Ground; 2] {

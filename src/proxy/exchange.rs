@@ -19,10 +19,9 @@ use crate::http::pump::{Broken, pump};
 use crate::http::{
     Body, BodyError, Bounds, Fields, Frame, Length, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, h2,
 };
-use crate::pool::Lease;
 
 /// What an exchange needs to know beside the message.
-pub(super) struct Terms<'a> {
+pub struct Terms<'a> {
     /// The bounds of messages.
     pub bounds: &'a Bounds,
     /// How long nothing may come before an answer.
@@ -37,7 +36,7 @@ pub(super) struct Terms<'a> {
 }
 
 /// How an exchange ended well.
-pub(super) struct Done {
+pub struct Done {
     /// The answer's status.
     pub status: StatusCode,
     /// Whether the connection may carry another request.
@@ -45,14 +44,14 @@ pub(super) struct Done {
 }
 
 /// Sends a request on an HTTP/1 connection and carries its answer back.
-pub(super) async fn over_h1(
-    lease: &mut Lease,
+pub async fn over_h1(
+    conn: &mut Conn,
     head: &RequestHead,
     body: &mut Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done> {
-    let Conn { reader, writer } = &mut lease.conn;
+    let Conn { reader, writer } = conn;
     let written = writer.written();
     let sends = !body.is_empty();
     let all_sent = Cell::new(false);

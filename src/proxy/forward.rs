@@ -156,7 +156,7 @@ async fn attempt(
     } else {
         let lease = worker.pools.h1(upstream, endpoint, &dial, fresh).await;
         let mut lease = noted(endpoint, lease)?;
-        let done = exchange::over_h1(&mut lease, head, body, respond, &terms).await?;
+        let done = exchange::over_h1(&mut lease.conn, head, body, respond, &terms).await?;
         if done.reusable {
             worker.pools.put(lease, upstream);
         }

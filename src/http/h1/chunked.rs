@@ -7,7 +7,7 @@ use super::parse;
 use crate::http::Fields;
 
 /// The longest line that a chunk's size may stand on, extensions included.
-const MAX_SIZE_LINE: usize = 4096;
+pub const MAX_SIZE_LINE: usize = 4096;
 
 /// The largest trailer section.
 const MAX_TRAILERS: usize = 16 << 10;
@@ -16,9 +16,10 @@ const MAX_TRAILERS: usize = 16 << 10;
 const MAX_TRAILER_FIELDS: usize = 64;
 
 /// Where in the coding we are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunked {
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Chunked {
     /// Before a chunk's size.
+    #[default]
     Size,
     /// Inside a chunk, so many bytes before its end.
     Data(u64),
@@ -32,7 +33,7 @@ pub(super) enum Chunked {
 
 /// What decoding gave.
 #[derive(Debug)]
-pub(super) enum Decoded {
+pub enum Decoded {
     /// Bytes of the body.
     Data(Bytes),
     /// The end, with what trails.
@@ -43,7 +44,7 @@ pub(super) enum Decoded {
 
 impl Chunked {
     /// Decodes from the front of `buf`.
-    pub(super) fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded, &'static str> {
+    pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded, &'static str> {
         loop {
             match *self {
                 Chunked::Size => match size_line(buf)? {

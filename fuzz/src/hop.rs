@@ -15,6 +15,7 @@ use pannier::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
 use pannier::proxy::exchange::{Terms, over_h1};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalRuntime};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Who stands in for the host of a request that names none.
 pub(super) const HOST: &str = "orders.shop";
@@ -34,11 +35,21 @@ pub(super) const BOUNDS: Bounds = Bounds {
 /// Runs something to its end, which is to come by itself.
 pub(super) fn run<T>(what: impl Future<Output = T>) -> T {
     thread_local! {
-        static RUNTIME: LocalRuntime =
-            Builder::new_current_thread().enable_all().build_local(Default::default()).expect("a runtime");
+        static RUNTIME: LocalRuntime = runtime();
     }
-    RUNTIME.with(|runtime| runtime.block_on(async { tokio::time::timeout(PATIENCE / 2, what).await }))
+    RUNTIME
+        .with(|runtime| runtime.block_on(async { tokio::time::timeout(PATIENCE / 2, what).await }))
         .expect("a connection whose peer has ended waits for something")
+}
+
+fn runtime() -> LocalRuntime {
+    let runtime = Builder::new_current_thread().enable_all().build_local(Default::default()).expect("a runtime");
+    // As in every program of Rust, but libFuzzer's `main` is none: writing to a peer that has closed
+    // is an error, and not the end.
+    let entered = runtime.enter();
+    let _ = signal(SignalKind::pipe()).expect("a signal that can be taken");
+    drop(entered);
+    runtime
 }
 
 /// A connection and its other end. A `TcpStream` is any stream of the kernel's; a pair of Unix

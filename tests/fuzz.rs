@@ -1,186 +1,155 @@
-//! Generated input against every parser that reads a peer's or an operator's bytes. Each runs for
-//! `PANNIER_FUZZ_SECONDS` (a fraction of a second unless told); `make fuzz` gives each a minute.
+//! Every parser of a peer's or an operator's bytes, on the inputs that fuzzing was given and has
+//! found worth keeping (`fuzz/seeds`, `fuzz/corpus`), and on new ones made of them.
 //!
-//! What is generated is bytes, and messages put together from pieces that parsers trip over, so
-//! that most of the input is nearly right.
+//! New input is made for `PANNIER_FUZZ_SECONDS` (a fraction of a second unless told). That is what
+//! `make fuzz` does on a machine without cargo-fuzz.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use http::Method;
 use proptest::prelude::*;
+use proptest::sample::{Index, select};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use pannier::http::h1::parse;
+#[path = "../fuzz/src/lib.rs"]
+pub mod targets;
 
-/// Runs `check` on generated input until the time is up; at least a few hundred times.
-fn fuzz<S: Strategy>(name: &str, strategy: S, mut check: impl FnMut(S::Value)) {
+macro_rules! tests {
+    ($($target:ident: $seeds:literal, $words:literal;)+) => {
+        $(#[test]
+        fn $target() {
+            drive(stringify!($target), targets::$target, $seeds, $words);
+        })+
+
+        #[test]
+        fn no_target_is_forgotten() {
+            let mut files = list(&Path::new(FUZZ).join("fuzz_targets"));
+            files.sort();
+            let mut targets = vec![$(stringify!($target)),+];
+            targets.sort();
+            let found: Vec<_> = files.iter().map(|f| f.file_stem().unwrap().to_str().unwrap()).collect();
+            assert_eq!(found, targets);
+        }
+    };
+}
+
+tests! {
+    request_head: "request", "http";
+    response_head: "response", "http";
+    chunked: "chunked", "http";
+    detect: "detect", "http";
+    differential_request: "request", "http";
+    differential_response: "response", "http";
+    configuration: "configuration", "configuration";
+}
+
+const FUZZ: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz");
+
+/// The longest input that is made.
+const MAX_INPUT: usize = 4096;
+
+/// Runs a target on its corpus, and then on what can be made of it until the time is up; at least a
+/// few hundred times.
+fn drive(name: &str, target: fn(&[u8]), seeds: &str, words: &str) {
     let seconds = std::env::var("PANNIER_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(0.3);
-    let (end, mut runner, mut runs) =
-        (Instant::now() + Duration::from_secs_f64(seconds), TestRunner::default(), 0u64);
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let run = |input: &[u8]| {
+        let shown = OnPanic(name, input);
+        target(input);
+        drop(shown);
+    };
+    let fuzz = Path::new(FUZZ);
+    let mut files = list(&fuzz.join("seeds").join(seeds));
+    assert!(!files.is_empty(), "no seeds for {name}");
+    files.extend(list(&fuzz.join("corpus").join(name)));
+    let corpus: Vec<_> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
+    corpus.iter().for_each(|input| run(input));
+    let made = inputs(corpus, dictionary(&fuzz.join(format!("{words}.dict"))));
+    let (mut runner, mut runs) = (TestRunner::default(), 0u64);
     while runs < 300 || Instant::now() < end {
-        check(strategy.new_tree(&mut runner).expect("a strategy without filters").current());
+        run(&made.new_tree(&mut runner).expect("a strategy without filters").current());
         runs += 1;
     }
-    println!("{name}: {runs} inputs");
+    println!("{name}: {} kept inputs, {runs} new ones", files.len());
 }
 
-/// Pieces of HTTP/1 messages, good and bad.
-fn http1() -> impl Strategy<Value = Vec<u8>> {
-    let piece = prop::sample::select(vec![
-        "GET ",
-        "POST ",
-        "CONNECT ",
-        "/",
-        "/a%2Fb",
-        "*",
-        "http://a",
-        "#",
-        " HTTP/1.1",
-        " HTTP/1.0",
-        " HTTP/2.0",
-        "HTTP/1.1 200 OK",
-        "HTTP/1.0 304 x",
-        "HTTP/1.1 101 s",
-        "\r\n",
-        "\n",
-        "\r",
-        "\r\n\r\n",
-        " ",
-        "\t",
-        ":",
-        "Host: a",
-        "Host: b",
-        "host:",
-        "Content-Length: 3",
-        "Content-Length: 3, 3",
-        "Transfer-Encoding: chunked",
-        "Transfer-Encoding: identity",
-        "Connection: close",
-        "Connection: host",
-        "Upgrade: h2c",
-        "TE: trailers",
-        "X-A: b",
-        "x-pannier-refused: x",
-        "\0",
-        "\u{7f}",
-        "\u{e9}",
-        "5;a=b",
-        "0",
-        "ffffffffffffffff",
-    ])
-    .prop_map(|s| s.as_bytes().to_vec());
-    let noise = prop::collection::vec(any::<u8>(), 0..8);
-    prop::collection::vec(prop_oneof![8 => piece, 1 => noise], 0..24).prop_map(|pieces| pieces.concat())
-}
+/// Shows the input that a target has panicked on.
+struct OnPanic<'a>(&'a str, &'a [u8]);
 
-#[test]
-fn request_heads() {
-    fuzz("request heads", http1(), |bytes| {
-        let mut buf = BytesMut::from(&bytes[..]);
-        if let Ok(Some(parsed)) = parse::request(&mut buf, 100) {
-            // What was read says one thing: it holds no line end, nothing of one hop, one Host.
-            let mut hosts = 0;
-            parsed.head.fields.each(|name, value| {
-                assert!(!name.is_empty() && value.iter().all(|b| !matches!(b, b'\r' | b'\n' | 0)));
-                let name = name.to_ascii_lowercase();
-                assert!(!matches!(
-                    &name[..],
-                    b"connection" | b"transfer-encoding" | b"content-length" | b"upgrade"
-                ));
-                hosts += usize::from(name == b"host");
-            });
-            assert!(hosts <= 1);
-            let as_h2 = parsed.head.fields.to_map();
-            let mut fields = 0;
-            parsed.head.fields.each(|_, _| fields += 1);
-            assert_eq!(as_h2.len(), fields, "a field that HTTP/2 cannot carry");
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{} fails on b\"{}\"", self.0, self.1.escape_ascii());
         }
-    });
+    }
 }
 
-#[test]
-fn response_heads_and_trailers() {
-    fuzz("response heads", http1(), |bytes| {
-        for method in [Method::GET, Method::HEAD] {
-            let _ = parse::response(&mut BytesMut::from(&bytes[..]), &method, 100);
-        }
-        let _ = parse::trailers(&mut BytesMut::from(&bytes[..]), 64);
-    });
+fn list(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// What we read, another parser that takes the message must read alike: nobody behind us sees a
-/// different request.
-#[test]
-fn heads_are_read_as_others_read_them() {
-    fuzz("request heads beside httparse", http1(), |bytes| {
-        let Ok(Some(parsed)) = parse::request(&mut BytesMut::from(&bytes[..]), 100) else { return };
-        let mut headers = [httparse::EMPTY_HEADER; 128];
-        let mut other = httparse::Request::new(&mut headers);
-        let complete = other.parse(&bytes).expect("we read it");
-        assert!(complete.is_complete());
-        assert_eq!(other.method, Some(parsed.head.method.as_str()));
-        let chunked = other.headers.iter().any(|h| h.name.eq_ignore_ascii_case("transfer-encoding"));
-        let sized = other.headers.iter().any(|h| h.name.eq_ignore_ascii_case("content-length"));
-        assert!(!(chunked && sized), "two framings");
-        assert_eq!(chunked, parsed.head.length == pannier::http::Length::Stream);
-        assert_eq!(sized, matches!(parsed.head.length, pannier::http::Length::Sized(_)));
-    });
+/// The words of a libFuzzer dictionary: in quotes, a line each, with `\xNN` for what is not text.
+fn dictionary(file: &Path) -> Vec<Vec<u8>> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let quoted = |line: &str| line.strip_prefix('"')?.strip_suffix('"').map(str::to_owned);
+    let words: Vec<_> = text.lines().filter_map(quoted).map(|word| unescaped(&word)).collect();
+    assert!(!words.is_empty());
+    words
 }
 
-#[test]
-fn client_hellos() {
-    let hello = prop::collection::vec(
-        prop_oneof![
-            Just(vec![22u8, 3, 1]),
-            Just(vec![1, 0, 0]),
-            Just(vec![0, 16]),
-            Just(b"\x0apannier/h2".to_vec()),
-            prop::collection::vec(any::<u8>(), 0..64)
-        ],
-        0..12,
-    )
-    .prop_map(|pieces| pieces.concat());
-    fuzz("client hellos", hello, |bytes| {
-        let _ = pannier::tls::hello::detect(&bytes);
-    });
+fn unescaped(word: &str) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::new(), word.as_bytes());
+    while let [byte, after @ ..] = rest {
+        (rest, bytes) = match (byte, after) {
+            (b'\\', [b'x', digits @ ..]) => {
+                let code = u8::from_str_radix(std::str::from_utf8(&digits[..2]).unwrap(), 16).unwrap();
+                (&digits[2..], [bytes, vec![code]].concat())
+            }
+            (b'\\', [escaped, after @ ..]) => (after, [bytes, vec![*escaped]].concat()),
+            (byte, after) => (after, [bytes, vec![*byte]].concat()),
+        };
+    }
+    bytes
 }
 
-#[test]
-fn configurations() {
-    let piece = prop::sample::select(vec![
-        "upstreams:",
-        "\n  ",
-        "\n",
-        "orders:",
-        " ",
-        "address: a:1",
-        "routes:",
-        "- ",
-        "{",
-        "}",
-        "[",
-        "]",
-        "host: x",
-        "limits:",
-        "rate: 5/s",
-        "*a",
-        "&a ",
-        "? ",
-        "\"",
-        "'",
-        "|",
-        "listen:",
-        "outbound: 1",
-        "!!int ",
-        "%",
-        "\t",
-        "é",
-    ])
-    .prop_map(str::to_owned);
-    let text = prop::collection::vec(piece, 0..20).prop_map(|pieces| pieces.concat());
-    fuzz("configurations", text, |text| {
-        let _ = pannier::config::parse(&text, "fuzz.yaml");
-    });
+/// One change to an input.
+#[derive(Debug, Clone)]
+enum Edit {
+    Insert(Vec<u8>),
+    Overwrite(Vec<u8>),
+    Remove(usize),
+    Cut,
+}
+
+/// What can be made of a corpus and a dictionary.
+fn inputs(corpus: Vec<Vec<u8>>, words: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    let words = select(words);
+    let noise = prop::collection::vec(any::<u8>(), 1..8);
+    let edit = prop_oneof![
+        4 => words.clone().prop_map(Edit::Insert),
+        1 => select(corpus.clone()).prop_map(Edit::Insert),
+        1 => noise.clone().prop_map(Edit::Insert),
+        2 => prop_oneof![words, noise].prop_map(Edit::Overwrite),
+        2 => (1..16usize).prop_map(Edit::Remove),
+        1 => Just(Edit::Cut),
+    ];
+    let edits = prop::collection::vec((any::<Index>(), edit), 0..6);
+    let base = prop_oneof![9 => select(corpus), 1 => Just(Vec::new())];
+    (base, edits)
+        .prop_map(|(base, edits)| edits.into_iter().fold(base, |input, (at, edit)| edited(input, at, edit)))
+}
+
+fn edited(mut input: Vec<u8>, at: Index, edit: Edit) -> Vec<u8> {
+    let at = at.index(input.len() + 1);
+    let end = |len: usize| input.len().min(at + len);
+    match edit {
+        Edit::Insert(bytes) => drop(input.splice(at..at, bytes)),
+        Edit::Overwrite(bytes) => drop(input.splice(at..end(bytes.len()), bytes)),
+        Edit::Remove(len) => drop(input.drain(at..end(len))),
+        Edit::Cut => input.truncate(at),
+    }
+    input.truncate(MAX_INPUT);
+    input
 }

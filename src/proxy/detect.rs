@@ -19,8 +19,9 @@ use crate::tls::hello::{self, Hello};
 /// What is looked at first; most first packets are smaller.
 const FIRST_LOOK: usize = 2048;
 
-/// The longest first line that is waited for.
+/// The longest first line that is waited for, and the longest method of it.
 const MAX_LINE: usize = 16 << 10;
+const MAX_METHOD: usize = 64;
 
 /// How long a server that was dialled to hear whether it speaks first is listened to.
 const LISTEN: Duration = Duration::from_secs(10);
@@ -32,7 +33,7 @@ const METHODS: [&[u8]; 9] =
 
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub enum Protocol {
     /// HTTP/1.
     Http1,
     /// HTTP/2 with prior knowledge.
@@ -150,8 +151,8 @@ fn half_said(bytes: &[u8]) -> Protocol {
     }
 }
 
-/// The protocol, once the bytes tell.
-fn classify(bytes: &[u8]) -> Option<Protocol> {
+/// The protocol, once the bytes tell. What they have told, no later byte changes.
+pub fn classify(bytes: &[u8]) -> Option<Protocol> {
     match hello::detect(bytes) {
         Hello::Tls { ours } => return Some(Protocol::Tls { ours }),
         Hello::NeedMore => return None,
@@ -172,20 +173,21 @@ fn classify(bytes: &[u8]) -> Option<Protocol> {
     }
     let token = line.iter().take_while(|b| is_token(**b)).count();
     match line.get(token) {
-        Some(b' ') if token > 0 => {}
-        None if token < 64 => return None,
+        Some(b' ') if (1..MAX_METHOD).contains(&token) => {}
+        None if token < MAX_METHOD => return None,
         _ => return Some(Protocol::Opaque),
     }
-    // Another method, if the line ends as a request line does; text protocols have words too.
-    match line.iter().position(|b| *b == b'\n') {
-        Some(end) => {
+    // Another method, if the line ends as a request line does; text protocols have words too. The
+    // first byte that decides does so however the line was cut into packets.
+    let decides = |b: &u8| *b == b'\n' || b.is_ascii_control() && !b"\t\r".contains(b);
+    match line.iter().take(MAX_LINE).position(decides) {
+        Some(end) if line[end] == b'\n' => {
             let line = line[..end].trim_ascii_end();
             let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
             Some(if version.starts_with(b"HTTP/") { Protocol::Http1 } else { Protocol::Opaque })
         }
-        None if line.iter().any(|b| !b.is_ascii_graphic() && !b" \t\r".contains(b)) => Some(Protocol::Opaque),
         None if line.len() < MAX_LINE => None,
-        None => Some(Protocol::Opaque),
+        _ => Some(Protocol::Opaque),
     }
 }
 
@@ -209,6 +211,13 @@ mod tests {
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Protocol::Http2)),
             (b"PRI * HT", None),
             (b"P", None),
+            // However they are cut into packets.
+            (b"PURGE /\xe9", None),
+            (b"PURGE /\xe9 HTTP/1.1\r\n", Some(Protocol::Http1)),
+            (b"PURGE /\0", Some(Protocol::Opaque)),
+            (b"PURGE /\0 HTTP/1.1\r\n", Some(Protocol::Opaque)),
+            (&[b'A'; 64], Some(Protocol::Opaque)),
+            (&[&[b'A'; 64][..], b" /x HTTP/1.1\r\n"].concat(), Some(Protocol::Opaque)),
             (b"PURGE /x HT", None),
             (b"\r\n", None),
             (b"get key\r\n", Some(Protocol::Opaque)),

@@ -169,7 +169,7 @@ async fn attempt(
                 Some(lease) => lease,
                 None => noted(endpoint, Box::pin(worker.pools.open_h1(upstream, endpoint, dial)).await)?,
             };
-            let done = exchange::over_h1(&mut lease, head, body, respond, &terms).await?;
+            let done = exchange::over_h1(&mut lease.conn, head, body, respond, &terms).await?;
             match done.tunnel {
                 Some(()) => (done.status, Some(Box::new(Switched::Connection(lease)))),
                 None => {

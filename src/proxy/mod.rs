@@ -4,9 +4,9 @@
 //! Read `outbound` and `inbound` first: each is one direction's stages, in order.
 
 mod connection;
-mod detect;
+pub mod detect;
 mod drain;
-mod exchange;
+pub mod exchange;
 mod forward;
 mod inbound;
 mod listen;

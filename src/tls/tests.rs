@@ -160,7 +160,7 @@ async fn one_end_alone_can_ask_for_x25519() {
     files.key_exchange = model::KeyExchange::X25519;
     let classical = Tls::new(&Identity::load(&files).unwrap());
     for (web, orders) in [(&mesh.web, &classical), (&classical, &mesh.orders)] {
-        let (client, server) = handshake(web.client(&peer(ORDERS), Alpn::Tcp), orders.server()).await;
+        let (client, server) = handshake(web.client(&peer(ORDERS), Carries::Bytes), orders.server()).await;
         let (client, server) = (client.unwrap(), server.unwrap());
         let ends: [&CommonState; 2] = [client.get_ref().1, server.get_ref().1];
         for end in ends {

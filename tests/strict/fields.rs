@@ -94,6 +94,7 @@ async fn a_certificates_san_injects_no_field() {
         certificate: file("tls.crt", certificate.pem()),
         key: file("tls.key", own_key.serialize_pem()),
         bundle: file("ca.crt", root.pem()),
+        key_exchange: model::KeyExchange::default(),
     };
     let (certificate, key, bundle) =
         (files.certificate.display(), files.key.display(), files.bundle.display());

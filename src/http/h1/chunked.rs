@@ -7,7 +7,7 @@ use super::parse;
 use crate::http::Fields;
 
 /// The longest line that a chunk's size may stand on, extensions included.
-const MAX_SIZE_LINE: usize = 4096;
+pub const MAX_SIZE_LINE: usize = 4096;
 
 /// Bytes of size lines, beyond what chunks of their sizes need, that a body may spend in all: an
 /// extension that nobody reads is not to carry a stream of its own.
@@ -23,7 +23,7 @@ const MAX_TRAILER_FIELDS: usize = 64;
 
 /// A body that is being decoded.
 #[derive(Debug, Default)]
-pub(super) struct Chunked {
+pub struct Chunked {
     at: At,
     overhead: u64,
     /// How much of the trailer section has been looked through for its end.
@@ -50,7 +50,7 @@ enum At {
 
 /// What decoding gave.
 #[derive(Debug)]
-pub(super) enum Decoded {
+pub enum Decoded {
     /// Bytes of the body.
     Data(Bytes),
     /// The end, with what trails.
@@ -62,7 +62,7 @@ pub(super) enum Decoded {
 impl Chunked {
     /// Decodes from the front of `buf`. What could not be read once is never read again: nobody knows
     /// where it ends.
-    pub(super) fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded, &'static str> {
+    pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded, &'static str> {
         self.next(buf).inspect_err(|why| self.at = At::Broken(why))
     }
 

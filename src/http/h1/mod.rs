@@ -1,7 +1,7 @@
 //! HTTP/1.1 (RFC 9112) on the data path: strict reading, one write per head and small body, and
 //! no buffer held by an idle connection.
 
-mod chunked;
+pub mod chunked;
 pub mod parse;
 mod read;
 mod serve;

@@ -22,13 +22,12 @@ use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
 use crate::http::h1::{Conn, HeadError, Reader};
 use crate::http::pump::{Broken, Sink, pump, taken};
 use crate::http::{Body, BodyError, Bounds, Fields, Frame, Length, RequestHead, Responder, ResponseHead};
-use crate::pool::Lease;
 
 /// Interim answers that one request may be given.
 const MAX_INTERIM: u8 = 64;
 
 /// What an exchange needs to know beside the message.
-pub(super) struct Terms<'a> {
+pub struct Terms<'a> {
     /// The bounds of messages.
     pub bounds: &'a Bounds,
     /// How long nothing may come before an answer.
@@ -51,7 +50,7 @@ impl Terms<'_> {
 }
 
 /// How an exchange ended well.
-pub(super) struct Done<T = ()> {
+pub struct Done<T = ()> {
     /// The answer's status.
     pub status: StatusCode,
     /// Whether the connection may carry another request.
@@ -64,14 +63,14 @@ pub(super) struct Done<T = ()> {
 pub(super) type Frames = (Box<dyn Sink>, Body<'static>);
 
 /// Sends a request on an HTTP/1 connection and carries its answer back.
-pub(super) async fn over_h1(
-    lease: &mut Lease,
+pub async fn over_h1(
+    conn: &mut Conn,
     head: &RequestHead,
     body: &mut Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done> {
-    let Conn { reader, writer } = &mut lease.conn;
+    let Conn { reader, writer } = conn;
     let written = writer.written();
     writer.request(head, terms.host);
     let sending = Sending::new();

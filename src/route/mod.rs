@@ -12,6 +12,8 @@ mod tests;
 
 use std::collections::HashMap;
 
+use foldhash::fast::FixedState;
+
 pub use path::PathMatcher;
 use path::Paths;
 
@@ -29,17 +31,20 @@ pub struct Entry<T> {
     pub target: T,
 }
 
+/// A table that only the configuration fills: whoever asks cannot make it slow.
+type Map<K, V> = HashMap<K, V, FixedState>;
+
 /// All routes, compiled. Immutable: a reload compiles another.
 #[derive(Debug)]
 pub struct Table<T> {
-    hosts: HashMap<String, Ports<T>>,
+    hosts: Map<String, Ports<T>>,
     any: Paths<T>,
 }
 
 /// The paths of one host, by the port that the request names.
 #[derive(Debug)]
 struct Ports<T> {
-    named: HashMap<u16, Paths<T>>,
+    named: Map<u16, Paths<T>>,
     any: Paths<T>,
 }
 
@@ -47,7 +52,7 @@ impl<T> Table<T> {
     /// Compiles routes. Of two with the same host and path the first is kept; the validation of
     /// a configuration refuses such a pair.
     pub fn compile(routes: impl Iterator<Item = Entry<T>>) -> Self {
-        let mut table = Self { hosts: HashMap::new(), any: Paths::default() };
+        let mut table = Self { hosts: Map::default(), any: Paths::default() };
         for Entry { host, path, target } in routes {
             let paths = match host {
                 HostPattern::Any => &mut table.any,
@@ -80,7 +85,7 @@ impl<T> Table<T> {
 
 impl<T> Default for Ports<T> {
     fn default() -> Self {
-        Self { named: HashMap::new(), any: Paths::default() }
+        Self { named: Map::default(), any: Paths::default() }
     }
 }
 
@@ -88,7 +93,7 @@ impl<T> Default for Ports<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostMatcher {
     /// None: every host.
-    hosts: Option<HashMap<String, HostPorts>>,
+    hosts: Option<Map<String, HostPorts>>,
 }
 
 /// The ports of a host that a [`HostMatcher`] takes.
@@ -102,7 +107,7 @@ impl HostMatcher {
     /// Compiles a set of hosts. A text that is no host matches nothing; the validation of a
     /// configuration refuses it.
     pub fn new(hosts: &[String]) -> Self {
-        let mut set: HashMap<String, HostPorts> = HashMap::new();
+        let mut set: Map<String, HostPorts> = Map::default();
         for pattern in hosts.iter().filter_map(|host| host.parse().ok()) {
             match pattern {
                 HostPattern::Any => return Self::any(),

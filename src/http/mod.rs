@@ -60,8 +60,8 @@ pub struct RequestHead {
     /// What the head says of the body. A request that asks for a tunnel has none.
     pub length: Length,
     /// The protocols that the connection may switch to (RFC 9110 section 7.8): a field of one hop
-    /// that every hop offers anew.
-    pub upgrade: Option<HeaderValue>,
+    /// that every hop offers anew. Few requests have one, so those without have no room for it.
+    pub upgrade: Option<Box<HeaderValue>>,
 }
 
 /// A response's head, without what belongs to the hop it came over.
@@ -74,7 +74,7 @@ pub struct ResponseHead {
     /// What the head says of the body. A response to HEAD announces a body that does not follow.
     pub length: Length,
     /// The protocol that the connection switches to, or with status 426 has to.
-    pub upgrade: Option<HeaderValue>,
+    pub upgrade: Option<Box<HeaderValue>>,
 }
 
 /// What a head says of the length of its body.
@@ -154,7 +154,9 @@ impl ResponseHead {
     /// offered protocols, it has to say), any success for CONNECT.
     pub fn grants_tunnel(&self, request: &RequestHead) -> bool {
         match self.status {
-            StatusCode::SWITCHING_PROTOCOLS => upgrade::is_among(&self.upgrade, &request.upgrade),
+            StatusCode::SWITCHING_PROTOCOLS => {
+                upgrade::is_among(self.upgrade.as_deref(), request.upgrade.as_deref())
+            }
             status => request.method == Method::CONNECT && status.is_success(),
         }
     }

@@ -52,13 +52,13 @@ pub(super) struct Detected {
     /// The protocol.
     pub protocol: Protocol,
     /// The destination, if finding out took dialling it.
-    pub server: Option<Opened>,
+    pub server: Option<Box<Opened>>,
 }
 
 impl Detected {
     /// Bytes for a destination that is already open.
     pub(super) fn server(opened: Opened) -> Self {
-        Self { protocol: Protocol::Opaque, server: Some(opened) }
+        Self { protocol: Protocol::Opaque, server: Some(Box::new(opened)) }
     }
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn detect(
         biased;
         protocol = client_first(stream, half_said) => {
             let protocol = protocol?;
-            Ok(Detected { protocol, server: (protocol == Protocol::Opaque).then_some(opened) })
+            Ok(Detected { protocol, server: (protocol == Protocol::Opaque).then(|| Box::new(opened)) })
         }
         heard = timeout(LISTEN, opened.hear()) => match heard {
             Ok(Ok(true)) => Ok(Detected::server(opened)),

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::exchange::{self, Terms};
 use super::mesh::Destination;
-use super::tunnel::{End, Switched, Tunnel};
+use super::tunnel::{End, Switched, Tunnel, granted};
 use super::worker::Worker;
 use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
@@ -62,7 +62,7 @@ pub(super) async fn forward(
     route.traffic.finished(worker.index, status.as_u16(), started.elapsed());
     match result {
         Ok((_, None)) => Ok(Next::Request),
-        Ok((_, Some(end))) => Ok(Next::Tunnel(Tunnel::new(worker, route, end))),
+        Ok((_, Some(tunnel))) => Ok(Next::Tunnel(tunnel)),
         Err(error) => Err(Error { upstream: Some(route.upstream.spec.name.clone()), ..error }),
     }
 }
@@ -73,7 +73,7 @@ async fn attempts(
     head: &RequestHead,
     body: &mut Body<'_>,
     respond: &mut Responder<'_>,
-) -> Result<(StatusCode, Option<Box<End>>)> {
+) -> Result<(StatusCode, Option<Tunnel>)> {
     let retries = way.destination.route.retries;
     let mut body = Replay::new(body, if retries == 0 { 0 } else { REPLAY });
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
@@ -86,7 +86,10 @@ async fn attempts(
         worker.shared.leads_away(way.destination.route.direction, place.endpoint.address)?;
         let error = match attempt(worker, way, &place, head, &mut body, respond, tries > 0).await {
             Ok((status, None)) => return Ok((status, None)),
-            Ok((status, Some(switched))) => return Ok((status, Some(End::new(*switched, place)?))),
+            Ok((status, Some(switched))) => {
+                let end = End::new(*switched, place)?;
+                return Ok((status, Some(granted(worker, &way.destination.route, end))));
+            }
             Err(error) => error,
         };
         let safe = match error.retry {

@@ -259,7 +259,7 @@ impl Inbound {
     fn upgrade(&self, head: &mut RequestHead) {
         let protocols = self.caller.as_ref().and_then(|_| head.fields.get(UPGRADE_FIELD));
         if let Some(protocols) = protocols.filter(|protocols| upgrade::offered(protocols)) {
-            head.upgrade = HeaderValue::from_bytes(protocols).ok();
+            head.upgrade = HeaderValue::from_bytes(protocols).ok().map(Box::new);
             head.length = Length::None;
         }
     }

@@ -16,7 +16,7 @@ use super::detect::{self, Detected, Protocol};
 use super::forward::{Way, forward};
 use super::mesh::{Destination, Mesh, Route};
 use super::tcp;
-use super::tunnel::{End, Tunnel};
+use super::tunnel::{End, Tunnel, granted};
 use super::worker::Worker;
 use crate::config::model::{Direction, OnMismatch};
 use crate::error::{Error, Reason, Result};
@@ -242,5 +242,5 @@ async fn connect(
     let opened = tcp::open(worker, destination, None).await?;
     let gone = |_| Error::new(Reason::HttpDownstreamGone, "the downstream gave the tunnel up");
     respond.tunnel(ResponseHead::new(StatusCode::OK)).await.map_err(gone)?;
-    Ok(Next::Tunnel(Tunnel::new(worker, &destination.route, Box::new(End::Connection(opened)))))
+    Ok(Next::Tunnel(granted(worker, &destination.route, End::Connection(opened))))
 }

@@ -109,7 +109,7 @@ pub(super) async fn carry(
 ) {
     let _busy = worker.busy();
     let opened = match detected.server {
-        Some(opened) => Ok(opened),
+        Some(opened) => Ok(*opened),
         None => open(worker, destination, source).await,
     };
     match opened {

@@ -48,12 +48,12 @@ pub(super) enum End {
 
 impl End {
     /// The end of an exchange.
-    pub(super) fn new(switched: Switched, place: InFlight) -> Result<Box<Self>> {
+    pub(super) fn new(switched: Switched, place: InFlight) -> Result<Self> {
         match switched {
-            Switched::Stream(frames) => Ok(Box::new(End::Stream(frames, place))),
+            Switched::Stream(frames) => Ok(End::Stream(frames, place)),
             Switched::Connection(lease) => {
                 let opened = Opened::from_lease(lease, place);
-                opened.map(|opened| Box::new(End::Connection(opened))).ok_or_else(|| {
+                opened.map(End::Connection).ok_or_else(|| {
                     Error::new(Reason::UpstreamReset, "the connection was lost as it became a tunnel")
                 })
             }
@@ -61,24 +61,26 @@ impl End {
     }
 }
 
-/// A tunnel that has been granted: counted, and kept from being cut by the process's end.
-pub(super) struct Tunnel {
-    /// In memory of its own: requests that ask for no tunnel have no room for it.
-    end: Box<End>,
+/// A tunnel that has been granted: counted, and kept from being cut by the process's end. In memory of
+/// its own, since requests that ask for none have no room for it.
+pub(super) type Tunnel = Box<Granted>;
+
+pub(super) struct Granted {
+    end: End,
     counted: Connection,
     _busy: Busy,
 }
 
-impl Tunnel {
-    /// A tunnel to `end`, by `route`.
-    pub(super) fn new(worker: &Rc<Worker>, route: &Arc<Route>, end: Box<End>) -> Self {
-        Self { end, counted: route.tcp.open(worker.index), _busy: worker.busy() }
-    }
+/// A tunnel to `end`, by `route`.
+pub(super) fn granted(worker: &Rc<Worker>, route: &Arc<Route>, end: End) -> Tunnel {
+    Box::new(Granted { end, counted: route.tcp.open(worker.index), _busy: worker.busy() })
+}
 
+impl Granted {
     /// Joins it with the downstream's connection, of which `first` was read already, until both
     /// sides have ended.
     pub(super) async fn join(self, downstream: TcpStream, first: Bytes) {
-        match *self.end {
+        match self.end {
             End::Connection(opened) => tcp::relay(downstream, first, opened, &self.counted).await,
             End::Stream((mut sink, mut body), _place) => {
                 let mut near = Ends::new(downstream, first);
@@ -96,7 +98,7 @@ impl Tunnel {
     /// is for its server to reset.
     pub(super) async fn join_stream(self, body: &mut Body<'_>, respond: &mut Responder<'_>) {
         let (sent, received) = (|n| self.counted.sent(n), |n| self.counted.received(n));
-        match *self.end {
+        match self.end {
             End::Connection(opened) => {
                 let (stream, said, _counts) = opened.into_parts();
                 let mut far = Ends::new(stream, said);

@@ -91,8 +91,7 @@ pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedReq
         None => return Err(Refused::Malformed("no Host")),
     };
     let upgrade = scanned.upgrade.filter(|_| scanned.length.is_empty());
-    let upgrade =
-        upgrade.and_then(|(start, end)| HeaderValue::from_maybe_shared(block.slice(start..end)).ok());
+    let upgrade = upgrade.and_then(|place| protocols(&block, place));
     let target = block.slice(target.0..target.1);
     let absolute = !target.starts_with(b"/") && &target[..] != b"*";
     let (authority, path) = target_parts(&method, target, host)?;
@@ -136,9 +135,9 @@ pub fn response(
     let scanned = scan.response(head.may_have_body(method), status)?;
     let block = buf.split_to(len).freeze();
     if matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED)
-        && let Some((start, end)) = scanned.upgrade
+        && let Some(place) = scanned.upgrade
     {
-        head.upgrade = HeaderValue::from_maybe_shared(block.slice(start..end)).ok();
+        head.upgrade = protocols(&block, place);
     }
     head.fields = Fields::block(block, scanned.spans);
     head.length = scanned.length;
@@ -222,6 +221,11 @@ pub(in crate::http) fn strict_name(name: &[u8]) -> Result<(), Refused> {
 fn place(buf: &[u8], slice: &[u8]) -> (usize, usize) {
     let start = (slice.as_ptr() as usize).wrapping_sub(buf.as_ptr() as usize);
     (start, start + slice.len())
+}
+
+/// The protocols of Upgrade.
+fn protocols(block: &Bytes, (start, end): (usize, usize)) -> Option<Box<HeaderValue>> {
+    HeaderValue::from_maybe_shared(block.slice(start..end)).ok().map(Box::new)
 }
 
 /// An authority as RFC 9110 section 7.2 has it in Host; empty names nobody.

@@ -63,17 +63,17 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunne
 }
 
 /// The next request's head; none if there will be no other, an error if it cannot be read.
-async fn next(
+fn next(
     reader: &mut Reader,
     closing: &mut Closed,
     bounds: Bounds,
-) -> Result<ParsedRequest, Option<Error>> {
+) -> impl Future<Output = Result<ParsedRequest, Option<Error>>> {
     let mut patience = Deadline::new(bounds.idle_timeout);
     let mut begun = reader.has_leftover();
     if begun {
         patience = Deadline::new(bounds.head_timeout);
     }
-    poll_fn(|cx| {
+    poll_fn(move |cx| {
         if !begun {
             match reader.poll_idle(cx) {
                 Poll::Ready(Ok(())) => {
@@ -103,7 +103,6 @@ async fn next(
             },
         }
     })
-    .await
 }
 
 enum Turn<T> {

@@ -104,7 +104,7 @@ impl Writer {
             out.put_slice(b"\r\n");
         }
         head.fields.write_h1(out);
-        put_upgrade(out, head.upgrade.as_ref());
+        put_upgrade(out, head.upgrade.as_deref());
         let framing = match head.length {
             Length::None => Framing::Bodyless,
             Length::Sized(_) => Framing::Plain,
@@ -128,7 +128,7 @@ impl Writer {
         let out = self.begin();
         put_status(out, head.status);
         head.fields.write_h1(out);
-        put_upgrade(out, head.upgrade.as_ref());
+        put_upgrade(out, head.upgrade.as_deref());
         let length = match head.length {
             // What can have a body and has none says so.
             Length::None if head.may_have_body(method) => Length::Sized(0),
@@ -157,7 +157,7 @@ impl Writer {
         let out = self.begin();
         put_status(out, head.status);
         head.fields.write_h1(out);
-        put_upgrade(out, head.upgrade.as_ref());
+        put_upgrade(out, head.upgrade.as_deref());
         out.put_slice(b"\r\n");
     }
 

@@ -108,7 +108,7 @@ impl Answer {
         let mut own = HeaderMap::new();
         let status = match &head.upgrade {
             Some(protocol) => {
-                own.insert(UPGRADE_FIELD, protocol.clone());
+                own.insert(UPGRADE_FIELD, (**protocol).clone());
                 StatusCode::OK
             }
             None => head.status,

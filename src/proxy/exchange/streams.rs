@@ -27,7 +27,7 @@ pub(in crate::proxy) async fn over_h2(
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
     let told = match &head.upgrade {
-        Some(protocols) if terms.sidecar => Some((UPGRADE_FIELD, protocols.clone())),
+        Some(protocols) if terms.sidecar => Some((UPGRADE_FIELD, HeaderValue::clone(protocols))),
         _ => (terms.sidecar && terms.h2).then_some((PROTOCOL_FIELD, HeaderValue::from_static("h2"))),
     };
     let told = told.map(|(name, value)| (HeaderName::from_static(name), value));
@@ -98,7 +98,7 @@ fn grants(head_back: &mut ResponseHead, head: &RequestHead, terms: &Terms<'_>) -
     if terms.sidecar
         && let Some(protocol) = head_back.fields.get(UPGRADE_FIELD)
     {
-        head_back.upgrade = HeaderValue::from_bytes(protocol).ok();
+        head_back.upgrade = HeaderValue::from_bytes(protocol).ok().map(Box::new);
         head_back.status = StatusCode::SWITCHING_PROTOCOLS;
         head_back.fields.remove(UPGRADE_FIELD);
         if !head_back.grants_tunnel(head) {
@@ -163,7 +163,7 @@ pub(in crate::proxy) async fn over_mesh(
 ) -> Result<Done<Frames>> {
     let mut own = HeaderMap::new();
     if let Some(protocols) = &head.upgrade {
-        own.insert(UPGRADE_FIELD, protocols.clone());
+        own.insert(UPGRADE_FIELD, HeaderValue::clone(protocols));
     } else if terms.h2 {
         own.insert(PROTOCOL_FIELD, HeaderValue::from_static("h2"));
     }

@@ -13,6 +13,7 @@ what the file then has. Ends with 1 if any request failed.
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,4 +143,6 @@ def show(measured, rows, asked):
 
 if __name__ == "__main__":
     os.environ["LC_ALL"] = "C"
+    # Whoever ends the bench ends what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     sys.exit(main())

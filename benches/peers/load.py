@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,15 @@ MESSAGE = b"\0" + (100).to_bytes(4, "big") + b"x" * 100
 
 class Failed(Exception):
     """The load could not be put on: nothing was measured."""
+
+
+def tried(name, load, *arguments, **more):
+    """A slice; of failure, where the load could not be put on: that does not end the bench."""
+    try:
+        return load(*arguments, **more)
+    except Failed as why:
+        print(f"{name}: takes no load: {why}", file=sys.stderr)
+        return {"failures": 1}
 
 
 class Meter:

@@ -35,12 +35,8 @@ def alternate(rig, group, entries, asked):
 
 
 def one(rig, group, key, system, seconds, more):
-    """One slice. A system that cannot take the load does not end the bench."""
-    try:
-        return group.load(rig, system.port, system.processes, seconds, **more)
-    except load.Failed as why:
-        print(f"{group.name}: {key[1]} takes no load: {why}", file=sys.stderr)
-        return {"failures": 1}
+    """One slice of a system."""
+    return load.tried(f"{group.name}, {key[1]}", group.load, rig, system.port, system.processes, seconds, **more)
 
 
 def fixed_rate(rig, group, running):

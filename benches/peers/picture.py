@@ -2,8 +2,8 @@
 
 PANELS = (
     ("One plain hop", (("hop/64", ""),)),
-    ("The mTLS pair", (("pair-h2/64", ""), ("pair-h1/64", " over HTTP/1.1"))),
-    ("64 KiB through the pair", (("pair-h2/64KiB", ""), ("pair-h1/64KiB", " over HTTP/1.1"))),
+    ("The mTLS pair", (("pair-h2/64", ""), ("pair-h1/64", ", HTTP/1.1"))),
+    ("64 KiB through the pair", (("pair-h2/64KiB", ""), ("pair-h1/64KiB", ", HTTP/1.1"))),
 )
 NAMES = {"pannier": "Pannier", "nginx": "nginx", "haproxy": "HAProxy", "envoy": "Envoy", "floor": "copying bytes"}
 

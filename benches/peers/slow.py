@@ -10,7 +10,7 @@ SIP = 1024
 TURN_SECONDS = 1.0
 # A window so small that what is not read stays with the proxies, not in the reader's kernel.
 WINDOW = 4096
-SETTLE_SECONDS = 4
+SETTLE_SECONDS = 5
 
 
 class SlowReaders:
@@ -18,45 +18,48 @@ class SlowReaders:
 
     def __init__(self, ports, each, path):
         self.request = f"GET {path} HTTP/1.1\r\nHost: orders\r\n\r\n".encode()
-        self.ports, self.each = ports, each
-        self.readers, self.lost = [], 0
+        self.ports = [port for port in ports for _ in range(each)]
+        self.readers, self.served, self.lost = [], set(), set()
         self.over = threading.Event()
 
     def __enter__(self):
         for port in self.ports:
-            for _ in range(self.each):
-                reader = socket.socket()
-                reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW)
-                reader.settimeout(5)
-                try:
-                    reader.connect(("127.0.0.1", port))
-                    reader.sendall(self.request)
-                    self.lost += not reader.recv(SIP).startswith(b"HTTP/1.1 200")
-                except OSError:
-                    self.lost += 1
-                reader.setblocking(False)
-                self.readers.append(reader)
+            reader = socket.socket()
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW)
+            self.readers.append(reader)
+            try:
+                reader.connect(("127.0.0.1", port))
+                reader.sendall(self.request)
+            except OSError:
+                self.lost.add(reader)
+            reader.setblocking(False)
         self.sipping = threading.Thread(target=self.sip)
         self.sipping.start()
         time.sleep(SETTLE_SECONDS)
         return self
 
     def sip(self):
-        while not self.over.is_set():
+        while True:
             for reader in self.readers:
                 if self.over.wait(TURN_SECONDS / len(self.readers)):
                     return
-                try:
-                    self.lost += not reader.recv(SIP)
-                except BlockingIOError:
-                    # Whatever is due to it is still on its way.
-                    continue
-                except OSError:
-                    self.lost += 1
+                if reader not in self.lost:
+                    self.sip_of(reader)
+
+    def sip_of(self, reader):
+        try:
+            taken = reader.recv(SIP)
+        except BlockingIOError:
+            # Whatever is due to it is still on its way.
+            return
+        except OSError:
+            taken = b""
+        good = taken if reader in self.served else taken.startswith(b"HTTP/1.1 200")
+        (self.served if good else self.lost).add(reader)
 
     def failures(self):
-        """Readers that were refused, or whose answer ended or stopped."""
-        return self.lost
+        """Readers that were refused, whose answer ended, or that got none."""
+        return len(self.readers) - len(self.served - self.lost)
 
     def __exit__(self, *_):
         self.over.set()

@@ -66,7 +66,8 @@ def notes(row):
     if "connections_per_worker" in row:
         yield f"connections of each worker: {' and '.join(map(str, row['connections_per_worker']))}"
     if "against_alone" in row:
-        yield f"p99 {row['alone_p99_us']:,} µs without slow readers; with them {spread(row['against_alone'])}"
+        with_them = spread(row["against_alone"]) if row["against_alone"] else "no answer"
+        yield f"p99 {row['alone_p99_us']:,} µs without slow readers; with them {with_them}"
         yield (f"grew by {row['receiver_growth_mib']:.1f} MiB at the application and"
                f" {row['caller_growth_mib']:.1f} MiB at the most loaded caller")
 

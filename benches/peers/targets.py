@@ -6,6 +6,9 @@ from dataclasses import dataclass
 # What a process may hold of bodies: a quarter of a sidecar's usual memory limit of 512 MiB.
 BODY_BUDGET_MIB = 128
 
+# Of what should have been measured, and got no answer.
+NEVER = float("inf")
+
 
 @dataclass
 class Found:
@@ -25,6 +28,8 @@ class Found:
         return "tie" if self.q1 <= self.limit else "missed"
 
     def shown(self, value):
+        if value == NEVER:
+            return "no answer"
         return f"{value:.2f}x" if self.unit == "x" else f"{value:.1f} {self.unit}".strip()
 
 
@@ -54,10 +59,13 @@ class Rows:
 
     def own(self, what, limit, case, field, unit="x"):
         """A measure of Pannier's own: a number, or a ratio with its quartiles."""
-        value = self.rows.get((case, "pannier"), {}).get(field)
-        if isinstance(value, dict):
-            return self.spread(what, limit, value)
-        return None if value is None else Found(what, limit, unit, value, value, value)
+        row = self.rows.get((case, "pannier"), {})
+        if field not in row:
+            return None
+        if isinstance(row[field], dict):
+            return self.spread(what, limit, row[field])
+        value = NEVER if row[field] is None else row[field]
+        return Found(what, limit, unit, value, value, value)
 
     def memory(self, what, limit, case, system):
         ours, theirs = self.rows.get((case, "pannier")), self.rows.get((case, system))

@@ -1,7 +1,6 @@
 """What only Pannier is asked: how two workers share the work, and how it holds against readers that
 do not read. Each function returns rows as `report` makes them."""
 
-import statistics
 import sys
 from functools import partial
 
@@ -90,7 +89,8 @@ def slow_readers(rig, asked):
         port, process, _ = pannier.outbound(rig, f"pannier-slow-{number}", inner, timeout="1h")
         callers.append((port, process))
     port, first = callers[0]
-    fast = partial(load.http, rig, port, [first, receiver], asked.seconds, 1, body=FAST_BODY)
+    def fast():
+        return load.tried("slow-readers", load.http, rig, port, [first, receiver], asked.seconds, 1, body=FAST_BODY)
     fast()
     before = [process.memory_mib() for process in (receiver, *(process for _, process in callers))]
     alone, beside, failures = [], [], 0
@@ -104,8 +104,9 @@ def slow_readers(rig, asked):
             after = [process.memory_mib() for process in (receiver, *(process for _, process in callers))]
     row = report.row(("slow-readers", "pannier"), beside, after[0])
     row["failures"] += failures
-    row["alone_p99_us"] = round(statistics.median(one["p99_us"] for one in alone))
-    row["against_alone"] = report.ratios(beside, alone)["p99_us"]
+    row["alone_p99_us"] = report.median(alone, "p99_us", 0)
+    # None, where the one that reads was starved: it has failed then.
+    row["against_alone"] = report.ratios(beside, alone).get("p99_us")
     row["receiver_growth_mib"] = round(after[0] - before[0], 1)
     row["caller_growth_mib"] = round(max(one - two for one, two in zip(after[1:], before[1:])), 1)
     rig.stop([receiver, *(process for _, process in callers)])

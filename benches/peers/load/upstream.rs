@@ -192,7 +192,6 @@ fn sink(stream: &mut TcpStream, chunk: &mut [u8]) -> io::Result<()> {
 }
 
 fn source(stream: &mut TcpStream) -> io::Result<()> {
-    loop {
-        stream.write(&BODY)?;
-    }
+    while stream.write(&BODY)? > 0 {}
+    Err(ErrorKind::WriteZero.into())
 }

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use http::{HeaderName, HeaderValue, Version};
+use http::{HeaderName, HeaderValue, Method, Version};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -183,6 +183,10 @@ impl Stages for Inbound {
         self.upgrade(&mut head);
         head.fields.remove_where(|name| is_own(name) || name.eq_ignore_ascii_case(CALLER_FIELD.as_bytes()));
         self.authorize(mesh, &head)?;
+        if head.method == Method::CONNECT {
+            // What follows has no method and no path.
+            permit_bytes(mesh, self.caller.as_ref())?;
+        }
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
         limit(&mesh.inbound_limits, &head, Some(self.target), caller).await?;
         if let Some(told) = &self.told {

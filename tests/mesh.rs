@@ -27,9 +27,14 @@ fn vip(v: usize, port: u16) -> SocketAddr {
 
 /// A sidecar in front of the orders application: mutual TLS, or nothing.
 fn orders_sidecar<'a>(pod: &'a Pod, authority: &Authority) -> Sidecar<'a> {
+    orders_sidecar_with(pod, authority, "")
+}
+
+/// The same, with rules.
+fn orders_sidecar_with<'a>(pod: &'a Pod, authority: &Authority, allow: &str) -> Sidecar<'a> {
     let files = authority.issue(pod, "ns/shop/sa/orders");
     pod.init();
-    pod.sidecar(&format!("{}inbound: {{ mtls: strict }}\n", files.yaml()))
+    pod.sidecar(&format!("{}inbound: {{ mtls: strict{allow} }}\n", files.yaml()))
 }
 
 /// A sidecar beside a caller of orders, which must prove to be `peer`.
@@ -227,5 +232,29 @@ fn connect_to_a_proxy_reaches_that_proxy() {
             packets.contain(b"CONNECT orders") && !packets.contain(b"canary"),
             "in the clear between pods"
         );
+    }
+}
+
+/// Behind CONNECT no rule about paths or methods could see anything.
+#[test]
+fn connect_takes_a_rule_for_everything() {
+    for (rule, allowed) in [("path: /, ", false), ("method: [CONNECT, GET], ", false), ("", true)] {
+        let lab = Lab::new();
+        let authority = Authority::new("cluster.local");
+        let (caller, one) = (lab.pod("caller"), lab.pod("one"));
+        let mut dns = lab.dns(1);
+        names(&mut dns, 0, &[&one]);
+        let proxy = one.proxy_app(one.addresses(PORT)[0]);
+        let _service = lab.service(vip(0, PORT), &[proxy.address()]);
+        let allow = format!(", allow: [{{ {rule}caller: \"spiffe://cluster.local/*\" }}]");
+        let _sidecars =
+            (orders_sidecar_with(&one, &authority, &allow), caller_sidecar(&caller, &authority, ORDERS));
+        let head = "CONNECT a.test:80 HTTP/1.1\r\nhost: a.test:80\r\n\r\nand back";
+        let enough = |got: &[u8]| got.ends_with(b"and back") || got.ends_with(b"\n");
+        let got = caller.enter(|| talk(vip(0, PORT), head, enough)).expect("an answer");
+        let got = String::from_utf8_lossy(&got);
+        assert_eq!(got.starts_with("HTTP/1.1 200 "), allowed, "{rule}: {got}");
+        assert_eq!(got.contains("auth.denied"), !allowed, "{rule}: {got}");
+        assert_eq!(proxy.connections() > 0, allowed, "{rule}");
     }
 }

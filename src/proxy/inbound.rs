@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use http::{HeaderName, HeaderValue, Version};
+use http::{HeaderName, HeaderValue, Method, Version};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -225,6 +225,10 @@ impl Stages for Inbound {
                 || (!h2 && name.eq_ignore_ascii_case(b"te"))
         });
         self.authorize(mesh, head)?;
+        if head.method == Method::CONNECT {
+            // What follows has no method and no path.
+            permit_bytes(mesh, self.caller.as_ref())?;
+        }
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
         limit(&mesh.inbound_limits, head, Some(self.target), caller).await?;
         if let Some(told) = &self.told {

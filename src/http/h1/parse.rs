@@ -201,11 +201,7 @@ fn strict_lines(head: &[u8]) -> Result<(), Refused> {
 /// RFC 9110 section 5.5, and what an HTTP/2 peer could not be told.
 pub(in crate::http) fn strict_value(value: &[u8]) -> Result<(), Refused> {
     let control = value.iter().fold(false, |c, &b| c | (b < 0x20 && b != b'\t') | (b == 0x7f));
-    if !control {
-        Ok(())
-    } else {
-        Err(Refused::Malformed("a field's value holds a control character"))
-    }
+    if !control { Ok(()) } else { Err(Refused::Malformed("a field's value holds a control character")) }
 }
 
 /// RFC 9110 section 5.1.

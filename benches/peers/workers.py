@@ -62,6 +62,7 @@ def shares_h2(rig, asked):
 
 def shares(rig, asked, case, put_on):
     system = pannier.hop(rig, workers=2, core=f"{rig.proxy_core},{rig.load_core}")
+    put_on(system, lambda: None)
     slices, held, parts = [], [], []
     for number in range(asked.rounds):
         print(f"{case}: round {number + 1} of {asked.rounds}", file=sys.stderr)

@@ -20,6 +20,7 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 use tokio_util::either::Either;
 
 use crate::balance::{Endpoint, Open, Upstream};
@@ -331,7 +332,18 @@ async fn open_streams(
             ended.set(true);
             drop(open);
         });
-        Streams::Mesh(link)
+        // Until it has said so much, it may yet refuse us: the client's handshake ends first.
+        let greeted = timeout(upstream.spec.connect_timeout, link.greeted()).await;
+        let failed = |why: &str| {
+            Error::new(Reason::PoolConnect, format!("{address}: {why}"))
+                .retry(Retry::Unprocessed)
+                .upstream(&upstream.spec.name)
+        };
+        match greeted {
+            Ok(Ok(())) => Streams::Mesh(link),
+            Ok(Err(why)) => return Err(failed(&why)),
+            Err(_) => return Err(failed("the peer's sidecar has not said a word within connect_timeout")),
+        }
     } else {
         let (sender, driver) = h2::connect(stream, &bounds).await.map_err(failed)?;
         spawn_local(async move {

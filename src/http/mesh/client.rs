@@ -46,6 +46,11 @@ where
 }
 
 impl Link {
+    /// Waits until the peer has said how many streams it takes, or the connection has ended.
+    pub async fn greeted(&self) -> Result<(), Arc<str>> {
+        poll_fn(|cx| self.0.within(|state| state.poll_greeted(cx))).await
+    }
+
     /// Whether no stream can be opened on it any more.
     pub fn is_over(&self) -> bool {
         self.0.within(|state| state.is_ending())

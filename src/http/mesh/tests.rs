@@ -170,6 +170,7 @@ fn bodies_of_any_size_come_back() {
 fn many_streams_at_once_keep_apart() {
     local(async {
         let (link, _) = connected(10_000);
+        link.greeted().await.unwrap();
         let all = (0..200u32).map(|i| {
             let link = link.clone();
             async move {

@@ -106,6 +106,7 @@ impl State {
         if self.peer.replace(settings).is_some() {
             return violation("settings for a second time");
         }
+        self.greeting.take().into_iter().for_each(std::task::Waker::wake);
         self.credit += i64::from(settings.connection_window - ASSUMED_CONNECTION);
         for stream in self.streams.values_mut() {
             stream.credit += i64::from(settings.stream_window - ASSUMED_STREAM);

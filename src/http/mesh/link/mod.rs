@@ -56,8 +56,9 @@ pub(super) struct State {
     /// Requests that have arrived and that nobody has begun to serve.
     pub accepted: VecDeque<(u32, Bytes, bool)>,
     pub out: Out,
-    /// What the peer has said of itself.
+    /// What the peer has said of itself, and who waits for it.
     peer: Option<Settings>,
+    greeting: Option<Waker>,
     /// What all streams together may still send.
     credit: i64,
     /// Streams that wait for that, or for `out` to drain.
@@ -124,6 +125,7 @@ impl Shared {
             accepted: VecDeque::new(),
             out,
             peer: None,
+            greeting: None,
             credit: i64::from(ASSUMED_CONNECTION),
             waiting: VecDeque::new(),
             window: settings.connection_window,
@@ -183,6 +185,18 @@ impl Shared {
 }
 
 impl State {
+    /// Ready once the peer has said what it takes, with whether it has.
+    pub(super) fn poll_greeted(&mut self, cx: &Context<'_>) -> Poll<Result<(), Arc<str>>> {
+        match (&self.ended, &self.peer) {
+            (Some(why), _) => Poll::Ready(Err(why.clone())),
+            (None, Some(_)) => Poll::Ready(Ok(())),
+            (None, None) => {
+                self.greeting = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
     /// Streams that are open.
     pub(super) fn open(&self) -> usize {
         self.streams.len()
@@ -390,6 +404,7 @@ impl State {
             stream.wake();
         }
         self.ended.get_or_insert(why);
+        self.greeting.take().into_iter().for_each(Waker::wake);
     }
 }
 

@@ -272,6 +272,10 @@ impl Walk {
             let (name, value) = both.split_at(name);
             parse::strict_name(name)?;
             parse::strict_value(value)?;
+            if matches!(value, [b' ' | b'\t', ..] | [.., b' ' | b'\t']) {
+                // In HTTP/1 it would not be of the value.
+                return Err(Refused::Malformed("a field's value begins or ends with white space"));
+            }
             if !fit(name, value) {
                 return Err(Refused::Malformed("a field that belongs to one connection"));
             }
@@ -293,7 +297,7 @@ pub(super) fn request(payload: Bytes, bounds: &Bounds) -> Result<RequestHead, Re
         Method::from_bytes(&walk.text()?).map_err(|_| Refused::Malformed("the method is not a token"))?;
     let authority = parse::authority(walk.text()?)?;
     let path = match walk.text()? {
-        any if &any[..] == b"*" => PathAndQuery::from_static("*"),
+        any if &any[..] == b"*" && method == Method::OPTIONS => PathAndQuery::from_static("*"),
         path if path.starts_with(b"/") => parse::path(path)?,
         _ => return Err(Refused::Malformed("the target is not a path")),
     };

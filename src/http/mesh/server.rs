@@ -53,9 +53,7 @@ async fn stream<H: Handler>(hold: Hold, payload: Bytes, ends: bool, handler: Rc<
     let mut responder = Responder::Mesh(Answer { hold: hold.clone(), method, sink: None });
     match head {
         Ok(mut head) => {
-            // Whoever asks for a tunnel announces no length of it.
-            let tunnel = head.method == Method::CONNECT || head.fields.get(UPGRADE_FIELD).is_some();
-            let length = if tunnel { Length::Stream } else { head.length };
+            let length = if asks_for_tunnel(&head) { Length::Stream } else { head.length };
             let mut body = if ends { Body::Empty } else { Body::Mesh(Incoming::new(hold, length)) };
             if let Next::Tunnel(other) = handler.handle(&mut head, &mut body, &mut responder).await {
                 handler.tunnel(other, &mut body, &mut responder).await;
@@ -74,7 +72,16 @@ fn request(payload: Bytes, ends: bool, bounds: &Bounds) -> Result<RequestHead, R
     if ends && !head.length.is_empty() {
         return Err(Refused::Malformed("a body was announced and does not follow"));
     }
+    if asks_for_tunnel(&head) && !head.length.is_empty() {
+        // What comes is held against no length, so none may go on to the next hop.
+        return Err(Refused::Malformed("a tunnel has no length"));
+    }
     Ok(head)
+}
+
+/// Whether what follows is a tunnel's, if it is granted.
+fn asks_for_tunnel(head: &RequestHead) -> bool {
+    head.method == Method::CONNECT || head.fields.get(UPGRADE_FIELD).is_some()
 }
 
 /// The answer on one stream. Dropped before its end, it resets the stream.

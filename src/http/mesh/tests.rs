@@ -398,6 +398,8 @@ fn a_head_that_would_be_read_in_two_ways_is_refused() {
             ("host", "other"),
             ("te", "gzip"),
             ("x", "a\0"),
+            ("x", " a"),
+            ("x", "a\t"),
         ] {
             let mut bytes = begun();
             let start = bytes.len();

@@ -11,8 +11,8 @@ use crate::http::mesh::{Code, Lost};
 /// arrived in.
 const COPIED: usize = 4 << 10;
 
-/// Interim answers that may wait to be passed on.
-const MAX_INTERIM: usize = 32;
+/// Heads that may wait to be passed on: more than a sidecar lets its application send.
+const MAX_HEADS: usize = 100;
 
 impl State {
     /// Takes every whole frame from the front of `buf`, and of a large piece of a body what is there.
@@ -146,11 +146,13 @@ impl State {
                 stream.trailers = Some(payload);
                 stream.arrived = true;
             } else if self.side == Side::Client {
-                if stream.heads.len() >= MAX_INTERIM {
-                    return violation("heads without end");
+                if stream.heads.len() < MAX_HEADS {
+                    stream.heads.push(payload);
+                    stream.arrived = header.ends();
+                } else if stream.lost.is_none() {
+                    stream.lost = Some(Lost::Malformed("its interim answers have no end"));
+                    frame::put_number(&mut self.out.tail, Kind::Reset, id, Code::CANCEL.0);
                 }
-                stream.heads.push(payload);
-                stream.arrived = header.ends();
             } else {
                 return violation("a second head on a stream");
             }

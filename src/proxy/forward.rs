@@ -152,8 +152,8 @@ async fn attempt(
             streams => Some(streams?),
         };
     }
-    // A route's own timeout says how long its answers may take.
-    let patience = way.destination.route.timeout.unwrap_or(bounds.body_timeout);
+    // A route's own timeout says how long its answers may take, and is watched over already.
+    let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
     let terms = Terms { bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
     let (status, switched) = match streams {
         Some(Streams::Mesh(link)) => {

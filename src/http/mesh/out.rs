@@ -57,9 +57,14 @@ impl Out {
         self.len() == 0 && !self.unflushed
     }
 
+    /// Bytes of bodies that may still be put here.
+    pub(super) fn room(&self) -> usize {
+        ENOUGH.saturating_sub(self.len())
+    }
+
     /// Whether bodies have to wait.
     pub(super) fn is_full(&self) -> bool {
-        self.len() >= ENOUGH
+        self.room() == 0
     }
 
     /// Writes all of it.

@@ -99,6 +99,7 @@ pub(super) struct Stream {
     /// What we may still send.
     credit: i64,
     is_waiting: bool,
+    has_turn: bool,
     /// As of the connection: what the peer may send, and has sent since.
     window: u32,
     available: i64,
@@ -272,6 +273,10 @@ impl State {
         if let Some(stream) = self.streams.remove(&id) {
             self.held -= stream.held.bytes();
             self.return_connection_credit();
+            if stream.has_turn {
+                // It did not take it.
+                self.wake_waiting();
+            }
         }
     }
 
@@ -291,8 +296,11 @@ impl State {
             if let Some(lost) = &stream.lost {
                 return Poll::Ready(Err(lost.clone()));
             }
-            let room = if self.out.is_full() { 0 } else { self.credit.min(stream.credit).max(0) };
+            // Those who wait have their turn before those who do not.
+            let waits = self.out.is_full() || (!self.waiting.is_empty() && !stream.has_turn);
+            let room = if waits { 0 } else { self.credit.min(stream.credit).max(0) };
             let n = piece.len().min(room as usize).min(frame::MAX_DATA);
+            stream.has_turn = false;
             if n == 0 {
                 stream.wait(cx);
                 if stream.credit > 0 && !std::mem::replace(&mut stream.is_waiting, true) {
@@ -359,14 +367,17 @@ impl State {
         }
     }
 
-    /// Wakes the streams that wait for the connection.
+    /// Gives the streams that wait for the connection their turn, one piece each, as many as there is
+    /// room for.
     pub(super) fn wake_waiting(&mut self) {
-        if self.credit <= 0 || self.out.is_full() {
-            return;
-        }
-        for id in self.waiting.drain(..) {
+        let mut room = if self.credit > 0 { self.out.room() } else { 0 };
+        while room > 0
+            && let Some(id) = self.waiting.pop_front()
+        {
             if let Some(stream) = self.streams.get_mut(&id) {
+                room = room.saturating_sub(frame::MAX_DATA);
                 stream.is_waiting = false;
+                stream.has_turn = true;
                 stream.wake();
             }
         }
@@ -422,6 +433,7 @@ impl Stream {
             holders: 0,
             credit: i64::from(credit),
             is_waiting: false,
+            has_turn: false,
             window,
             available: i64::from(window),
             taken: 0,

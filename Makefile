@@ -6,7 +6,7 @@ export RUSTUP_TOOLCHAIN ?= stable
 endif
 
 BUILT := $(or $(CARGO_TARGET_DIR),target)
-SCRIPTS := .ci/run tests/support/install benches/peers/certs.sh
+SCRIPTS := .ci/run tests/support/install benches/peers/certs.sh fuzz/tool
 
 # Given to the program that a target runs: make demo ARGS=--stay
 ARGS ?=
@@ -50,9 +50,9 @@ bench: ## the same work through Pannier, nginx, HAProxy and Envoy; the result go
 	python3 benches/peers/bench.py --pannier $(BUILT)/release/pannier --examples $(BUILT)/release/examples \
 		$(or $(ARGS),--publish)
 
-fuzz: ## generated and mutated input against every parser, FUZZ_SECONDS (60) for each
-	@tests/support/install test
-	PANNIER_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --profile test-release --locked --test fuzz -- --nocapture $(ARGS)
+fuzz: ## hostile input for every parser, FUZZ_SECONDS (60) for each target, or for those in ARGS
+	@tests/support/install fuzz
+	fuzz/tool run $(FUZZ_SECONDS) $(ARGS)
 
 fmt: ## format the code
 	cargo fmt --all

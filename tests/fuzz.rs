@@ -24,12 +24,12 @@ macro_rules! tests {
 
         #[test]
         fn no_target_is_forgotten() {
-            let mut files = list(&Path::new(FUZZ).join("fuzz_targets"));
+            let files = list(&Path::new(FUZZ).join("fuzz_targets"));
+            let mut files: Vec<_> = files.iter().map(|file| file.file_stem().unwrap().to_str().unwrap()).collect();
             files.sort();
             let mut targets = vec![$(stringify!($target)),+];
             targets.sort();
-            let found: Vec<_> = files.iter().map(|f| f.file_stem().unwrap().to_str().unwrap()).collect();
-            assert_eq!(found, targets);
+            assert_eq!(files, targets);
         }
     };
 }
@@ -41,6 +41,8 @@ tests! {
     detect: "detect", "http";
     differential_request: "request", "http";
     differential_response: "response", "http";
+    differential_pair: "request", "http";
+    mesh: "mesh", "http";
     configuration: "configuration", "configuration";
 }
 

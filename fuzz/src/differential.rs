@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream as Socket;
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, TRANSFER_ENCODING, UPGRADE};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -22,42 +22,55 @@ use pannier::http::Length;
 use pannier::http::h1::chunked::{Chunked, Decoded};
 use pannier::http::h1::{parse, serve};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 
-use super::hop::{self, BOUNDS, Hop};
+use super::hop::{self, Asked, BOUNDS, Hop};
 
 /// More than this is for the bounds to refuse, which have tests of their own.
 const MAX_INPUT: usize = 32 << 10;
+const MAX_INTERIM: usize = 30;
 
 /// What a request, or its answer, comes to.
 #[derive(Debug, PartialEq)]
-struct Message<S> {
-    start: S,
+pub(super) struct Message<S> {
+    pub start: S,
     /// End-to-end fields.
     fields: HeaderMap,
     /// None: it was broken off, or is not to be read.
     body: Option<Content>,
 }
 
-/// A request's method, target and host.
-type Asked = (Method, String, Vec<u8>);
+/// What hyper's server was asked.
+pub(super) type Seen = Rc<RefCell<Vec<Message<Asked>>>>;
 
 /// A whole body and what trails it.
 #[derive(Debug, Default, PartialEq)]
-struct Content {
+pub(super) struct Content {
     data: Vec<u8>,
     trailers: HeaderMap,
 }
 
+/// Makes a hop to what a function dials.
+type MakeHop = fn(Rc<dyn Fn() -> TcpStream>) -> Hop;
+
 /// The bytes of a connection on which requests come.
 pub fn differential_request(input: &[u8]) {
+    requests(input, Hop::plain);
+}
+
+/// The same, when they go from sidecar to sidecar.
+pub fn differential_pair(input: &[u8]) {
+    requests(input, Hop::pair);
+}
+
+fn requests(input: &[u8], make: MakeHop) {
     if input.len() > MAX_INPUT {
         return;
     }
     let meant = meant_requests(input);
-    let seen = Rc::new(RefCell::new(Vec::new()));
-    let answers = hop::run(carry_requests(input, seen.clone()));
+    let seen = Seen::default();
+    let answers = hop::run(carry_requests(input, make, seen.clone()));
     assert_answers(&meant, &answers);
     let forwarded = meant.iter().filter(|request| request.start.0 != Method::CONNECT);
     assert_same(forwarded, &seen.take());
@@ -70,25 +83,26 @@ pub fn differential_request(input: &[u8]) {
     }
 }
 
-/// First a byte that says what is asked, then the bytes of an upstream that was asked.
+/// First a byte that says what is asked, and over one hop or two; then the bytes of an upstream that was asked.
 pub fn differential_response(input: &[u8]) {
     let [question, answer @ ..] = input else { return };
     if answer.len() > MAX_INPUT {
         return;
     }
+    let make = if question & 4 == 0 { Hop::plain } else { Hop::pair };
     let (method, version) = match question & 3 {
         0 => (Method::GET, Version::HTTP_11),
         1 => (Method::HEAD, Version::HTTP_11),
         2 => (Method::POST, Version::HTTP_11),
         _ => (Method::GET, Version::HTTP_10),
     };
-    let (mut meant, endless) = meant_response(answer, &method);
+    let Some((mut meant, endless)) = meant_response(answer, &method) else { return };
     if let Some(Message { body: Some(body), .. }) = &mut meant
         && version == Version::HTTP_10
     {
         body.trailers.clear();
     }
-    let seen = hop::run(carry_response(answer, method, version));
+    let seen = hop::run(carry_response(answer, make, method, version));
     match (meant, seen) {
         (Some(meant), seen) => assert_eq!(seen, Some(meant)),
         (None, None) => {}
@@ -105,14 +119,11 @@ fn meant_requests(input: &[u8]) -> Vec<Message<Asked>> {
     let mut meant = Vec::new();
     while let Ok(Some(parsed)) = parse::request(&mut buf, BOUNDS.fields) {
         let mut head = parsed.head;
-        head.fields.remove_where(parse::is_own);
-        let named = head.fields.get("host").map(<[u8]>::to_vec);
-        let host = named.unwrap_or_else(|| head.authority.as_ref().map_or(hop::HOST, |a| a.as_str()).into());
+        hop::take(&mut head);
         head.fields.remove("host");
         let body = content(&mut buf, head.length, true);
         let last = body.is_none() || !parsed.keep_alive;
-        let start = (head.method, head.path.as_str().to_owned(), host);
-        meant.push(Message { start, fields: head.fields.into_map(), body });
+        meant.push(Message { start: hop::asked(&head), fields: head.fields.into_map(), body });
         if last {
             break;
         }
@@ -121,14 +132,17 @@ fn meant_requests(input: &[u8]) -> Vec<Message<Asked>> {
 }
 
 /// The final answer as our own parsers read it, if it may be passed on; and whether its body ends
-/// where nothing tells a client of HTTP/1.0.
-fn meant_response(answer: &[u8], method: &Method) -> (Option<Message<StatusCode>>, bool) {
+/// where nothing tells a client of HTTP/1.0. Nothing, if so many interim ones come first that they
+/// are not passed on.
+fn meant_response(answer: &[u8], method: &Method) -> Option<(Option<Message<StatusCode>>, bool)> {
     let mut buf = BytesMut::from(answer);
-    loop {
-        let Ok(Some(parsed)) = parse::response(&mut buf, method, BOUNDS.fields) else { return (None, false) };
+    for _ in 0..MAX_INTERIM {
+        let Ok(Some(parsed)) = parse::response(&mut buf, method, BOUNDS.fields) else {
+            return Some((None, false));
+        };
         let mut head = parsed.head;
         match head.status {
-            StatusCode::SWITCHING_PROTOCOLS => return (None, false),
+            StatusCode::SWITCHING_PROTOCOLS => return Some((None, false)),
             status if status.is_informational() => continue,
             _ => {}
         }
@@ -136,8 +150,9 @@ fn meant_response(answer: &[u8], method: &Method) -> (Option<Message<StatusCode>
         head.fields.remove_where(parse::is_own);
         let body = content(&mut buf, length, parsed.chunked);
         let message = Message { start: head.status, fields: head.fields.into_map(), body };
-        return (message.body.is_some().then_some(message), length == Length::Stream);
+        return Some((message.body.is_some().then_some(message), length == Length::Stream));
     }
+    None
 }
 
 /// A body at the front of `buf`; none if it is not whole.
@@ -164,15 +179,10 @@ fn content(buf: &mut BytesMut, length: Length, chunked: bool) -> Option<Content>
     Some(content)
 }
 
-/// Sends the bytes through a hop to hyper's server, and gives what came back.
-async fn carry_requests(input: &[u8], seen: Rc<RefCell<Vec<Message<Asked>>>>) -> Vec<u8> {
-    let servers = RefCell::new(Vec::new());
-    let hop = Hop::new(|| {
-        let (ours, theirs) = hop::pair();
-        let stream = UnixStream::from_std(theirs).expect("a stream of the runtime");
-        servers.borrow_mut().push(serve_by_hyper(stream, seen.clone()));
-        ours
-    });
+/// Sends the bytes over a hop to hyper's server, and gives what came back.
+async fn carry_requests(input: &[u8], make: MakeHop, seen: Seen) -> Vec<u8> {
+    let servers = Servers::new(seen);
+    let hop = make(servers.dial());
     let (stream, client) = hop::pair();
     let send = async {
         // In two packets, wherever that may be.
@@ -185,25 +195,28 @@ async fn carry_requests(input: &[u8], seen: Rc<RefCell<Vec<Message<Asked>>>>) ->
         send_all(&client, rest);
         client.shutdown(Shutdown::Write)
     };
-    let (_, _) = tokio::join!(serve(stream, &hop), send);
+    let _ = tokio::join!(serve(stream, &hop), send);
     drop(hop);
-    for server in servers.take() {
-        server.await.expect("hyper does not panic");
-    }
+    servers.end().await;
     received(&client)
 }
 
 /// Asks hyper's client over a hop to an upstream that answers with these bytes and closes.
-async fn carry_response(answer: &[u8], method: Method, version: Version) -> Option<Message<StatusCode>> {
-    let upstreams = RefCell::new(Vec::new());
-    let hop = Hop::new(|| {
+async fn carry_response(
+    answer: &[u8],
+    make: MakeHop,
+    method: Method,
+    version: Version,
+) -> Option<Message<StatusCode>> {
+    let (answer, upstreams) = (Bytes::copy_from_slice(answer), RefCell::new(Vec::new()));
+    let hop = make(Rc::new(move || {
         let (ours, theirs) = hop::pair();
-        send_all(&theirs, answer);
+        send_all(&theirs, &answer);
         // Its other half stays open, and takes the request.
         let _ = theirs.shutdown(Shutdown::Write);
         upstreams.borrow_mut().push(theirs);
         ours
-    });
+    }));
     let (stream, client) = hop::pair();
     let ask = async {
         let io = TokioIo::new(UnixStream::from_std(client).ok()?);
@@ -234,7 +247,7 @@ async fn carry_response(answer: &[u8], method: Method, version: Version) -> Opti
 
 /// What hyper's server makes of the bytes as they are.
 async fn read_by_hyper(input: &[u8]) -> Vec<Message<Asked>> {
-    let seen = Rc::new(RefCell::new(Vec::new()));
+    let seen = Seen::default();
     let (theirs, mut ours) = tokio::io::duplex(2 * MAX_INPUT);
     let server = serve_by_hyper(theirs, seen.clone());
     let sent = ours.write_all(input).await.and(ours.shutdown().await);
@@ -244,8 +257,38 @@ async fn read_by_hyper(input: &[u8]) -> Vec<Message<Asked>> {
     seen.take()
 }
 
+/// Hyper's servers, one for each connection that is dialled.
+pub(super) struct Servers {
+    seen: Seen,
+    running: Rc<RefCell<Vec<JoinHandle<()>>>>,
+}
+
+impl Servers {
+    pub(super) fn new(seen: Seen) -> Self {
+        Self { seen, running: Rc::default() }
+    }
+
+    pub(super) fn dial(&self) -> Rc<dyn Fn() -> TcpStream> {
+        let (seen, running) = (self.seen.clone(), self.running.clone());
+        Rc::new(move || {
+            let (ours, theirs) = hop::pair();
+            let stream = UnixStream::from_std(theirs).expect("a stream of the runtime");
+            running.borrow_mut().push(serve_by_hyper(stream, seen.clone()));
+            ours
+        })
+    }
+
+    /// Waits for their end, once nobody holds a connection any more.
+    pub(super) async fn end(self) {
+        hop::settle().await;
+        for server in self.running.take() {
+            server.await.expect("hyper does not panic");
+        }
+    }
+}
+
 /// Hyper's server, which notes what it is asked, and answers.
-fn serve_by_hyper<S>(stream: S, seen: Rc<RefCell<Vec<Message<Asked>>>>) -> JoinHandle<()>
+fn serve_by_hyper<S>(stream: S, seen: Seen) -> JoinHandle<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -254,7 +297,9 @@ where
         async move {
             let (parts, body) = request.into_parts();
             let mut fields = of_all_hops(parts.headers);
-            let host = fields.remove(HOST).map(|host| host.as_bytes().to_vec()).unwrap_or_default();
+            // An empty one names nobody, as none does.
+            let host = fields.remove(HOST).filter(|host| !host.is_empty());
+            let host = host.map_or(hop::HOST.into(), |host| host.as_bytes().to_vec());
             let status =
                 if parts.method == Method::CONNECT { StatusCode::NOT_IMPLEMENTED } else { StatusCode::OK };
             let start = (parts.method, parts.uri.to_string(), host);
@@ -285,7 +330,7 @@ async fn collected(body: Incoming) -> Option<Content> {
 
 /// The fields without those of one hop.
 fn of_all_hops(mut fields: HeaderMap) -> HeaderMap {
-    for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
+    for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE] {
         fields.remove(name);
     }
     fields

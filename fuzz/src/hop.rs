@@ -1,4 +1,4 @@
-//! One hop as the proxy makes it: its own server side, its own exchange, on connections that the
+//! Hops as the proxy makes them: its own server sides, its own exchanges, on connections that the
 //! kernel makes in memory.
 
 use std::cell::RefCell;
@@ -8,22 +8,25 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::Method;
+use http::{HeaderMap, Method, header};
 use pannier::error::{Error, Reason};
 use pannier::http::body::Replay;
 use pannier::http::closing::{Closed, Closing};
 use pannier::http::h1::{Conn, parse};
-use pannier::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
-use pannier::proxy::exchange::{Terms, over_h1};
+use pannier::http::mesh::{self, Link};
+use pannier::http::{Body, Bounds, CALLER_FIELD, Handler, Next, RequestHead, Responder};
+use pannier::proxy::exchange::{Terms, over_h1, over_mesh};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalRuntime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
 
 /// Who stands in for the host of a request that names none.
 pub(super) const HOST: &str = "orders.shop";
 
-/// Everything ends by itself; what does not is a fault.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest that anything waits.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The bounds of messages. What is fuzzed is smaller, but for the number of fields.
 pub(super) const BOUNDS: Bounds = Bounds {
@@ -36,25 +39,31 @@ pub(super) const BOUNDS: Bounds = Bounds {
     idle_timeout: PATIENCE,
 };
 
-/// Runs something to its end, which is to come by itself.
+/// Runs something to its end, which is to come by itself: time stands still while anything can be
+/// done, and what then still waits waits for ever.
 pub(super) fn run<T>(what: impl Future<Output = T>) -> T {
     thread_local! {
         static RUNTIME: LocalRuntime = runtime();
     }
     RUNTIME
-        .with(|runtime| runtime.block_on(async { tokio::time::timeout(PATIENCE / 2, what).await }))
+        .with(|runtime| runtime.block_on(async { timeout(PATIENCE / 2, what).await }))
         .expect("a connection whose peer has ended waits for something")
 }
 
 fn runtime() -> LocalRuntime {
-    let runtime =
-        Builder::new_current_thread().enable_all().build_local(Default::default()).expect("a runtime");
+    let mut builder = Builder::new_current_thread();
+    let runtime = builder.enable_all().start_paused(true).build_local(Default::default()).expect("a runtime");
     // As in every program of Rust, but libFuzzer's `main` is none: writing to a peer that has closed
     // is an error, and not the end.
     let entered = runtime.enter();
     let _ = signal(SignalKind::pipe()).expect("a signal that can be taken");
     drop(entered);
     runtime
+}
+
+/// Waits until nothing can be done any more.
+pub(super) async fn settle() {
+    sleep(Duration::from_millis(1)).await;
 }
 
 /// A connection and its other end. A `TcpStream` is any stream of the kernel's; a pair of Unix
@@ -68,16 +77,58 @@ pub(super) fn pair() -> (TcpStream, UnixStream) {
     (ours, theirs)
 }
 
-/// Forwards each request of a connection over another, which `dial` opens.
-pub(super) struct Hop<D> {
-    dial: D,
-    idle: RefCell<Option<Conn>>,
+/// Forwards each request that it is given.
+pub(super) struct Hop {
+    way: Way,
     closing: Rc<Closing>,
+    /// What it was asked to forward, in order.
+    pub asked: RefCell<Vec<(Asked, HeaderMap)>>,
 }
 
-impl<D: Fn() -> TcpStream> Hop<D> {
-    pub(super) fn new(dial: D) -> Self {
-        Self { dial, idle: RefCell::default(), closing: Rc::default() }
+/// A request's method, target and host.
+pub(super) type Asked = (Method, String, Vec<u8>);
+
+/// What is asked by a head.
+pub(super) fn asked(head: &RequestHead) -> Asked {
+    let host = head.authority.as_ref().map_or(HOST, |authority| authority.as_str());
+    (head.method.clone(), head.path.to_string(), host.into())
+}
+
+/// Takes from a request what only a sidecar may say, and what this hop ends.
+pub(super) fn take(head: &mut RequestHead) {
+    head.fields.remove_where(|name| {
+        parse::is_own(name)
+            || name.eq_ignore_ascii_case(CALLER_FIELD.as_bytes())
+            || name.eq_ignore_ascii_case(b"te")
+    });
+    head.upgrade = None;
+}
+
+/// How a hop reaches its upstream.
+enum Way {
+    /// By HTTP/1, over connections that `dial` opens.
+    Http1 { dial: Rc<dyn Fn() -> TcpStream>, idle: RefCell<Option<Conn>> },
+    /// By the transport between sidecars.
+    Mesh(Link),
+}
+
+impl Hop {
+    /// A hop to a server of HTTP/1.
+    pub(super) fn plain(dial: Rc<dyn Fn() -> TcpStream>) -> Self {
+        Self::new(Way::Http1 { dial, idle: RefCell::default() })
+    }
+
+    /// A hop to another sidecar, which then makes a [`Hop::plain`].
+    pub(super) fn pair(dial: Rc<dyn Fn() -> TcpStream>) -> Self {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let (link, task) = mesh::connect(ours, &BOUNDS);
+        spawn_local(task);
+        spawn_local(mesh::serve(theirs, Rc::new(Self::plain(dial))));
+        Self::new(Way::Mesh(link))
+    }
+
+    fn new(way: Way) -> Self {
+        Self { way, closing: Rc::default(), asked: RefCell::default() }
     }
 
     async fn forward(
@@ -89,18 +140,26 @@ impl<D: Fn() -> TcpStream> Hop<D> {
         if head.method == Method::CONNECT {
             return Err(Error::new(Reason::HttpUnsupported, "no tunnel here"));
         }
-        let kept = self.idle.take().filter(|conn| conn.reader.is_quiet());
-        let mut conn = kept.unwrap_or_else(|| Conn::new((self.dial)()));
-        let terms = Terms { bounds: &BOUNDS, patience: PATIENCE, host: HOST, sidecar: false, h2: false };
-        let done = over_h1(&mut conn, head, &mut Replay::new(body, 0), respond, &terms).await?;
-        if done.reusable {
-            self.idle.replace(Some(conn));
+        let sidecar = matches!(self.way, Way::Mesh(_));
+        let terms = Terms { bounds: &BOUNDS, patience: PATIENCE, host: HOST, sidecar, h2: false };
+        let mut body = Replay::new(body, 0);
+        match &self.way {
+            Way::Mesh(link) => {
+                over_mesh(link.clone(), head, &mut body, respond, &terms).await?;
+            }
+            Way::Http1 { dial, idle } => {
+                let kept = idle.take().filter(|conn| conn.reader.is_quiet());
+                let mut conn = kept.unwrap_or_else(|| Conn::new(dial()));
+                if over_h1(&mut conn, head, &mut body, respond, &terms).await?.reusable {
+                    idle.replace(Some(conn));
+                }
+            }
         }
         Ok(())
     }
 }
 
-impl<D: Fn() -> TcpStream> Handler for Hop<D> {
+impl Handler for Hop {
     type Tunnel = ();
 
     async fn handle(
@@ -109,8 +168,10 @@ impl<D: Fn() -> TcpStream> Handler for Hop<D> {
         body: &mut Body<'_>,
         respond: &mut Responder<'_>,
     ) -> Next<()> {
-        head.fields.remove_where(parse::is_own);
-        head.upgrade = None;
+        take(head);
+        let mut fields = head.fields.to_map();
+        fields.remove(header::HOST);
+        self.asked.borrow_mut().push((asked(head), fields));
         if let Err(error) = self.forward(head, body, respond).await
             && !respond.has_begun()
             && error.reason != Reason::HttpDownstreamGone

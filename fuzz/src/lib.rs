@@ -9,25 +9,13 @@ mod detect;
 mod differential;
 mod heads;
 mod hop;
+mod mesh;
 
 pub use chunked::chunked;
 pub use detect::detect;
-pub use differential::{differential_request, differential_response};
+pub use differential::{differential_pair, differential_request, differential_response};
 pub use heads::{request_head, response_head};
-
-/// A target: its name, which is that of its corpus, and its function.
-pub type Target = (&'static str, fn(&[u8]));
-
-/// Every target. A transport between sidecars has its reader's here when it comes.
-pub const TARGETS: [Target; 7] = [
-    ("request_head", request_head),
-    ("response_head", response_head),
-    ("chunked", chunked),
-    ("detect", detect),
-    ("differential_request", differential_request),
-    ("differential_response", differential_response),
-    ("configuration", configuration),
-];
+pub use mesh::{mesh, nothing_is_held};
 
 /// An operator's file is read or refused, whatever is in it.
 pub fn configuration(input: &[u8]) {

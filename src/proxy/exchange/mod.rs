@@ -2,7 +2,8 @@
 
 mod streams;
 
-pub(super) use streams::{over_h2, over_mesh};
+pub(super) use streams::over_h2;
+pub use streams::over_mesh;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};

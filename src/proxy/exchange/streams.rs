@@ -154,7 +154,7 @@ async fn h2_head(
 }
 
 /// Sends a request to another sidecar and carries its answer back.
-pub(in crate::proxy) async fn over_mesh(
+pub async fn over_mesh(
     link: mesh::Link,
     head: &RequestHead,
     body: &mut Replay<'_, '_>,

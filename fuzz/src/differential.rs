@@ -36,7 +36,7 @@ const MAX_INTERIM: usize = 30;
 pub(super) struct Message<S> {
     pub start: S,
     /// End-to-end fields.
-    fields: HeaderMap,
+    pub fields: HeaderMap,
     /// None: it was broken off, or is not to be read.
     body: Option<Content>,
 }

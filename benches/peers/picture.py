@@ -39,7 +39,7 @@ def draw(rows):
     for number, (title, found) in enumerate(panels):
         parts += panel(number * PANEL + MARGIN, title, found)
     parts.append(f'  <text class="small" x="{MARGIN}" y="{height - 10}">CPU µs per request, 64 connections; shorter is '
-                 "better. A pair is both sidecars summed; over HTTP/2 unless said.</text>")
+                 "better. A pair is both sidecars summed; one connection for all (HTTP/2, Pannier its own frames) unless said.</text>")
     return "\n".join([*parts, "</svg>", ""])
 
 

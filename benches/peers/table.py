@@ -8,7 +8,7 @@ PICTURE = "docs/peers.svg"
 
 NAMES = {"pannier": "**Pannier**", "pannier-mlkem": "**Pannier**, X25519MLKEM768", "nginx": "nginx", "haproxy": "HAProxy",
          "envoy": "Envoy", "floor": "a relay that only copies bytes"}
-BETWEEN = {"pair-h1": ", HTTP/1.1 between the sidecars", "pair-h2": ", HTTP/2 between the sidecars"}
+BETWEEN = {"pair-h1": ", HTTP/1.1 between the sidecars", "pair-h2": ", one connection for all between the sidecars (HTTP/2; Pannier's own frames)"}
 
 # What the README shows; the rest is a click away.
 CHOSEN = ("hop/64", "pair-h1/64", "pair-h2/64", "pair-h1/64KiB", "pair-h2/64KiB", "app-h2/1", "tcp", "handshakes",

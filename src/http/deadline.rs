@@ -90,7 +90,8 @@ impl Drop for Deadline {
 impl Table {
     fn set(&self, at: Instant, waker: &Waker) -> usize {
         let place = self.set.borrow_mut().insert(Set { at, waiting: Some(waker.clone()) });
-        if self.next.get().is_none_or(|next| at < next) {
+        let forsaken = self.keeper.borrow().as_ref().is_some_and(AbortHandle::is_finished);
+        if forsaken || self.next.get().is_none_or(|next| at < next) {
             self.next.set(Some(at));
             self.wake_keeper();
         }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-use super::frame::{self, Violation};
+use super::frame::Violation;
 use super::link::Shared;
 
 /// What is read at a time, and what the buffer may grow to while bodies stream.
@@ -54,8 +54,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Arc<str>> {
+        let mut choked = false;
         for read in 0.. {
-            if self.shared.within(|state| state.out.len()) > CHOKED {
+            choked = self.shared.within(|state| state.out.len()) > CHOKED;
+            if choked {
                 break;
             }
             if read == READS {
@@ -78,6 +80,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         shared.within(|state| {
             let written = state.out.poll_write(io, cx);
             state.note_blocked(written.is_pending());
+            if choked && state.out.len() <= CHOKED {
+                // What was not read for its sake is read now: nobody else would say so.
+                cx.waker().wake_by_ref();
+            }
             match written {
                 Poll::Ready(Err(error)) => Poll::Ready(error.to_string().into()),
                 Poll::Ready(Ok(())) | Poll::Pending => {
@@ -109,7 +115,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     fn break_off(&mut self, cx: &mut Context<'_>, Violation(code, why): Violation) -> Poll<Arc<str>> {
         let Self { io, shared, .. } = self;
         shared.within(|state| {
-            frame::put_goaway(&mut state.out.tail, 0, code);
+            // Whatever has been taken may have been processed.
+            state.break_off(code);
             // As far as it can be said at once: the connection ends either way.
             let _ = state.out.poll_write(io, cx);
         });

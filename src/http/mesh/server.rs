@@ -17,6 +17,7 @@ use super::link::{Shared, Side, State};
 use super::stream::{Hold, Incoming, Sink, opaque};
 use super::{Code, frame};
 use crate::http::h1::parse::Refused;
+use crate::http::pump::taken;
 use crate::http::{
     Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD, h1,
 };
@@ -62,7 +63,7 @@ async fn stream<H: Handler>(hold: Hold, payload: Bytes, ends: bool, handler: Rc<
         Err(refused) => {
             let error = h1::refusal(refused);
             handler.refused(&error);
-            let _ = responder.refusal(&error, false).await;
+            let _ = taken(responder.refusal(&error, false), handler.bounds().body_timeout).await;
         }
     }
 }

@@ -112,9 +112,11 @@ impl Sink {
             self.ended = true;
             self.hold.with(|state, id| match trailers {
                 Some(trailers) => {
-                    frame::put_trailers(&mut state.out.tail, id, &trailers);
-                    if let Some(stream) = state.stream(id) {
+                    if let Some(stream) = state.stream(id)
+                        && stream.lost.is_none()
+                    {
                         stream.left = true;
+                        frame::put_trailers(&mut state.out.tail, id, &trailers);
                     }
                 }
                 None => state.end(id),

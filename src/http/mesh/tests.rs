@@ -354,6 +354,26 @@ fn more_than_the_window_ends_the_connection() {
 }
 
 #[test]
+fn a_connection_that_is_broken_off_takes_back_nothing_that_was_taken() {
+    local(async {
+        let mut bytes = begun();
+        for id in 1..=3 {
+            frame::put_request(&mut bytes, id, &request("/hang", Length::None), "", &HeaderMap::new(), true);
+        }
+        frame::put_number(&mut bytes, Kind::Window, 0, 0);
+        let mut answer = BytesMut::from(&answered(&bytes).await[..]);
+        let mut last = None;
+        while let Some(header) = frame::Header::read(&answer, &BOUNDS).unwrap() {
+            let payload = answer.split_to(frame::HEADER + header.length).freeze().slice(frame::HEADER..);
+            if header.kind == Kind::GoAway {
+                last = payload.first_chunk().map(|four| u32::from_be_bytes(*four));
+            }
+        }
+        assert_eq!(last, Some(3), "what may have been processed is not said to have not been");
+    });
+}
+
+#[test]
 fn streams_beyond_the_most_are_refused_and_reset_ones_count_until_they_end() {
     local(async {
         let (mut ours, theirs) = duplex(1 << 20);

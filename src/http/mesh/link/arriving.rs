@@ -30,7 +30,10 @@ impl State {
                 }
                 rest.length -= now;
                 let flags = if rest.length == 0 { rest.flags } else { 0 };
-                self.take_data(Header { length: now, flags, ..rest }, buf.split_to(now).freeze())?;
+                let piece = buf.split_to(now);
+                // A few bytes would hold on to all of the buffer.
+                let piece = if now < COPIED { Bytes::copy_from_slice(&piece) } else { piece.freeze() };
+                self.take_data(Header { length: now, flags, ..rest }, piece)?;
                 self.rest = Some(rest).filter(|rest| rest.length > 0);
                 continue;
             }
@@ -77,7 +80,8 @@ impl State {
             Kind::Ping => {
                 let trip = self.pinged.take().map(|since| since.elapsed());
                 self.round_trip = self.round_trip.into_iter().chain(trip).min();
-                if self.takes == Some(u32::MAX) {
+                self.pings = self.pings.saturating_sub(1);
+                if self.pings == 0 && self.takes == Some(u32::MAX) {
                     // The peer has read that it is to open no more: this is the last.
                     self.takes = Some(self.last);
                     frame::put_goaway(&mut self.out.tail, self.last, Code::NO_ERROR);
@@ -142,7 +146,9 @@ impl State {
             if stream.arrived {
                 return violation("a head after the end of its stream");
             }
-            if header.flags & frame::TRAILERS != 0 {
+            if stream.lost.is_some() {
+                // Nobody will take it.
+            } else if header.flags & frame::TRAILERS != 0 {
                 stream.trailers = Some(payload);
                 stream.arrived = true;
             } else if self.side == Side::Client {
@@ -208,7 +214,9 @@ impl State {
                 }
                 stream.wake();
             }
-            None if header.stream > self.last => return violation("a piece of a stream that was not opened"),
+            None if header.stream > self.last && self.takes.is_none() => {
+                return violation("a piece of a stream that was not opened");
+            }
             None => {}
         }
         self.return_connection_credit();

@@ -74,6 +74,7 @@ pub(super) struct State {
     takes: Option<u32>,
     /// When the PING on its way left, and the shortest that one took.
     pinged: Option<Instant>,
+    pings: u32,
     round_trip: Option<Duration>,
     /// Since when the peer has taken nothing of what we write.
     blocked: Option<Instant>,
@@ -135,6 +136,7 @@ impl Shared {
             peer_takes: None,
             takes: None,
             pinged: Some(Instant::now()),
+            pings: 1,
             round_trip: None,
             blocked: None,
             rest: None,
@@ -293,8 +295,11 @@ impl State {
             return Poll::Ready(Err(Lost::Reset(Code::CANCEL)));
         };
         while !piece.is_empty() {
-            if let Some(lost) = &stream.lost {
-                return Poll::Ready(Err(lost.clone()));
+            if let Some(lost) = stream.lost.clone() {
+                if std::mem::take(&mut stream.has_turn) {
+                    self.wake_waiting();
+                }
+                return Poll::Ready(Err(lost));
             }
             // Those who wait have their turn before those who do not.
             let waits = self.out.is_full() || (!self.waiting.is_empty() && !stream.has_turn);
@@ -397,7 +402,14 @@ impl State {
         frame::put_goaway(&mut self.out.tail, u32::MAX, Code::NO_ERROR);
         frame::put_ping(&mut self.out.tail, false);
         self.pinged = Some(Instant::now());
+        self.pings += 1;
         self.takes = Some(u32::MAX);
+    }
+
+    /// Says that the connection ends here and now. Streams up to the last one that was taken may have
+    /// been processed.
+    pub(super) fn break_off(&mut self, code: Code) {
+        frame::put_goaway(&mut self.out.tail, self.last, code);
     }
 
     /// Whether every stream has ended, after a goodbye that the peer has heard.

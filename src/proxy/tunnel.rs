@@ -39,6 +39,7 @@ pub(super) enum Switched {
 }
 
 /// The upstream's end of a tunnel, with its place in the counts.
+#[expect(clippy::large_enum_variant, reason = "it is boxed as a whole")]
 pub(super) enum End {
     /// A connection.
     Connection(Opened),

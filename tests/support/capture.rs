@@ -44,7 +44,7 @@ impl Capture {
         let mut before = u64::MAX;
         while before != size() {
             before = size();
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(500));
         }
         self.process.signal(Signal::INT);
         self.process.wait(Duration::from_secs(10));

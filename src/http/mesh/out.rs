@@ -73,7 +73,7 @@ impl Out {
         io: &mut (impl AsyncWrite + Unpin),
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.len() > 0 {
+        while !(self.pieces.is_empty() && self.tail.is_empty()) {
             let n = if self.pieces.is_empty() {
                 ready!(Pin::new(&mut *io).poll_write(cx, &self.tail))?
             } else {

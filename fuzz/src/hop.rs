@@ -141,7 +141,14 @@ impl Hop {
             return Err(Error::new(Reason::HttpUnsupported, "no tunnel here"));
         }
         let sidecar = matches!(self.way, Way::Mesh(_));
-        let terms = Terms { bounds: &BOUNDS, patience: PATIENCE, host: HOST, sidecar, h2: false };
+        let terms = Terms {
+            bounds: &BOUNDS,
+            begun: tokio::time::Instant::now(),
+            patience: PATIENCE,
+            host: HOST,
+            sidecar,
+            h2: false,
+        };
         let mut body = Replay::new(body, 0);
         match &self.way {
             Way::Mesh(link) => {

@@ -39,42 +39,52 @@ struct Set {
     waiting: Option<Waker>,
 }
 
-/// A time after which something is no longer waited for, set when it is first polled.
+/// A time after which something is no longer waited for.
 #[derive(Debug)]
 pub struct Deadline {
     limit: Duration,
-    place: Option<usize>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// It counts from when it is first polled.
+    Unset,
+    /// It counts from then.
+    Since(Instant),
+    /// Its place in the table.
+    Set(usize),
 }
 
 impl Deadline {
     /// `limit` from the moment that something is waited for.
     pub fn new(limit: Duration) -> Self {
-        Self { limit, place: None }
+        Self { limit, state: State::Unset }
+    }
+
+    /// `limit` from `begun`.
+    pub fn since(begun: Instant, limit: Duration) -> Self {
+        Self { limit, state: State::Since(begun) }
     }
 
     /// Ready once the time is over.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.limit == Duration::MAX {
-            return Poll::Pending;
+        let begun = match self.state {
+            State::Set(place) => return TABLE.with(|table| table.poll(place, cx.waker())),
+            // No reading of the clock for what has no end.
+            _ if self.limit == Duration::MAX => return Poll::Pending,
+            State::Since(begun) => begun,
+            State::Unset => Instant::now(),
+        };
+        if let Some(at) = begun.checked_add(self.limit) {
+            self.state = State::Set(TABLE.with(|table| table.set(at, cx.waker())));
         }
-        TABLE.with(|table| match self.place {
-            None => {
-                self.place = Some(table.set(Instant::now() + self.limit, cx.waker()));
-                Poll::Pending
-            }
-            Some(place) => match &mut table.set.borrow_mut()[place].waiting {
-                None => Poll::Ready(()),
-                Some(waker) => {
-                    waker.clone_from(cx.waker());
-                    Poll::Pending
-                }
-            },
-        })
+        Poll::Pending
     }
 
     /// Begins anew when it is next polled.
     pub fn reset(&mut self) {
-        if let Some(place) = self.place.take() {
+        if let State::Set(place) = std::mem::replace(&mut self.state, State::Unset) {
             // Gone when the thread ends before what it ran.
             let _ = TABLE.try_with(|table| table.set.borrow_mut().remove(place));
         }
@@ -96,6 +106,16 @@ impl Table {
             self.wake_keeper();
         }
         place
+    }
+
+    fn poll(&self, place: usize, waker: &Waker) -> Poll<()> {
+        match &mut self.set.borrow_mut()[place].waiting {
+            None => Poll::Ready(()),
+            Some(known) => {
+                known.clone_from(waker);
+                Poll::Pending
+            }
+        }
     }
 
     fn wake_keeper(&self) {
@@ -208,6 +228,21 @@ mod tests {
             none = early => assert!(none.is_none()),
         }
         assert!(begun.elapsed() < Duration::from_millis(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_began_before_ends_so_much_earlier() {
+        let begun = Instant::now();
+        sleep(Duration::from_millis(40)).await;
+        let mut late = Deadline::since(begun, Duration::from_millis(100));
+        poll_fn(|cx| late.poll(cx)).await;
+        assert!(begun.elapsed() < Duration::from_millis(110), "{:?}", begun.elapsed());
+        // Once more from now.
+        late.reset();
+        poll_fn(|cx| late.poll(cx)).await;
+        assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+        let mut never = Deadline::new(Duration::MAX - Duration::from_secs(1));
+        assert!(within(Duration::from_secs(9), poll_fn(|cx| never.poll(cx))).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]

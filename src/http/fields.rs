@@ -4,6 +4,8 @@
 //! order and case are kept and nothing is copied but once, into the next hop's buffer. From
 //! HTTP/2 they are the decoded map.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
@@ -12,22 +14,47 @@ use smallvec::SmallVec;
 #[derive(Debug, Clone)]
 pub struct Fields(Inner);
 
-/// Boxed, because a head is moved from stage to stage.
 #[derive(Debug, Clone)]
 enum Inner {
-    Block(Box<Block>),
+    Block(Block),
     Map(Box<HeaderMap>),
 }
 
-#[derive(Debug, Clone)]
-struct Block {
+/// The places of fields in a block of bytes, as they are found. Boxed, because a head is moved from
+/// stage to stage.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Block(Box<Places>);
+
+#[derive(Debug, Clone, Default)]
+struct Places {
+    /// Empty until all places are known.
     bytes: Bytes,
-    spans: Spans,
+    spans: SmallVec<[Span; 16]>,
     added: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// The places of a block's fields.
-pub(super) type Spans = SmallVec<[Span; 16]>;
+impl Block {
+    /// Adds a field.
+    pub(super) fn push(&mut self, span: Span) {
+        self.0.spans.push(span);
+    }
+
+    /// Leaves only the fields whose name in `block` is to be kept.
+    pub(super) fn retain(&mut self, block: &[u8], keep: impl Fn(&[u8]) -> bool) {
+        self.0.spans.retain(|span| keep(span.name(block)));
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.spans.len()
+    }
+
+    /// The fields whose places these are in `bytes`.
+    pub(super) fn of(mut self, bytes: Bytes) -> Fields {
+        self.0.bytes = bytes;
+        Fields(Inner::Block(self))
+    }
+}
 
 /// Where one field lies in its block. A name of length 0 is a field taken out.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +90,18 @@ impl Span {
         }
     }
 
-    pub(super) fn name<'a>(&self, block: &'a [u8]) -> &'a [u8] {
+    fn name<'a>(&self, block: &'a [u8]) -> &'a [u8] {
         &block[self.name as usize..(self.name + self.name_len) as usize]
+    }
+
+    /// The whole line, where it is in the block as we would write it.
+    fn line(&self, block: &[u8]) -> Option<Range<usize>> {
+        let (start, name_end) = (self.name as usize, (self.name + self.name_len) as usize);
+        let (value, value_end) = (self.value as usize, (self.value + self.value_len) as usize);
+        let as_written = value == name_end + 2
+            && block[name_end..].starts_with(b": ")
+            && block[value_end..].starts_with(b"\r\n");
+        as_written.then_some(start..value_end + 2)
     }
 
     fn value<'a>(&self, block: &'a [u8]) -> &'a [u8] {
@@ -85,15 +122,11 @@ impl From<HeaderMap> for Fields {
 }
 
 impl Fields {
-    pub(super) fn block(bytes: Bytes, spans: Spans) -> Self {
-        Fields(Inner::Block(Box::new(Block { bytes, spans, added: Vec::new() })))
-    }
-
     /// The first value of the field, named in lower case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         match &self.0 {
             Inner::Block(block) => {
-                let Block { bytes, spans, added } = &**block;
+                let Places { bytes, spans, added } = &*block.0;
                 spans
                     .iter()
                     .find(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()))
@@ -108,7 +141,7 @@ impl Fields {
     pub fn each(&self, mut f: impl FnMut(&[u8], &[u8])) {
         match &self.0 {
             Inner::Block(block) => {
-                let Block { bytes, spans, added } = &**block;
+                let Places { bytes, spans, added } = &*block.0;
                 for span in spans.iter().filter(|s| s.name_len != 0) {
                     f(span.name(bytes), span.value(bytes));
                 }
@@ -128,7 +161,7 @@ impl Fields {
     pub fn remove_where(&mut self, condemned: impl Fn(&[u8]) -> bool) {
         match &mut self.0 {
             Inner::Block(block) => {
-                let Block { bytes, spans, added } = &mut **block;
+                let Places { bytes, spans, added } = &mut *block.0;
                 for span in spans.iter_mut() {
                     if span.name_len != 0 && condemned(span.name(bytes)) {
                         span.name_len = 0;
@@ -159,7 +192,7 @@ impl Fields {
     /// Adds a field at the end.
     pub fn push(&mut self, name: HeaderName, value: HeaderValue) {
         match &mut self.0 {
-            Inner::Block(block) => block.added.push((name, value)),
+            Inner::Block(block) => block.0.added.push((name, value)),
             Inner::Map(map) => {
                 map.append(name, value);
             }
@@ -168,13 +201,24 @@ impl Fields {
 
     /// Writes the fields as HTTP/1 lines.
     pub fn write_h1(&self, out: &mut BytesMut) {
-        self.each(|name, value| {
-            out.reserve(name.len() + value.len() + 4);
-            out.put_slice(name);
-            out.put_slice(b": ");
-            out.put_slice(value);
-            out.put_slice(b"\r\n");
-        });
+        let Inner::Block(block) = &self.0 else { return self.each(|name, value| put_line(out, name, value)) };
+        let Places { bytes, spans, added } = &*block.0;
+        // Lines that follow each other as they are to be written are copied at once.
+        let mut lines = 0..0;
+        for span in spans.iter().filter(|s| s.name_len != 0) {
+            match span.line(bytes) {
+                Some(line) if line.start == lines.end => lines.end = line.end,
+                Some(line) => out.extend_from_slice(&bytes[std::mem::replace(&mut lines, line)]),
+                None => {
+                    out.extend_from_slice(&bytes[std::mem::take(&mut lines)]);
+                    put_line(out, span.name(bytes), span.value(bytes));
+                }
+            }
+        }
+        out.extend_from_slice(&bytes[lines]);
+        for (name, value) in added {
+            put_line(out, name.as_str().as_bytes(), value.as_bytes());
+        }
     }
 
     /// The fields as HTTP/2 carries them.
@@ -185,7 +229,7 @@ impl Fields {
         match self.0 {
             Inner::Map(map) => *map,
             Inner::Block(block) => {
-                let Block { bytes, spans, added } = *block;
+                let Places { bytes, spans, added } = *block.0;
                 let mut map = HeaderMap::with_capacity(spans.len() + added.len());
                 for span in spans.iter().filter(|s| s.name_len != 0) {
                     let value = bytes.slice(span.value as usize..(span.value + span.value_len) as usize);
@@ -204,4 +248,12 @@ impl Fields {
     pub fn to_map(&self) -> HeaderMap {
         self.clone().into_map()
     }
+}
+
+fn put_line(out: &mut BytesMut, name: &[u8], value: &[u8]) {
+    out.reserve(name.len() + value.len() + 4);
+    out.put_slice(name);
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
 }

@@ -5,26 +5,26 @@
 //! cross; a body is neither duplicated nor truncated nor gathered in memory; nothing panics on a
 //! peer's bytes.
 
+pub mod authority;
 pub mod body;
 pub mod closing;
 pub mod deadline;
 pub mod fields;
 pub mod h1;
 pub mod h2;
-mod h2_peer;
 pub mod handler;
 pub mod mesh;
 pub mod pump;
 pub mod respond;
 pub mod upgrade;
 
-use std::borrow::Cow;
 use std::time::Duration;
 
-use ::http::uri::{Authority, PathAndQuery};
+use ::http::uri::PathAndQuery;
 use ::http::{HeaderValue, Method, StatusCode, Version};
 
 use crate::config::units::Rate;
+pub use authority::Authority;
 pub use body::{Body, BodyError, Frame};
 pub use fields::Fields;
 pub use handler::{Handler, Next};
@@ -111,19 +111,13 @@ pub struct Bounds {
 impl RequestHead {
     /// The host that the request names, in lower case and without its port and final dot; empty if
     /// none.
-    pub fn host(&self) -> Cow<'_, str> {
-        let host = self.authority.as_ref().map_or("", Authority::host);
-        let host = host.strip_suffix('.').unwrap_or(host);
-        if host.bytes().any(|b| b.is_ascii_uppercase()) {
-            Cow::Owned(host.to_ascii_lowercase())
-        } else {
-            Cow::Borrowed(host)
-        }
+    pub fn host(&self) -> &str {
+        self.authority.as_ref().map_or("", Authority::host)
     }
 
     /// The port that the request names.
     pub fn port(&self) -> Option<u16> {
-        self.authority.as_ref().and_then(Authority::port_u16)
+        self.authority.as_ref().and_then(Authority::port)
     }
 
     /// Whether it may be run twice (RFC 9110 section 9.2.2).
@@ -161,12 +155,17 @@ impl ResponseHead {
         }
     }
 
-    /// Whether a body can follow, by RFC 9110 section 6.4.1.
+    /// As [`may_have_body`], with this status.
     pub fn may_have_body(&self, request_method: &Method) -> bool {
-        *request_method != Method::HEAD
-            && !(*request_method == Method::CONNECT && self.status.is_success())
-            && !self.status.is_informational()
-            && self.status != StatusCode::NO_CONTENT
-            && self.status != StatusCode::NOT_MODIFIED
+        may_have_body(self.status, request_method)
     }
+}
+
+/// Whether a body can follow the head of an answer, by RFC 9110 section 6.4.1.
+pub fn may_have_body(status: StatusCode, request_method: &Method) -> bool {
+    *request_method != Method::HEAD
+        && !(*request_method == Method::CONNECT && status.is_success())
+        && !status.is_informational()
+        && status != StatusCode::NO_CONTENT
+        && status != StatusCode::NOT_MODIFIED
 }

@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::FixedState;
@@ -20,7 +20,7 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::either::Either;
 
 use crate::balance::{Endpoint, Open, Upstream};
@@ -43,23 +43,22 @@ pub struct Pools {
 
 /// An HTTP/1 connection between two requests.
 struct Idle {
-    conn: h1::Conn,
-    open: Open,
+    lease: Lease,
     since: Instant,
     limit: Duration,
 }
 
 /// An HTTP/1 connection that carries one request.
 pub struct Lease {
-    /// The connection.
-    pub conn: h1::Conn,
+    /// The connection. It stays where it is while it goes from hand to hand.
+    pub conn: Box<h1::Conn>,
     open: Open,
 }
 
 impl Lease {
     /// The connection as bytes, and what was read of it and not used.
     pub fn into_stream(self) -> Option<(TcpStream, Bytes, Open)> {
-        let h1::Conn { reader, writer } = self.conn;
+        let h1::Conn { reader, writer } = *self.conn;
         let (stream, read) = reader.reunite(writer)?;
         Some((stream, read, self.open))
     }
@@ -131,16 +130,17 @@ impl Pools {
         Self { tls, idle: RefCell::default(), shared: RefCell::default() }
     }
 
-    /// The HTTP/1 connection to `endpoint` that was used most recently. What `may_repeat` may be
-    /// sent again should it turn out to have just been closed.
-    pub fn idle_h1(&self, endpoint: &Endpoint, may_repeat: bool) -> Option<Lease> {
+    /// The HTTP/1 connection to `endpoint` that was used most recently before `now`. What `may_repeat`
+    /// may be sent again should it turn out to have just been closed.
+    pub fn idle_h1(&self, endpoint: &Endpoint, may_repeat: bool, now: Instant) -> Option<Lease> {
         let mut pools = self.idle.borrow_mut();
         let pool = pools.get_mut(&endpoint.id)?;
         while let Some(idle) = pool.pop() {
-            let age = idle.since.elapsed();
-            let asked = may_repeat && age < LOOKED_AT || idle.conn.reader.is_quiet();
-            if age < idle.limit && idle.conn.reader.seems_quiet() && asked {
-                return Some(Lease { conn: idle.conn, open: idle.open });
+            let age = now.saturating_duration_since(idle.since);
+            let reader = &idle.lease.conn.reader;
+            let asked = may_repeat && age < LOOKED_AT || reader.is_quiet();
+            if age < idle.limit && reader.seems_quiet() && asked {
+                return Some(idle.lease);
             }
         }
         None
@@ -159,7 +159,7 @@ impl Pools {
             opened => opened?,
         };
         let stream = dial::tcp(upstream, endpoint, dial).await?;
-        Ok(Lease { conn: h1::Conn::new(stream), open })
+        Ok(Lease { conn: Box::new(h1::Conn::new(stream)), open })
     }
 
     /// Closes the idle connection to an upstream that has waited longest; false if there is none.
@@ -177,8 +177,8 @@ impl Pools {
         })
     }
 
-    /// Gives a connection back, ready for its next request.
-    pub fn put(&self, mut lease: Lease, upstream: &Upstream) {
+    /// Gives a connection back at `now`, ready for its next request.
+    pub fn put(&self, mut lease: Lease, upstream: &Upstream, now: Instant) {
         lease.conn.reader.rest();
         let endpoint = lease.open.endpoint();
         if endpoint.is_leaving() {
@@ -186,7 +186,7 @@ impl Pools {
         }
         let id = endpoint.id;
         let limit = upstream.spec.idle_timeout;
-        let idle = Idle { conn: lease.conn, open: lease.open, since: Instant::now(), limit };
+        let idle = Idle { lease, since: now, limit };
         self.idle.borrow_mut().entry(id).or_default().push(idle);
     }
 
@@ -285,9 +285,9 @@ impl Pools {
     pub fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, pool| {
             pool.retain(|idle| {
-                !idle.open.endpoint().is_leaving()
+                !idle.lease.open.endpoint().is_leaving()
                     && idle.since.elapsed() < idle.limit
-                    && idle.conn.reader.is_quiet()
+                    && idle.lease.conn.reader.is_quiet()
             });
             !pool.is_empty()
         });

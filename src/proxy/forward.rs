@@ -1,12 +1,14 @@
 //! The last stages, for both directions: balance, pool, exchange; and again, where a failure
 //! proves that this is safe.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::StatusCode;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::exchange::{self, Terms};
 use super::mesh::Destination;
@@ -51,20 +53,29 @@ pub(super) async fn forward(
     let mut none = Body::Empty;
     // What follows such a request is no body: it is the tunnel's, once there is one.
     let body = if head.asks_for_tunnel() { &mut none } else { body };
-    let attempts = attempts(worker, way, head, body, respond);
-    let result = match route.timeout {
-        None => attempts.await,
-        Some(limit) => within(limit, attempts).await.unwrap_or_else(|| {
-            Err(Error::new(Reason::UpstreamTimeout, format!("no whole answer within {limit:?}")))
-        }),
+    let attempts = pin!(attempts(worker, way, head, body, respond, started));
+    let limit = route.timeout.unwrap_or(Duration::MAX);
+    let late = || Error::new(Reason::UpstreamTimeout, format!("no whole answer within {limit:?}"));
+    let result = within(limit, attempts).await.unwrap_or_else(|| Err(late()));
+    let (status, ended) = match &result {
+        Ok(answered) => (answered.status, answered.at),
+        Err(error) => (error.reason.status(), Instant::now()),
     };
-    let status = result.as_ref().map_or_else(|e| e.reason.status(), |(status, _)| *status);
-    route.traffic.finished(worker.index, status.as_u16(), started.elapsed());
+    route.traffic.finished(worker.index, status.as_u16(), ended - started);
     match result {
-        Ok((_, None)) => Ok(Next::Request),
-        Ok((_, Some(tunnel))) => Ok(Next::Tunnel(tunnel)),
+        Ok(Answered { tunnel: None, .. }) => Ok(Next::Request),
+        Ok(Answered { tunnel: Some(tunnel), .. }) => Ok(Next::Tunnel(tunnel)),
         Err(error) => Err(Error { upstream: Some(route.upstream.spec.name.clone()), ..error }),
     }
+}
+
+/// How a request ended well.
+struct Answered<T> {
+    status: StatusCode,
+    /// When its answer had been sent.
+    at: Instant,
+    /// What it became, if it asked for a tunnel and got it.
+    tunnel: Option<T>,
 }
 
 async fn attempts(
@@ -73,7 +84,8 @@ async fn attempts(
     head: &RequestHead,
     body: &mut Body<'_>,
     respond: &mut Responder<'_>,
-) -> Result<(StatusCode, Option<Tunnel>)> {
+    started: Instant,
+) -> Result<Answered<Tunnel>> {
     let retries = way.destination.route.retries;
     let mut body = Replay::new(body, if retries == 0 { 0 } else { REPLAY });
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
@@ -84,11 +96,16 @@ async fn attempts(
         // That there is no other endpoint is not what failed.
         let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
         worker.shared.leads_away(way.destination.route.direction, place.endpoint.address)?;
-        let error = match attempt(worker, way, &place, head, &mut body, respond, tries > 0).await {
-            Ok((status, None)) => return Ok((status, None)),
-            Ok((status, Some(switched))) => {
-                let end = End::new(*switched, place)?;
-                return Ok((status, Some(granted(worker, &way.destination.route, end))));
+        let this = Try { again: tries > 0, begun: if tries > 0 { Instant::now() } else { started } };
+        let error = match attempt(worker, way, &place, head, &mut body, respond, this).await {
+            Ok(Answered { status, at, tunnel }) => {
+                let tunnel = match tunnel {
+                    Some(switched) => {
+                        Some(granted(worker, &way.destination.route, End::new(*switched, place)?))
+                    }
+                    None => None,
+                };
+                return Ok(Answered { status, at, tunnel });
             }
             Err(error) => error,
         };
@@ -127,6 +144,13 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
     }
 }
 
+/// Which try it is.
+struct Try {
+    /// Not the first, which might have met a connection that was just being closed.
+    again: bool,
+    begun: Instant,
+}
+
 /// Pool and exchange: one try with one endpoint.
 async fn attempt(
     worker: &Rc<Worker>,
@@ -135,8 +159,8 @@ async fn attempt(
     head: &RequestHead,
     body: &mut Replay<'_, '_>,
     respond: &mut Responder<'_>,
-    fresh: bool,
-) -> Result<(StatusCode, Option<Box<Switched>>)> {
+    Try { again, begun }: Try,
+) -> Result<Answered<Box<Switched>>> {
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
     let bounds = &way.destination.route.bounds;
     let mut sidecar = upstream.secures(endpoint);
@@ -154,38 +178,39 @@ async fn attempt(
     }
     // A route's own timeout says how long its answers may take, and is watched over already.
     let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
-    let terms = Terms { bounds, patience, host: &endpoint.host, sidecar, h2: way.h2 };
-    let (status, switched) = match streams {
-        Some(Streams::Mesh(link)) => {
-            let done = exchange::over_mesh(link, head, body, respond, &terms).await?;
-            (done.status, done.tunnel.map(|frames| Box::new(Switched::Stream(frames))))
-        }
-        Some(Streams::H2(sender)) => {
-            let done = Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?;
-            (done.status, done.tunnel.map(|frames| Box::new(Switched::Stream(frames))))
+    let terms = Terms { bounds, begun, patience, host: &endpoint.host, sidecar, h2: way.h2 };
+    let answered = match streams {
+        Some(streams) => {
+            let done = match streams {
+                Streams::Mesh(link) => exchange::over_mesh(link, head, body, respond, &terms).await?,
+                Streams::H2(sender) => {
+                    Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?
+                }
+            };
+            let tunnel = done.tunnel.map(|frames| Box::new(Switched::Stream(frames)));
+            Answered { status: done.status, at: Instant::now(), tunnel }
         }
         None => {
             let may_repeat = head.is_idempotent() && way.destination.route.retries > 0;
-            let idle = if fresh { None } else { worker.pools.idle_h1(endpoint, may_repeat) };
+            let idle = if again { None } else { worker.pools.idle_h1(endpoint, may_repeat, begun) };
             let dial = Dial { source: way.source, secure: None };
             let mut lease = match idle {
                 Some(lease) => lease,
                 None => noted(endpoint, Box::pin(worker.pools.open_h1(upstream, endpoint, dial)).await)?,
             };
             let done = exchange::over_h1(&mut lease.conn, head, body, respond, &terms).await?;
-            match done.tunnel {
-                Some(()) => (done.status, Some(Box::new(Switched::Connection(lease)))),
-                None => {
-                    if done.reusable {
-                        worker.pools.put(lease, upstream);
-                    }
-                    (done.status, None)
-                }
+            let at = Instant::now();
+            let mut tunnel = None;
+            if done.tunnel.is_some() {
+                tunnel = Some(Box::new(Switched::Connection(lease)));
+            } else if done.reusable {
+                worker.pools.put(lease, upstream, at);
             }
+            Answered { status: done.status, at, tunnel }
         }
     };
     endpoint.answered();
-    Ok((status, switched))
+    Ok(answered)
 }
 
 /// Pool: a connection that carries many requests.

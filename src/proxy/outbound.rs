@@ -152,9 +152,9 @@ impl Outbound {
         }
         let named = mesh.upstreams.iter().find(|route| {
             let address = &route.upstream.spec.address;
-            Some(address.port) == port && address.host.to_string() == *host
+            Some(address.port) == port && address.host.to_string() == host
         });
-        match named.or_else(|| mesh.routes.find(&host, port, head.path.path())) {
+        match named.or_else(|| mesh.routes.find(host, port, head.path.path())) {
             Some(route) => Ok(Destination { route: route.clone(), pinned: None }),
             None => {
                 Err(Error::new(Reason::RouteNone, "no upstream has this address, and no route this host"))
@@ -164,7 +164,7 @@ impl Outbound {
 
     /// Route: host and path say which upstream, if the connection was meant for it.
     async fn route(&self, worker: &Worker, mesh: &Mesh, head: &RequestHead) -> Result<Destination> {
-        let route = mesh.routes.find(&head.host(), port(head, self.original), head.path.path());
+        let route = mesh.routes.find(head.host(), port(head, self.original), head.path.path());
         if let (Some(route), Some(original)) = (route, self.original)
             && !route.upstream.owns(original)
             && !route.upstream.is_located()
@@ -219,7 +219,7 @@ pub(super) async fn limit(
         return Ok(());
     }
     let decision = limits.admit(&Facts {
-        host: &head.host(),
+        host: head.host(),
         port: port(head, original),
         path: head.path.path(),
         method: head.method.as_str(),

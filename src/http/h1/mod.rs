@@ -4,6 +4,7 @@
 pub mod chunked;
 pub mod parse;
 mod read;
+mod scan;
 mod serve;
 #[cfg(test)]
 mod tests;

@@ -2,17 +2,16 @@
 //! refused. The parser is `httparse`; what it lets pass and we do not is checked here.
 
 use std::mem::MaybeUninit;
-use std::net::Ipv6Addr;
 
 use bytes::{Bytes, BytesMut};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Version};
 use httparse::{Header, Status};
-use smallvec::SmallVec;
 
+use super::scan::Scan;
 use crate::config::model::MOST_HEADERS;
-use crate::http::fields::Span;
-use crate::http::{CALLER_FIELD, Fields, Length, OWN_PREFIX, RequestHead, ResponseHead, upgrade};
+use crate::http::fields::{Block, Span};
+use crate::http::{Authority, CALLER_FIELD, Fields, OWN_PREFIX, RequestHead, ResponseHead, may_have_body};
 
 const MAX_FIELDS: usize = MOST_HEADERS as usize;
 
@@ -95,7 +94,7 @@ pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedReq
     let target = block.slice(target.0..target.1);
     let absolute = !target.starts_with(b"/") && &target[..] != b"*";
     let (authority, path) = target_parts(&method, target, host)?;
-    let mut fields = Fields::block(block, scanned.spans);
+    let mut fields = scanned.fields.of(block);
     if absolute {
         // RFC 9112 section 3.2.2: Host is what the target says.
         fields.remove("host");
@@ -131,41 +130,36 @@ pub fn response(
     for header in parsed.headers.iter() {
         scan.field(header)?;
     }
-    let mut head = ResponseHead::new(status);
-    let scanned = scan.response(head.may_have_body(method), status)?;
+    let scanned = scan.response(may_have_body(status, method), status)?;
     let block = buf.split_to(len).freeze();
-    if matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED)
-        && let Some(place) = scanned.upgrade
-    {
-        head.upgrade = protocols(&block, place);
-    }
-    head.fields = Fields::block(block, scanned.spans);
-    head.length = scanned.length;
+    let switches = matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED);
+    let upgrade = scanned.upgrade.filter(|_| switches).and_then(|place| protocols(&block, place));
+    let head = ResponseHead { status, fields: scanned.fields.of(block), length: scanned.length, upgrade };
     Ok(Some(ParsedResponse { head, keep_alive: scanned.keep_alive, chunked: scanned.chunked }))
 }
 
 /// Trailing fields at the front of `buf`, empty line included; none if not all there yet.
 pub fn trailers(buf: &mut BytesMut, max_fields: usize) -> Result<Option<Fields>, Refused> {
     let mut headers = vec![httparse::EMPTY_HEADER; max_fields];
-    let (len, spans) = match httparse::parse_headers(buf, &mut headers) {
+    let (len, fields) = match httparse::parse_headers(buf, &mut headers) {
         Ok(Status::Complete((len, fields))) => {
             strict_lines(&buf[..len])?;
-            let mut spans = SmallVec::new();
+            let mut block = Block::default();
             for field in fields {
                 strict_value(field.value)?;
                 // RFC 9110 section 6.5.1: what frames, routes or authenticates has no place in
                 // a trailer; left out, not carried.
                 if !may_not_trail(field.name.as_bytes()) {
-                    spans.push(Span::of(buf, field.name.as_bytes(), field.value));
+                    block.push(Span::of(buf, field.name.as_bytes(), field.value));
                 }
             }
-            (len, spans)
+            (len, block)
         }
         Ok(Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooLarge),
         Err(_) => return Err(Refused::Malformed("a trailer is not a field")),
     };
-    Ok(Some(Fields::block(buf.split_to(len).freeze(), spans)))
+    Ok(Some(fields.of(buf.split_to(len).freeze())))
 }
 
 fn request_error(error: httparse::Error, buf: &[u8]) -> Refused {
@@ -206,15 +200,14 @@ pub(in crate::http) fn strict_value(value: &[u8]) -> Result<(), Refused> {
 
 /// RFC 9110 section 5.1.
 pub(in crate::http) fn strict_name(name: &[u8]) -> Result<(), Refused> {
-    let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-    if !name.is_empty() && name.iter().all(token) {
+    if !name.is_empty() && name.iter().all(|b| is_token(*b)) {
         Ok(())
     } else {
         Err(Refused::Malformed("a field's name is not a token"))
     }
 }
 
-fn place(buf: &[u8], slice: &[u8]) -> (usize, usize) {
+pub(super) fn place(buf: &[u8], slice: &[u8]) -> (usize, usize) {
     let start = (slice.as_ptr() as usize).wrapping_sub(buf.as_ptr() as usize);
     (start, start + slice.len())
 }
@@ -224,33 +217,12 @@ fn protocols(block: &Bytes, (start, end): (usize, usize)) -> Option<Box<HeaderVa
     HeaderValue::from_maybe_shared(block.slice(start..end)).ok().map(Box::new)
 }
 
-/// An authority as RFC 9110 section 7.2 has it in Host; empty names nobody.
+/// Whom Host names; empty names nobody.
 pub(in crate::http) fn authority(text: Bytes) -> Result<Option<Authority>, Refused> {
     if text.is_empty() {
         return Ok(None);
     }
-    match Authority::from_maybe_shared(text) {
-        Ok(parsed) if is_host_and_port(&parsed) => Ok(Some(parsed)),
-        _ => Err(Refused::Malformed("Host is not an authority")),
-    }
-}
-
-/// Whether an authority is a host, or a host and a port, and nothing else. The type also takes user
-/// information, `host:`, `host:+80`, `host:99999` and any text in brackets.
-pub(in crate::http) fn is_host_and_port(authority: &Authority) -> bool {
-    let host = authority.host();
-    let port_ok = match authority.as_str().strip_prefix(host) {
-        None => false,
-        Some("") => true,
-        Some(port) => port.strip_prefix(':').is_some_and(|port| {
-            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0)
-        }),
-    };
-    let host_ok = match host.strip_prefix('[') {
-        None => !host.is_empty(),
-        Some(rest) => rest.strip_suffix(']').is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok()),
-    };
-    port_ok && host_ok
+    Authority::read(text).map(Some).map_err(|_| Refused::Malformed("Host is not an authority"))
 }
 
 /// Whether a status is one (RFC 9110 section 15): what is beyond 599 different readers take for
@@ -266,7 +238,7 @@ fn target_parts(
     host: Option<Authority>,
 ) -> Result<(Option<Authority>, PathAndQuery), Refused> {
     if *method == Method::CONNECT {
-        let named = authority(target)?.filter(|a| a.port_u16().is_some());
+        let named = authority(target)?.filter(|a| a.port().is_some());
         let named = named.ok_or(Refused::Malformed("CONNECT needs host:port"))?;
         return same_authority(named, host).map(|a| (Some(a), PathAndQuery::from_static("/")));
     }
@@ -327,8 +299,7 @@ pub(in crate::http) fn is_path(path: &PathAndQuery) -> bool {
 fn same_authority(target: Authority, host: Option<Authority>) -> Result<Authority, Refused> {
     match host {
         Some(host)
-            if !host.host().eq_ignore_ascii_case(target.host())
-                || host.port_u16().unwrap_or(80) != target.port_u16().unwrap_or(80) =>
+            if (host.host(), host.port().unwrap_or(80)) != (target.host(), target.port().unwrap_or(80)) =>
         {
             Err(Refused::Malformed("Host is not the host of the target"))
         }
@@ -366,192 +337,9 @@ pub fn may_not_trail(name: &[u8]) -> bool {
     is_connection_field(name) || is_own(name) || NAMES.iter().any(|n| n.eq_ignore_ascii_case(name))
 }
 
-/// What the fields say, gathered in one pass.
-struct Scan<'a> {
-    buf: &'a [u8],
-    version: Version,
-    spans: SmallVec<[Span; 16]>,
-    host: Option<(usize, usize)>,
-    content_length: Option<u64>,
-    chunked: bool,
-    close: bool,
-    keep_alive: bool,
-    /// The value of Upgrade; empty if it is not to be offered.
-    upgrade: Option<(usize, usize)>,
-    /// Whether Connection names Upgrade.
-    upgrades: bool,
-    /// Something other than 100 (Continue) is expected.
-    expects_other: bool,
-    /// Fields that Connection names, as given.
-    named: SmallVec<[&'a [u8]; 2]>,
-}
-
-struct Scanned {
-    spans: SmallVec<[Span; 16]>,
-    host: Option<(usize, usize)>,
-    length: Length,
-    keep_alive: bool,
-    chunked: bool,
-    upgrade: Option<(usize, usize)>,
-}
-
-impl<'a> Scan<'a> {
-    fn new(buf: &'a [u8], version: Version) -> Self {
-        Self {
-            buf,
-            version,
-            spans: SmallVec::new(),
-            host: None,
-            content_length: None,
-            chunked: false,
-            close: false,
-            keep_alive: false,
-            upgrade: None,
-            upgrades: false,
-            expects_other: false,
-            named: SmallVec::new(),
-        }
-    }
-
-    fn field(&mut self, header: &Header<'a>) -> Result<(), Refused> {
-        let (name, value) = (header.name.as_bytes(), header.value);
-        strict_value(value)?;
-        // By length first: most fields are none of these.
-        match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => {
-                if self.host.replace(place(self.buf, value)).is_some() {
-                    return Err(Refused::Malformed("more than one Host"));
-                }
-                if value.is_empty() {
-                    self.host = Some((0, 0));
-                }
-                self.spans.push(Span::of(self.buf, name, value));
-            }
-            14 if name.eq_ignore_ascii_case(b"content-length") => {
-                if self.content_length.replace(content_length(value)?).is_some() {
-                    return Err(Refused::Malformed("more than one Content-Length"));
-                }
-            }
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Refused::Unsupported("a Transfer-Encoding other than chunked"));
-                }
-                self.chunked = true;
-            }
-            10 if name.eq_ignore_ascii_case(b"connection") => self.connection(value)?,
-            6 if name.eq_ignore_ascii_case(b"expect") => {
-                self.expects_other |= !value.eq_ignore_ascii_case(b"100-continue");
-                self.spans.push(Span::of(self.buf, name, value));
-            }
-            7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                // Of two, or of one that may not be offered, nothing is.
-                let usable = self.upgrade.is_none() && upgrade::offered(value);
-                self.upgrade = Some(if usable { place(self.buf, value) } else { (0, 0) });
-            }
-            _ if is_connection_field(name) => {}
-            _ => self.spans.push(Span::of(self.buf, name, value)),
-        }
-        Ok(())
-    }
-
-    fn connection(&mut self, value: &'a [u8]) -> Result<(), Refused> {
-        for token in tokens(value) {
-            if token.eq_ignore_ascii_case(b"close") {
-                self.close = true;
-            } else if token.eq_ignore_ascii_case(b"keep-alive") {
-                self.keep_alive = true;
-            } else if token.eq_ignore_ascii_case(b"upgrade") {
-                self.upgrades = true;
-            } else if may_not_be_named(token) {
-                return Err(Refused::Malformed("Connection names a field that is not the connection's"));
-            } else if !token.iter().all(|b| is_token(*b)) {
-                return Err(Refused::Malformed("Connection names what is no field"));
-            } else {
-                self.named.push(token);
-            }
-        }
-        Ok(())
-    }
-
-    fn request(self) -> Result<Scanned, Refused> {
-        if self.expects_other {
-            return Err(Refused::Expectation);
-        }
-        let length = match (self.chunked, self.content_length) {
-            (true, Some(_)) => return Err(Refused::Malformed("Content-Length with Transfer-Encoding")),
-            (true, None) if self.version == Version::HTTP_10 => {
-                return Err(Refused::Malformed("HTTP/1.0 with Transfer-Encoding"));
-            }
-            (true, None) => Length::Stream,
-            (false, Some(length)) => Length::Sized(length),
-            (false, None) => Length::None,
-        };
-        self.finish(length)
-    }
-
-    fn response(mut self, may_have_body: bool, status: StatusCode) -> Result<Scanned, Refused> {
-        let bodyless = status.is_informational() || status == StatusCode::NO_CONTENT;
-        if bodyless && (self.chunked || self.content_length.is_some_and(|length| length > 0)) {
-            // RFC 9112 section 6.3: no body follows, whatever is said; not every reader knows.
-            return Err(Refused::Malformed("a body with a status that has none"));
-        }
-        let length = match (self.chunked, self.content_length) {
-            (true, Some(_)) => return Err(Refused::Malformed("Content-Length with Transfer-Encoding")),
-            (true, None) if self.version == Version::HTTP_10 => {
-                return Err(Refused::Malformed("HTTP/1.0 with Transfer-Encoding"));
-            }
-            (true, None) => Length::Stream,
-            // RFC 9110 section 8.6: neither 1xx nor 204 carries a length.
-            (false, Some(_)) if bodyless => Length::None,
-            (false, Some(length)) => Length::Sized(length),
-            (false, None) if may_have_body => {
-                // RFC 9112 section 6.3 rule 8: until the connection closes.
-                self.close = true;
-                Length::Stream
-            }
-            (false, None) => Length::None,
-        };
-        self.finish(length)
-    }
-
-    fn finish(mut self, length: Length) -> Result<Scanned, Refused> {
-        if !self.named.is_empty() {
-            self.spans.retain(|s| !self.named.iter().any(|n| n.eq_ignore_ascii_case(s.name(self.buf))));
-        }
-        let persistent = self.version == Version::HTTP_11 || self.keep_alive;
-        let upgrades = self.upgrades && self.version == Version::HTTP_11;
-        Ok(Scanned {
-            spans: self.spans,
-            host: self.host,
-            length,
-            keep_alive: persistent && !self.close,
-            chunked: self.chunked,
-            upgrade: self.upgrade.filter(|(start, end)| upgrades && start < end),
-        })
-    }
-}
-
-/// Fields that Connection must not name (RFC 9110 section 7.6.1): taken away, they would change
-/// what a message means, to whom it goes, or who is said to have sent it.
-fn may_not_be_named(token: &[u8]) -> bool {
-    const NAMES: [&[u8]; 6] = [
-        b"host",
-        b"content-length",
-        b"transfer-encoding",
-        b"authorization",
-        b"cookie",
-        CALLER_FIELD.as_bytes(),
-    ];
-    is_own(token) || NAMES.iter().any(|n| n.eq_ignore_ascii_case(token))
-}
-
 /// RFC 9110 section 5.6.2.
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
 }
 
 /// RFC 9110 section 8.6: digits alone. A list, even of equal values, is refused.

@@ -2,6 +2,7 @@
 //! body and the place for its answer.
 
 use std::future::{Future, poll_fn};
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::http::deadline::{Deadline, within};
 use crate::http::handler::{Handler, Next};
 use crate::http::pump::taken;
 use crate::http::respond::Answer;
-use crate::http::{Body, Bounds, Frame, Responder};
+use crate::http::{Body, Frame, Responder};
 
 /// What is left unread of a request's body after its answer, and how long it may take to come,
 /// before the connection is closed instead.
@@ -41,44 +42,53 @@ pub enum Ended<T> {
 pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunnel> {
     let mut conn = Conn::new(stream);
     let mut closing = handler.closing();
-    loop {
-        let parsed = match next(&mut conn.reader, &mut closing, handler.bounds()).await {
+    let end = loop {
+        let parsed = match next(&mut conn.reader, &mut closing, handler).await {
             Ok(parsed) => parsed,
             Err(None) => return Ended::Closed,
-            Err(Some(error)) => return Box::pin(refuse(conn, handler, error)).await,
+            Err(Some(error)) => break End::Refuse(error),
         };
-        match Box::pin(one(&mut conn, parsed, handler)).await {
-            Turn::Again => {}
-            Turn::Close => return Box::pin(linger(conn)).await,
-            Turn::Abort => return abort(conn),
-            Turn::Tunnel(other) => {
-                let Conn { reader, writer } = conn;
-                return match reader.reunite(writer) {
-                    Some((stream, leftover)) => Ended::Tunnel(stream, leftover, other),
-                    None => Ended::Closed,
-                };
+        if let ControlFlow::Break(end) = Box::pin(one(&mut conn, parsed, handler)).await {
+            break end;
+        }
+    };
+    match end {
+        End::Refuse(error) => Box::pin(refuse(conn, handler, error)).await,
+        End::Close => Box::pin(linger(conn)).await,
+        End::Abort => abort(conn),
+        End::Tunnel(other) => {
+            let Conn { reader, writer } = conn;
+            match reader.reunite(writer) {
+                Some((stream, leftover)) => Ended::Tunnel(stream, leftover, other),
+                None => Ended::Closed,
             }
         }
     }
 }
 
+/// What a connection comes to after its last request.
+enum End<T> {
+    Refuse(Error),
+    Close,
+    Abort,
+    Tunnel(T),
+}
+
 /// The next request's head; none if there will be no other, an error if it cannot be read.
-fn next(
+fn next<H: Handler>(
     reader: &mut Reader,
     closing: &mut Closed,
-    bounds: Bounds,
+    handler: &H,
 ) -> impl Future<Output = Result<ParsedRequest, Option<Error>>> {
-    let mut patience = Deadline::new(bounds.idle_timeout);
     let mut begun = reader.has_leftover();
-    if begun {
-        patience = Deadline::new(bounds.head_timeout);
-    }
+    let bounds = handler.bounds();
+    let mut patience = Deadline::new(if begun { bounds.head_timeout } else { bounds.idle_timeout });
     poll_fn(move |cx| {
         if !begun {
             match reader.poll_idle(cx) {
                 Poll::Ready(Ok(())) => {
                     begun = true;
-                    patience = Deadline::new(bounds.head_timeout);
+                    patience = Deadline::new(handler.bounds().head_timeout);
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(None)),
                 Poll::Pending => {
@@ -87,7 +97,7 @@ fn next(
                 }
             }
         }
-        match reader.poll_request(cx, &bounds) {
+        match reader.poll_request(cx, &handler.bounds()) {
             Poll::Ready(Ok(parsed)) => Poll::Ready(Ok(parsed)),
             Poll::Ready(Err(HeadError::Closed | HeadError::Lost(_))) => Poll::Ready(Err(None)),
             Poll::Ready(Err(HeadError::Refused(refused))) => Poll::Ready(Err(Some(refusal(refused)))),
@@ -105,44 +115,45 @@ fn next(
     })
 }
 
-enum Turn<T> {
-    Again,
-    Close,
-    Abort,
-    Tunnel(T),
-}
-
-async fn one<H: Handler>(conn: &mut Conn, parsed: ParsedRequest, handler: &H) -> Turn<H::Tunnel> {
-    let ParsedRequest { mut head, keep_alive } = parsed;
-    let Conn { reader, writer } = conn;
-    let expects = head.version == Version::HTTP_11
-        && head.fields.get("expect").is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
-    let mut responder = Responder::H1(Answer {
-        writer,
-        method: head.method.clone(),
-        version: head.version,
-        close: !keep_alive || handler.is_draining(),
-        expects: expects && !head.length.is_empty(),
-        begun: false,
-        ended: false,
-        done: false,
-    });
-    let mut body = match head.length {
-        length if length.is_empty() => Body::Empty,
-        length => Body::H1(reader.body(length, true)),
-    };
-    let next = handler.handle(&mut head, &mut body, &mut responder).await;
-    let Responder::H1(answer) = responder else { return Turn::Abort };
-    answer.writer.rest();
-    match next {
-        Next::Tunnel(other) => Turn::Tunnel(other),
-        Next::Request if !answer.done => Turn::Abort,
-        Next::Request if answer.close => Turn::Close,
-        Next::Request if body.is_done() => Turn::Again,
-        Next::Request => match Box::pin(within(DRAIN_TIME, drain(&mut body))).await {
-            Some(true) => Turn::Again,
-            _ => Turn::Close,
-        },
+/// One request and its answer. What this is given is kept where it was put, and not beside it once
+/// more, as an `async fn` would.
+fn one<H: Handler>(
+    conn: &mut Conn,
+    mut parsed: ParsedRequest,
+    handler: &H,
+) -> impl Future<Output = ControlFlow<End<H::Tunnel>>> {
+    async move {
+        let ParsedRequest { head, keep_alive } = &mut parsed;
+        let Conn { reader, writer } = conn;
+        let expects = head.version == Version::HTTP_11
+            && head.fields.get("expect").is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
+        let mut responder = Responder::H1(Answer {
+            writer,
+            method: head.method.clone(),
+            version: head.version,
+            close: !*keep_alive || handler.is_draining(),
+            expects: expects && !head.length.is_empty(),
+            begun: false,
+            ended: false,
+            done: false,
+        });
+        let mut body = match head.length {
+            length if length.is_empty() => Body::Empty,
+            length => Body::H1(reader.body(length, true)),
+        };
+        let next = handler.handle(head, &mut body, &mut responder).await;
+        let Responder::H1(answer) = responder else { return ControlFlow::Break(End::Abort) };
+        answer.writer.rest();
+        match next {
+            Next::Tunnel(other) => ControlFlow::Break(End::Tunnel(other)),
+            Next::Request if !answer.done => ControlFlow::Break(End::Abort),
+            Next::Request if answer.close => ControlFlow::Break(End::Close),
+            Next::Request if body.is_done() => ControlFlow::Continue(()),
+            Next::Request => match Box::pin(within(DRAIN_TIME, drain(&mut body))).await {
+                Some(true) => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(End::Close),
+            },
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, Version};
 
 use super::Code;
-use crate::http::fields::{Span, Spans};
+use crate::http::fields::{Block, Span};
 use crate::http::h1::parse::{self, Refused};
 use crate::http::{Bounds, Fields, Length, RequestHead, ResponseHead};
 
@@ -264,7 +264,7 @@ impl Walk {
 
     /// The fields, which are all that is left.
     fn fields(mut self, most: usize, fit: impl Fn(&[u8], &[u8]) -> bool) -> Result<Fields, Refused> {
-        let mut spans = Spans::new();
+        let mut block = Block::default();
         while self.at < self.payload.len() {
             let (name, value) = (self.number::<4>()? as usize, self.number::<4>()? as usize);
             let start = self.at;
@@ -279,12 +279,12 @@ impl Walk {
             if !fit(name, value) {
                 return Err(Refused::Malformed("a field that belongs to one connection"));
             }
-            spans.push(Span::at(start, name.len(), value.len()));
+            block.push(Span::at(start, name.len(), value.len()));
         }
-        if spans.len() > most {
+        if block.len() > most {
             return Err(Refused::TooLarge);
         }
-        Ok(Fields::block(self.payload, spans))
+        Ok(block.of(self.payload))
     }
 }
 
@@ -314,7 +314,9 @@ pub(super) fn response(payload: Bytes, bounds: &Bounds) -> Result<ResponseHead, 
         .filter(parse::is_status)
         .ok_or(Refused::Malformed("the status is not a status"))?;
     let length = walk.length()?;
-    let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, crosses)?;
+    // In an answer Host says nothing, and HTTP/1 lets it pass.
+    let fit = |name: &[u8], value: &[u8]| name.eq_ignore_ascii_case(b"host") || crosses(name, value);
+    let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, fit)?;
     Ok(ResponseHead { status, fields, length, upgrade: None })
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 
 use crate::config::units::Rate;
 use crate::error::{Error, Reason, Result, Retry};
@@ -31,6 +32,8 @@ const MAX_INTERIM: u8 = 64;
 pub struct Terms<'a> {
     /// The bounds of messages.
     pub bounds: &'a Bounds,
+    /// When this try began.
+    pub begun: Instant,
     /// How long nothing may come before an answer.
     pub patience: Duration,
     /// Who stands in for the host of a request that names none.
@@ -43,6 +46,11 @@ pub struct Terms<'a> {
 }
 
 impl Terms<'_> {
+    /// When an answer must have come.
+    fn patience(&self) -> Deadline {
+        Deadline::since(self.begun, self.patience)
+    }
+
     /// The least that must come of the request's body. Streams of gRPC may be as slow as they like:
     /// they have deadlines of their own.
     fn least(&self, head: &RequestHead, body: &Replay<'_, '_>) -> Option<Rate> {
@@ -111,7 +119,7 @@ async fn h1_head(
     let mut interim_left = MAX_INTERIM;
     loop {
         let coming = |cx: &mut Context<'_>| reader.poll_response(cx, terms.bounds, &request.method);
-        let parsed = unless_gone(respond, terms.patience, Some(sending), coming).await?;
+        let parsed = unless_gone(respond, terms.patience(), Some(sending), coming).await?;
         let parsed = parsed.map_err(|error| unread(error, written.get()))?;
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS if !parsed.head.grants_tunnel(request) => {
@@ -149,11 +157,10 @@ fn unread(error: HeadError, written: u64) -> Error {
 /// is watched over there.
 async fn unless_gone<T>(
     respond: &mut Responder<'_>,
-    patience: Duration,
+    mut patience: Deadline,
     sending: Option<&Sending>,
     mut coming: impl FnMut(&mut Context<'_>) -> Poll<T>,
 ) -> Result<T> {
-    let mut patience = Deadline::new(patience);
     let mut was_sending = sending.is_some_and(Sending::goes_on);
     poll_fn(|cx| match coming(cx) {
         Poll::Ready(come) => Poll::Ready(Ok(come)),
@@ -207,7 +214,8 @@ async fn answer(
     // silent for long, so there the head goes ahead.
     let first = match head.length {
         Length::Sized(_) if !body.is_done() => {
-            unless_gone(respond, terms.bounds.body_timeout, None, |cx| body.poll_frame(cx)).await?
+            unless_gone(respond, Deadline::new(terms.bounds.body_timeout), None, |cx| body.poll_frame(cx))
+                .await?
         }
         _ => Ok(None),
     };

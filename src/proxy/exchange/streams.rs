@@ -132,7 +132,7 @@ async fn h2_head(
 ) -> Result<(ResponseHead, Body<'static>)> {
     let mut interim_left = MAX_INTERIM;
     loop {
-        let next = unless_gone(respond, terms.patience, Some(sending), |cx| {
+        let next = unless_gone(respond, terms.patience(), Some(sending), |cx| {
             if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                 return Poll::Ready(Ok(Err(interim)));
             }
@@ -161,15 +161,8 @@ pub async fn over_mesh(
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
-    let mut own = HeaderMap::new();
-    if let Some(protocols) = &head.upgrade {
-        own.insert(UPGRADE_FIELD, HeaderValue::clone(protocols));
-    } else if terms.h2 {
-        own.insert(PROTOCOL_FIELD, HeaderValue::from_static("h2"));
-    }
     // Nothing has left as long as the stream is not open.
-    let (mut sink, mut response) = link.send(head, terms.host, &own).map_err(|lost| untaken(&lost))?;
-    drop(link);
+    let (mut sink, mut response) = send_head(link, head, terms).map_err(|lost| untaken(&lost))?;
     if head.asks_for_tunnel() {
         return Box::pin(tunnel_over_mesh(sink, response, head, respond, terms)).await;
     }
@@ -189,6 +182,21 @@ pub async fn over_mesh(
     both(send, receive, &sending).await
 }
 
+/// Opens a stream with a request's head, and with what only the peer is told.
+fn send_head(
+    link: mesh::Link,
+    head: &RequestHead,
+    terms: &Terms<'_>,
+) -> Result<(mesh::Sink, mesh::Response), mesh::Lost> {
+    let mut own = HeaderMap::new();
+    if let Some(protocols) = &head.upgrade {
+        own.insert(UPGRADE_FIELD, HeaderValue::clone(protocols));
+    } else if terms.h2 {
+        own.insert(PROTOCOL_FIELD, HeaderValue::from_static("h2"));
+    }
+    link.send(head, terms.host, &own)
+}
+
 /// The final head of an answer; interim ones are passed on.
 async fn mesh_head(
     response: &mut mesh::Response,
@@ -198,7 +206,7 @@ async fn mesh_head(
 ) -> Result<ResponseHead> {
     let mut interim_left = MAX_INTERIM;
     loop {
-        let next = unless_gone(respond, terms.patience, Some(sending), |cx| response.poll_head(cx)).await?;
+        let next = unless_gone(respond, terms.patience(), Some(sending), |cx| response.poll_head(cx)).await?;
         let next = next.map_err(|lost| stream_lost(&lost))?;
         match next.status {
             StatusCode::SWITCHING_PROTOCOLS => {

@@ -1,6 +1,8 @@
 //! HTTP/2 (RFC 9113) by the `h2` crate: between sidecars, from applications that begin with the
 //! preface, and to applications whose callers spoke it.
 
+mod head;
+mod peer;
 mod watch;
 
 use std::future::poll_fn;
@@ -12,20 +14,20 @@ use std::time::Duration;
 use ::h2::{Reason as Code, RecvStream, SendStream, client, server};
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{CONTENT_LENGTH, COOKIE, HOST};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::header::{CONTENT_LENGTH, HOST};
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::h1::parse::{content_length, is_host_and_port, is_own, is_path};
-use super::h2_peer::{NOT_HTTP_2, Peer};
 use super::pump::taken;
 use super::{
-    Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead, UPGRADE_FIELD,
+    Authority, Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead,
+    UPGRADE_FIELD,
 };
 use crate::error::{Error, Reason};
+use peer::{NOT_HTTP_2, Peer};
 use watch::{Seen, Verdict, Watch, Watched};
 
 /// The preface that tells HTTP/2 from everything else (RFC 9113 section 3.4).
@@ -57,10 +59,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a peer may take to read why its connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Fields of one hop, which HTTP/2 has no place for (RFC 9113 section 8.2.2).
-const HOP_FIELDS: [&str; 5] =
-    ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
-
 /// Serves one connection until it ends. Each request is served by a task of its own.
 pub async fn serve<H: Handler + 'static>(
     io: impl AsyncRead + AsyncWrite + Unpin + 'static,
@@ -80,7 +78,7 @@ pub async fn serve<H: Handler + 'static>(
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(Some(MAX_ERRORS * clients as usize))
         .data_frame_budget(FRAME_OVERHEAD)
-        .max_header_list_size(list_size(&bounds))
+        .max_header_list_size(head::list_size(&bounds))
         .handshake(Watched::new(io, seen.clone()));
     let Ok(connection) = timeout(HANDSHAKE.min(bounds.head_timeout), handshake).await else {
         handler.refused(&Error::new(Reason::HttpHeadTimeout, "the HTTP/2 preface did not arrive in time"));
@@ -156,7 +154,7 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
     let mut responder = Responder::H2(answer);
     let mut body = if recv.is_end_stream() { Body::Empty } else { Body::H2(recv) };
     let bounds = handler.bounds();
-    match request_head(parts, &body, &bounds) {
+    match head::request(parts, &body, &bounds) {
         Ok(mut head) => {
             if let Next::Tunnel(other) = handler.handle(&mut head, &mut body, &mut responder).await {
                 Box::pin(handler.tunnel(other, &mut body, &mut responder)).await;
@@ -169,129 +167,6 @@ async fn stream<H: Handler>(request: Request<RecvStream>, respond: server::SendR
     }
     if let Responder::H2(answer) = responder {
         answer.finish();
-    }
-}
-
-fn request_head(parts: http::request::Parts, body: &Body<'_>, bounds: &Bounds) -> Result<RequestHead, Error> {
-    let malformed = |why: &'static str| Error::new(Reason::HttpMalformed, why);
-    let mut headers = parts.headers;
-    // RFC 9113 section 8.2.1. In HTTP/1 it would not be of the value.
-    if headers.values().any(|value| matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t'])) {
-        return Err(malformed("a field's value begins or ends with white space"));
-    }
-    measure(&parts.method, &parts.uri, &headers, bounds)?;
-    if HOP_FIELDS.iter().any(|name| headers.contains_key(*name)) {
-        return Err(malformed("a field of one connection, which HTTP/2 does not have"));
-    }
-    if headers.get_all("te").iter().any(|v| v != "trailers") {
-        return Err(malformed("TE may only say trailers"));
-    }
-    if headers.get_all("expect").iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(Error::new(Reason::HttpExpectation, "only 100-continue can be expected here"));
-    }
-    if parts.method == Method::TRACE && !matches!(body, Body::Empty) {
-        return Err(malformed("TRACE has no body"));
-    }
-    if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
-        return Err(malformed(":scheme is neither http nor https"));
-    }
-    let authority = authority(parts.uri.authority().cloned(), &mut headers).map_err(malformed)?;
-    let connects = parts.method == Method::CONNECT;
-    let path = match parts.uri.path_and_query() {
-        // RFC 9113 section 8.5: the authority alone, which names a port.
-        None if connects && authority.port_u16().is_some() => PathAndQuery::from_static("/"),
-        None if connects => return Err(malformed("CONNECT needs host:port")),
-        // The crate lets this pass as the extended CONNECT of RFC 8441 alone, which is not offered.
-        Some(_) if connects => return Err(malformed("CONNECT has no path")),
-        path => path.cloned().ok_or_else(|| malformed("no :path"))?,
-    };
-    let of_all = parts.method == Method::OPTIONS && path == "*";
-    if !of_all && !is_path(&path) {
-        return Err(malformed(":path is not a path"));
-    }
-    one_cookie(&mut headers);
-    let length = match only(&mut headers, CONTENT_LENGTH).map_err(malformed)? {
-        // The crate will check that the body fits it.
-        Some(value) => match content_length(value.as_bytes()) {
-            Ok(length) => Length::Sized(length),
-            Err(_) => return Err(malformed("content-length is not a number")),
-        },
-        None if connects || matches!(body, Body::Empty) => Length::None,
-        None => Length::Stream,
-    };
-    if connects && !length.is_empty() {
-        return Err(malformed("CONNECT has no body"));
-    }
-    let (method, fields) = (parts.method, headers.into());
-    let (authority, version) = (Some(authority), Version::HTTP_2);
-    Ok(RequestHead { method, authority, path, version, fields, length, upgrade: None })
-}
-
-/// The largest field section that is decoded at all: twice what a head may have, so that one that is
-/// too large is told so by us; what is beyond that the crate refuses unread. HTTP/2 counts 32 bytes for
-/// each field beyond its text (RFC 9113 section 6.5.2), and a sidecar adds fields of its own.
-fn list_size(bounds: &Bounds) -> u32 {
-    const BEYOND: usize = 32;
-    const OWN: usize = 2048;
-    u32::try_from(2 * (bounds.head_bytes + bounds.fields * BEYOND) + OWN).unwrap_or(u32::MAX)
-}
-
-/// Whether a head is within the bounds, measured as it would be on HTTP/1.
-fn measure(method: &Method, uri: &Uri, headers: &HeaderMap, bounds: &Bounds) -> Result<(), Error> {
-    let carried = || headers.iter().filter(|(name, _)| !is_own(name.as_str().as_bytes()));
-    if carried().count() > bounds.fields {
-        return Err(Error::new(Reason::HttpHeadTooLarge, "the request has too many fields"));
-    }
-    let authority = uri.authority().map_or(0, |a| a.as_str().len() + "host: \r\n".len());
-    let path = uri.path_and_query().map_or(0, |p| p.as_str().len());
-    let line = method.as_str().len() + path + "  HTTP/1.1\r\n\r\n".len();
-    let fields: usize =
-        carried().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
-    if line + authority + fields > bounds.head_bytes {
-        return Err(Error::new(Reason::HttpHeadTooLarge, "the request's head is too large"));
-    }
-    Ok(())
-}
-
-/// Whom a request names: `:authority`, and Host if that says the same (RFC 9113 section 8.3.1).
-fn authority(named: Option<Authority>, headers: &mut HeaderMap) -> Result<Authority, &'static str> {
-    let host = only(headers, HOST)?;
-    let authority = match (named, host) {
-        (Some(authority), None) => authority,
-        (Some(authority), Some(host))
-            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
-        {
-            authority
-        }
-        (Some(_), Some(_)) => return Err("Host is not :authority"),
-        (None, Some(host)) => host.as_bytes().try_into().map_err(|_| "Host is not an authority")?,
-        (None, None) => return Err("neither :authority nor Host"),
-    };
-    if is_host_and_port(&authority) { Ok(authority) } else { Err(":authority is not host:port") }
-}
-
-/// Takes out the field of this name, of which there may be one.
-fn only(headers: &mut HeaderMap, name: HeaderName) -> Result<Option<HeaderValue>, &'static str> {
-    if headers.get_all(&name).iter().nth(1).is_some() {
-        return Err("more than one Host or content-length");
-    }
-    Ok(headers.remove(name))
-}
-
-/// HTTP/2 may cut cookies into fields of their own; whoever reads them next may not know
-/// (RFC 9113 section 8.2.3).
-fn one_cookie(headers: &mut HeaderMap) {
-    let mut crumbs = headers.get_all(COOKIE).iter();
-    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
-        let mut whole = first.as_bytes().to_vec();
-        for crumb in std::iter::once(second).chain(crumbs) {
-            whole.extend_from_slice(b"; ");
-            whole.extend_from_slice(crumb.as_bytes());
-        }
-        // Made of values that are ones.
-        if let Ok(whole) = HeaderValue::from_maybe_shared(Bytes::from(whole)) {
-            headers.insert(COOKIE, whole);
-        }
     }
 }
 
@@ -509,7 +384,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(None)
         .data_frame_budget(FRAME_OVERHEAD)
-        .max_header_list_size(list_size(bounds))
+        .max_header_list_size(head::list_size(bounds))
         .enable_push(false)
         .handshake(Peer::new(io))
         .await
@@ -544,7 +419,7 @@ pub fn send(
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_2;
     let mut uri = http::uri::Parts::default();
-    uri.authority = head.authority.clone().or_else(|| host.parse().ok());
+    uri.authority = head.authority.as_ref().map(Authority::to_uri).or_else(|| host.parse().ok());
     if head.method != Method::CONNECT {
         uri.scheme = Some(Scheme::HTTP);
         uri.path_and_query = Some(head.path.clone());
@@ -567,7 +442,7 @@ pub fn send(
 pub fn received(response: Response<RecvStream>, method: &Method) -> (ResponseHead, Body<'static>) {
     let (parts, recv) = response.into_parts();
     let mut headers = parts.headers;
-    for name in HOP_FIELDS {
+    for name in head::HOP_FIELDS {
         headers.remove(name);
     }
     let announced =

@@ -324,7 +324,7 @@ where
 async fn collected(body: Incoming) -> Option<Content> {
     let mut whole = body.collect().await.ok()?;
     let trailers = whole.trailers().cloned().unwrap_or_default();
-    let mut rest = std::mem::replace(&mut whole, Default::default()).aggregate();
+    let mut rest = std::mem::take(&mut whole).aggregate();
     Some(Content { data: rest.copy_to_bytes(rest.remaining()).to_vec(), trailers })
 }
 

@@ -117,6 +117,7 @@ fn next<H: Handler>(
 
 /// One request and its answer. What this is given is kept where it was put, and not beside it once
 /// more, as an `async fn` would.
+#[expect(clippy::manual_async_fn, reason = "an `async fn` keeps what it moves twice")]
 fn one<H: Handler>(
     conn: &mut Conn,
     mut parsed: ParsedRequest,

@@ -211,8 +211,8 @@ fn a_slow_stream_holds_up_no_other_and_no_more_than_its_window() {
         let (mut slow, mut response) = link.send(&head, "", &HeaderMap::new()).unwrap();
         let mut sent = 0;
         // Its answer is read by nobody.
-        while let Some(room) =
-            tokio::time::timeout(Duration::from_secs(1), poll_fn(|cx| slow.poll_room(cx))).await.ok()
+        while let Ok(room) =
+            tokio::time::timeout(Duration::from_secs(1), poll_fn(|cx| slow.poll_room(cx))).await
         {
             room.unwrap();
             slow.data(Bytes::from(vec![0; 10_000]));

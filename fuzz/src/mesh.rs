@@ -7,6 +7,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Version};
 use pannier::http::mesh::{self as transport, Link, Lost, Response, Sink, budget};
+use pannier::http::pump::Sink as _;
 use pannier::http::{Fields, Frame, Length, RequestHead};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, split};
 use tokio::task::spawn_local;

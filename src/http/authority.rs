@@ -65,15 +65,15 @@ impl TryFrom<uri::Authority> for Authority {
             _ => (all.len(), None),
         };
         let host = &all[..host_end];
+        let normal = host.strip_suffix('.').unwrap_or(host);
         match host.strip_prefix('[') {
-            None if host.is_empty() || host.contains(['@', ':', '[', ']']) => return Err(NotAnAuthority),
+            None if normal.is_empty() || host.contains(['@', ':', '[', ']']) => return Err(NotAnAuthority),
             None => {}
             Some(rest) => {
                 let address = rest.strip_suffix(']').ok_or(NotAnAuthority)?;
                 address.parse::<Ipv6Addr>().map_err(|_| NotAnAuthority)?;
             }
         }
-        let normal = host.strip_suffix('.').unwrap_or(host);
         let has_upper = normal.bytes().fold(false, |upper, b| upper | b.is_ascii_uppercase());
         let host = has_upper.then(|| normal.to_ascii_lowercase().into());
         let host_end = normal.len();
@@ -127,6 +127,7 @@ mod tests {
     fn nothing_else() {
         for text in [
             "",
+            ".",
             ":80",
             "host:",
             "host:0",

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::body::Replay;
 use super::deadline::{Deadline, within};
 use super::h1::parse::may_not_trail;
-use super::{Body, BodyError, Fields, Frame, Responder, h1, h2, mesh};
+use super::{Body, BodyError, Fields, Frame, Responder, h1};
 use crate::config::units::Rate;
 
 /// Where a body arrives.
@@ -239,7 +239,7 @@ macro_rules! sinks {
     )+};
 }
 
-sinks!(h1::Writer, h2::Sink, mesh::Sink, Responder<'_>);
+sinks!(h1::Writer, Responder<'_>);
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER
 use http::{Method, StatusCode, Version};
 
 use super::h1::Writer;
+use super::pump::Sink;
 use super::{Fields, Length, ResponseHead, h2, mesh};
 use crate::error::{Error, REFUSED_FIELD};
 

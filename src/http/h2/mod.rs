@@ -1,5 +1,5 @@
-//! HTTP/2 (RFC 9113) by the `h2` crate: between sidecars, from applications that begin with the
-//! preface, and to applications whose callers spoke it.
+//! HTTP/2 (RFC 9113) by the `h2` crate: from applications that begin with the preface, to
+//! applications whose callers spoke it, and between sidecars where one knows nothing newer.
 
 mod head;
 mod peer;
@@ -21,7 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::pump::taken;
+use super::outgoing::{Outgoing, Stream};
+use super::pump::{Sink as _, taken};
 use super::{
     Authority, Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead,
     UPGRADE_FIELD,
@@ -254,105 +255,46 @@ impl Answer {
     /// (RFC 9113 section 8.1) is ended by the crate, which resets the stream without an error once
     /// the answer has left.
     fn finish(mut self) {
-        match self.sink {
-            Some(sink) if sink.ended => {}
-            Some(mut sink) if self.method == Method::CONNECT => sink.stream.send_reset(Code::CONNECT_ERROR),
-            Some(mut sink) => sink.stream.send_reset(Code::INTERNAL_ERROR),
+        match self.sink.map(Outgoing::unended) {
+            Some(None) => {}
+            Some(Some(mut stream)) if self.method == Method::CONNECT => {
+                stream.send_reset(Code::CONNECT_ERROR)
+            }
+            Some(Some(mut stream)) => stream.send_reset(Code::INTERNAL_ERROR),
             None => self.respond.send_reset(Code::CANCEL),
         }
     }
 }
 
 /// A body that leaves on a stream.
-#[derive(Debug)]
-pub struct Sink {
-    stream: SendStream<Bytes>,
-    /// On its way, as fast as the peer gives credit.
-    leaving: Bytes,
-    /// The last piece, kept until it is known whether it is the last.
-    waiting: Bytes,
-    /// Its end, once that is known, with what trails.
-    end: Option<Option<Fields>>,
-    ended: bool,
-}
+pub type Sink = Outgoing<SendStream<Bytes>>;
 
-impl Sink {
-    fn new(stream: SendStream<Bytes>, ended: bool) -> Self {
-        Self { stream, leaving: Bytes::new(), waiting: Bytes::new(), end: None, ended }
-    }
-
-    /// Ready when there is room for a piece.
-    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(cx, false)
-    }
-
-    /// Takes a piece, if there is room.
-    pub fn data(&mut self, data: Bytes) {
-        debug_assert!(self.leaving.is_empty(), "a piece of a body before there was room");
-        self.leaving = std::mem::replace(&mut self.waiting, data);
-    }
-
-    /// Ends the body.
-    pub fn end(&mut self, trailers: Option<Fields>) {
-        self.end = Some(trailers);
-    }
-
-    /// Sends what waits.
-    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.ended {
-            return Poll::Ready(Ok(()));
-        }
-        ready!(self.poll_send(cx, false))?;
-        self.leaving = std::mem::take(&mut self.waiting);
-        match self.end.take() {
-            None => self.poll_send(cx, false),
-            Some(None) if self.leaving.is_empty() => {
-                self.ended = true;
-                Poll::Ready(self.stream.send_data(Bytes::new(), true).map_err(into_io))
-            }
-            Some(None) => {
-                let sent = self.poll_send(cx, true);
-                match sent {
-                    Poll::Pending => {
-                        self.waiting = std::mem::take(&mut self.leaving);
-                        self.end = Some(None);
-                    }
-                    Poll::Ready(_) => self.ended = true,
-                }
-                sent
-            }
-            Some(Some(trailers)) => {
-                let sent = self.poll_send(cx, false);
-                if sent.is_pending() {
-                    self.end = Some(Some(trailers));
-                    return sent;
-                }
-                ready!(sent)?;
-                self.ended = true;
-                Poll::Ready(self.stream.send_trailers(trailers.into_map()).map_err(into_io))
-            }
-        }
-    }
-
-    /// Ready when the peer has reset the stream.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_reset(cx).map(drop)
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>, ends: bool) -> Poll<io::Result<()>> {
-        while !self.leaving.is_empty() {
-            if self.stream.capacity() == 0 {
-                self.stream.reserve_capacity(self.leaving.len());
-                match ready!(self.stream.poll_capacity(cx)) {
+impl Stream for SendStream<Bytes> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, piece: &mut Bytes, ends: bool) -> Poll<io::Result<()>> {
+        while !piece.is_empty() {
+            if self.capacity() == 0 {
+                self.reserve_capacity(piece.len());
+                match ready!(self.poll_capacity(cx)) {
                     Some(credit) => credit.map_err(into_io)?,
                     None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
                 };
             }
-            let now = self.stream.capacity().min(self.leaving.len());
-            let piece = self.leaving.split_to(now);
-            self.stream.send_data(piece, ends && self.leaving.is_empty()).map_err(into_io)?;
+            let now = piece.split_to(self.capacity().min(piece.len()));
+            self.send_data(now, ends && piece.is_empty()).map_err(into_io)?;
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
+        match trailers {
+            Some(trailers) => self.send_trailers(trailers.into_map()),
+            None => self.send_data(Bytes::new(), true),
+        }
+        .map_err(into_io)
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_reset(cx).map(drop)
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::driver::Driver;
 use super::frame;
 use super::link::{Shared, Side};
-use super::stream::{Hold, Incoming, Sink, opaque};
+use super::stream::{Hold, Incoming, Sink, leaving};
 use super::{Code, Lost};
 use crate::http::h1::parse::Refused;
 use crate::http::{Body, Bounds, Length, RequestHead, ResponseHead};
@@ -79,16 +79,15 @@ impl Link {
             Ok(id)
         })?;
         let hold = Hold::new(self.0.clone(), id);
-        Ok((Sink::new(hold.clone(), ends), Response { hold }))
+        Ok((leaving(hold.clone(), ends), Response { hold }))
     }
 }
 
 /// An answer that will come.
+#[derive(Debug)]
 pub struct Response {
     hold: Hold,
 }
-
-opaque!(Response);
 
 impl Response {
     /// The next head: interim ones first.

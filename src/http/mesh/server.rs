@@ -14,7 +14,7 @@ use tokio::task::spawn_local;
 
 use super::driver::Driver;
 use super::link::{Shared, Side, State};
-use super::stream::{Hold, Incoming, Sink, opaque};
+use super::stream::{Hold, Incoming, Sink, leaving};
 use super::{Code, frame};
 use crate::http::h1::parse::Refused;
 use crate::http::pump::taken;
@@ -86,13 +86,12 @@ fn asks_for_tunnel(head: &RequestHead) -> bool {
 }
 
 /// The answer on one stream. Dropped before its end, it resets the stream.
+#[derive(Debug)]
 pub struct Answer {
     hold: Hold,
     method: Method,
     sink: Option<Sink>,
 }
-
-opaque!(Answer);
 
 impl Answer {
     pub(in crate::http) fn interim(&mut self, status: StatusCode, fields: &Fields) -> io::Result<()> {
@@ -106,7 +105,7 @@ impl Answer {
         self.put(|out, id| {
             frame::put_response(out, id, head.status, head.length, &head.fields, &HeaderMap::new(), ends);
         })?;
-        self.sink = Some(Sink::new(self.hold.clone(), ends));
+        self.sink = Some(leaving(self.hold.clone(), ends));
         Ok(())
     }
 
@@ -122,7 +121,7 @@ impl Answer {
             None => head.status,
         };
         self.put(|out, id| frame::put_response(out, id, status, Length::Stream, &head.fields, &own, false))?;
-        self.sink = Some(Sink::new(self.hold.clone(), false));
+        self.sink = Some(leaving(self.hold.clone(), false));
         Ok(())
     }
 

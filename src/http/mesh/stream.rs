@@ -1,5 +1,6 @@
 //! The two bodies of a stream: one that leaves, one that arrives.
 
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -8,12 +9,20 @@ use bytes::Bytes;
 
 use super::link::{Shared, State};
 use super::{Code, Lost, frame};
+use crate::http::outgoing::{Outgoing, Stream};
 use crate::http::{BodyError, Fields, Frame, Length};
 
 /// A hold on one stream. When the last is dropped, what has not ended of the stream is reset.
-pub(super) struct Hold {
-    pub link: Rc<Shared>,
-    pub id: u32,
+pub struct Hold {
+    pub(super) link: Rc<Shared>,
+    pub(super) id: u32,
+}
+
+/// Of the connection there is nothing to print.
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stream {}", self.id)
+    }
 }
 
 impl Hold {
@@ -57,89 +66,47 @@ impl Drop for Hold {
 }
 
 /// A body that leaves.
-pub struct Sink {
-    hold: Hold,
-    /// On its way, as fast as there is credit.
-    leaving: Bytes,
-    /// The last piece, kept until it is known whether it is the last.
-    waiting: Bytes,
-    /// Its end, once that is known, with what trails.
-    end: Option<Option<Fields>>,
-    ended: bool,
+pub type Sink = Outgoing<Hold>;
+
+/// The body that leaves on a stream; with `ended`, its head was all.
+pub(super) fn leaving(hold: Hold, ended: bool) -> Sink {
+    if ended {
+        hold.link.within(|state| {
+            if let Some(stream) = state.stream(hold.id) {
+                stream.left = true;
+            }
+        });
+    }
+    Outgoing::new(hold, ended)
 }
 
-impl Sink {
-    pub(super) fn new(hold: Hold, ended: bool) -> Self {
-        if ended {
-            hold.link.within(|state| {
-                if let Some(stream) = state.stream(hold.id) {
+impl Stream for Hold {
+    fn poll_send(&mut self, cx: &mut Context<'_>, piece: &mut Bytes, ends: bool) -> Poll<io::Result<()>> {
+        self.with(|state, id| state.poll_send(cx, id, piece, ends)).map_err(io::Error::other)
+    }
+
+    fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
+        self.with(|state, id| match trailers {
+            Some(trailers) => {
+                if let Some(stream) = state.stream(id)
+                    && stream.lost.is_none()
+                {
                     stream.left = true;
+                    frame::put_trailers(&mut state.out.tail, id, &trailers);
                 }
-            });
-        }
-        Self { hold, leaving: Bytes::new(), waiting: Bytes::new(), end: None, ended }
+            }
+            None => state.end(id),
+        });
+        Ok(())
     }
 
-    /// Ready when there is room for a piece.
-    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(cx, false)
-    }
-
-    /// Takes a piece, if there is room.
-    pub fn data(&mut self, data: Bytes) {
-        debug_assert!(self.leaving.is_empty(), "a piece of a body before there was room");
-        self.leaving = std::mem::replace(&mut self.waiting, data);
-    }
-
-    /// Ends the body.
-    pub fn end(&mut self, trailers: Option<Fields>) {
-        self.end = Some(trailers);
-    }
-
-    /// Sends what waits.
-    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.ended {
-            return Poll::Ready(Ok(()));
-        }
-        if !self.leaving.is_empty() {
-            ready!(self.poll_send(cx, matches!(self.end, Some(None)) && self.waiting.is_empty()))?;
-        }
-        if !self.waiting.is_empty() {
-            self.leaving = std::mem::take(&mut self.waiting);
-            ready!(self.poll_send(cx, matches!(self.end, Some(None))))?;
-        }
-        if let Some(trailers) = self.end.take() {
-            self.ended = true;
-            self.hold.with(|state, id| match trailers {
-                Some(trailers) => {
-                    if let Some(stream) = state.stream(id)
-                        && stream.lost.is_none()
-                    {
-                        stream.left = true;
-                        frame::put_trailers(&mut state.out.tail, id, &trailers);
-                    }
-                }
-                None => state.end(id),
-            });
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Ready when the peer has given the stream up.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.hold.poll_gone(cx)
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>, ends: bool) -> Poll<io::Result<()>> {
-        if self.leaving.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        let Self { hold, leaving, .. } = self;
-        hold.with(|state, id| state.poll_send(cx, id, leaving, ends)).map_err(io::Error::other)
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        Hold::poll_gone(self, cx)
     }
 }
 
 /// A body that arrives.
+#[derive(Debug)]
 pub struct Incoming {
     hold: Hold,
     /// What is still to come of an announced length.
@@ -219,17 +186,3 @@ impl Incoming {
         BodyError::Malformed(why)
     }
 }
-
-/// Streams hold on to connections, of which there is nothing to print.
-macro_rules! opaque {
-    ($($type:ty),+) => {$(
-        impl std::fmt::Debug for $type {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_struct(stringify!($type)).field("stream", &self.hold.id).finish_non_exhaustive()
-            }
-        }
-    )+};
-}
-pub(super) use opaque;
-
-opaque!(Sink, Incoming);

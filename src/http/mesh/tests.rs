@@ -13,6 +13,7 @@ use super::frame::{self, Kind, Settings};
 use super::*;
 use crate::error::Error;
 use crate::http::closing::{Closed, Closing};
+use crate::http::pump::Sink as _;
 use crate::http::{
     Body, BodyError, Bounds, Fields, Frame, Handler, Length, Next, RequestHead, Responder, ResponseHead,
 };

@@ -10,7 +10,10 @@ SIP = 1024
 TURN_SECONDS = 1.0
 # A window so small that what is not read stays with the proxies, not in the reader's kernel.
 WINDOW = 4096
-SETTLE_SECONDS = 5
+# For as long after the last has had its first bytes; until then the kernel's buffers are filled, and
+# for so long at most.
+SETTLE_SECONDS = 12
+SERVED_SECONDS = 60
 
 
 class SlowReaders:
@@ -35,6 +38,9 @@ class SlowReaders:
             reader.setblocking(False)
         self.sipping = threading.Thread(target=self.sip)
         self.sipping.start()
+        latest = time.monotonic() + SERVED_SECONDS
+        while self.failures() and time.monotonic() < latest:
+            time.sleep(0.1)
         time.sleep(SETTLE_SECONDS)
         return self
 

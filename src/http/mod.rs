@@ -14,6 +14,7 @@ pub mod h1;
 pub mod h2;
 pub mod handler;
 pub mod mesh;
+mod out;
 mod outgoing;
 pub mod pump;
 pub mod respond;

@@ -1,5 +1,6 @@
-//! A body that leaves on a stream, over either transport that has streams. Its last piece is kept
-//! until it is known to be the last, so that the end leaves with it and not in a frame of its own.
+//! A body that leaves on a stream, over either transport that has streams. A small piece is kept
+//! until it is known whether it is the last, so that the end leaves with it and not in a frame of
+//! its own.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -8,6 +9,10 @@ use bytes::Bytes;
 
 use super::Fields;
 use super::pump::Sink;
+
+/// A piece from this size is not kept: beside it a frame for the end is nothing, and a slow reader
+/// would have two of them held.
+const KEPT: usize = 16 << 10;
 
 /// The stream that a body leaves on.
 pub trait Stream {
@@ -26,7 +31,7 @@ pub struct Outgoing<S> {
     stream: S,
     /// On its way, as fast as there is credit.
     leaving: Bytes,
-    /// The last piece, kept until it is known whether it is the last.
+    /// The last piece, if it is small: kept until it is known whether it is the last.
     waiting: Bytes,
     /// Its end, once that is known, with what trails.
     end: Option<Option<Fields>>,
@@ -47,8 +52,11 @@ impl<S: Stream> Outgoing<S> {
 
 impl<S: Stream> Sink for Outgoing<S> {
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.leaving.is_empty() {
+        if self.leaving.is_empty() && self.waiting.len() < KEPT {
             return Poll::Ready(Ok(()));
+        }
+        if self.leaving.is_empty() {
+            self.leaving = std::mem::take(&mut self.waiting);
         }
         self.stream.poll_send(cx, &mut self.leaving, false)
     }

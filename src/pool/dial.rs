@@ -113,9 +113,7 @@ async fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpS
 /// a dead peer while nothing is sent.
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(DEAD_PEER))?;
-    socket
+    SockRef::from(stream)
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(2))
 }
 
@@ -128,4 +126,20 @@ pub fn never_pauses(stream: &TcpStream) -> io::Result<()> {
 /// No connection, so nothing was sent: any request may go elsewhere.
 fn failed(upstream: &Upstream, reason: Reason, detail: String) -> Error {
     Error::new(reason, detail).retry(Retry::Unprocessed).upstream(&upstream.spec.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_between_sidecars_is_a_reader_that_pauses_taken_for_dead() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let timeout = || SockRef::from(&stream).tcp_user_timeout().unwrap().unwrap_or_default();
+        tune(&stream).unwrap();
+        assert_eq!(timeout(), Duration::ZERO, "none: body_timeout is the bound");
+        never_pauses(&stream).unwrap();
+        assert_eq!(timeout(), DEAD_PEER);
+    }
 }

@@ -267,9 +267,9 @@ impl Pools {
             let pools = self.clone();
             // A task of its own: it goes on when all who wait for it have given up.
             let task = spawn_local(async move {
+                let underway = Underway { pools, key };
                 let opened = opened.await;
-                if let Some(multiplexed) = pools.shared.borrow_mut().get_mut(&key) {
-                    multiplexed.opening = None;
+                if let Some(multiplexed) = underway.pools.shared.borrow_mut().get_mut(&key) {
                     multiplexed.open.extend(opened.clone().ok());
                 }
                 opened
@@ -300,6 +300,20 @@ impl Pools {
             });
             !multiplexed.open.is_empty() || multiplexed.opening.is_some()
         });
+    }
+}
+
+/// The opening of a connection, until it has ended, however it does.
+struct Underway {
+    pools: Rc<Pools>,
+    key: (u64, bool),
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        if let Some(multiplexed) = self.pools.shared.borrow_mut().get_mut(&self.key) {
+            multiplexed.opening = None;
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::http::{Bounds, Frame, Length};
 
 /// What is read at a time, and what a buffer may grow to while a body streams.
 const SMALL_BUFFER: usize = 16 << 10;
-const LARGE_BUFFER: usize = 128 << 10;
+const LARGE_BUFFER: usize = 64 << 10;
 
 thread_local! {
     /// Where small reads go first.

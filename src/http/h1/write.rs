@@ -3,22 +3,24 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use rustix::net::{SendFlags, Shutdown};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 
+use crate::http::out::Out;
 use crate::http::{Fields, Length, RequestHead, ResponseHead};
 use http::{HeaderValue, Method, StatusCode, Version};
 
-/// Bytes up to which a piece of a body is gathered with what is already waiting.
-const GATHER: usize = 8 << 10;
+/// Bytes that wait for company before they are written: in all, and in small pieces.
+const GATHER: usize = 48 << 10;
+const GATHER_SMALL: usize = 8 << 10;
 
 /// How a body is framed on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +40,9 @@ pub struct Writer {
     half: Rc<OwnedWriteHalf>,
     /// Listens for the loss of a connection on which the peer has spoken on, or ended its side.
     lost: Option<Lost>,
-    buf: BytesMut,
-    /// A large piece of a body, which follows `buf` from where it was read.
-    piece: Bytes,
-    /// What follows `piece`.
-    after: &'static [u8],
+    out: Out,
+    /// The peer takes no more for now: nothing is gathered, so that a slow reader holds little.
+    blocked: bool,
     framing: Framing,
     /// Bytes that have left since the last head, for whoever watches while a body is being sent.
     written: Rc<Cell<u64>>,
@@ -68,9 +68,8 @@ impl Writer {
         Self {
             half: Rc::new(half),
             lost: None,
-            buf: BytesMut::new(),
-            piece: Bytes::new(),
-            after: b"",
+            out: Out::default(),
+            blocked: false,
             framing: Framing::Plain,
             written: Rc::default(),
         }
@@ -79,11 +78,12 @@ impl Writer {
     /// The buffer, with room for a head.
     fn begin(&mut self) -> &mut BytesMut {
         self.written.set(0);
-        if self.buf.capacity() == 0 {
+        let tail = &mut self.out.tail;
+        if tail.capacity() == 0 {
             let spare = SPARE.with_borrow_mut(Vec::pop);
-            self.buf = spare.unwrap_or_else(|| BytesMut::with_capacity(1024));
+            *tail = spare.unwrap_or_else(|| BytesMut::with_capacity(1024));
         }
-        &mut self.buf
+        tail
     }
 
     /// Puts a request's head into the buffer. `host` stands in where the request names nobody.
@@ -161,61 +161,52 @@ impl Writer {
         out.put_slice(b"\r\n");
     }
 
-    /// A piece of the body. Small pieces wait for [`Writer::poll_flush`] or for company.
+    /// A piece of the body. It waits for company as long as there is [room](Writer::poll_room), or for
+    /// [`Writer::poll_flush`].
     pub fn data(&mut self, data: Bytes) {
-        debug_assert!(self.piece.is_empty(), "a piece of a body before there was room");
         match self.framing {
-            Framing::Bodyless => return,
-            Framing::Plain => self.after = b"",
+            Framing::Bodyless => {}
+            Framing::Plain => self.out.piece(data),
             Framing::Chunked => {
-                put_hex(&mut self.buf, data.len() as u64);
-                self.after = b"\r\n";
+                put_hex(&mut self.out.tail, data.len() as u64);
+                self.out.piece(data);
+                self.out.tail.put_slice(b"\r\n");
             }
-        }
-        if self.buf.len() + data.len() <= GATHER {
-            self.buf.put_slice(&data);
-            self.buf.put_slice(self.after);
-        } else {
-            self.piece = data;
         }
     }
 
     /// Puts the body's end into the buffer.
     pub fn end(&mut self, trailers: Option<Fields>) {
         if self.framing == Framing::Chunked {
-            self.buf.put_slice(b"0\r\n");
+            let out = &mut self.out.tail;
+            out.put_slice(b"0\r\n");
             if let Some(trailers) = trailers {
-                trailers.write_h1(&mut self.buf);
+                trailers.write_h1(out);
             }
-            self.buf.put_slice(b"\r\n");
+            out.put_slice(b"\r\n");
         }
     }
 
     /// Ready when there is room for another piece.
     pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.piece.is_empty() && self.buf.len() <= GATHER {
+        let out = &self.out;
+        if !self.blocked && out.len() < GATHER && out.tail.len() <= GATHER_SMALL {
             return Poll::Ready(Ok(()));
         }
-        self.poll_piece(cx)
+        self.poll_all(cx)
     }
 
-    /// Writes the buffer and the piece that follows it.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.buf.is_empty() || !self.piece.is_empty() {
-            let n = ready!(self.poll_write(cx))?;
+    fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let Poll::Ready(written) = self.poll_write(cx) else {
+                self.blocked = true;
+                return Poll::Pending;
+            };
+            let n = written?;
             self.written.set(self.written.get() + n as u64);
-            let head = n.min(self.buf.len());
-            self.buf.advance(head);
-            if head < n {
-                self.piece.advance(n - head);
-                if self.piece.is_empty() {
-                    self.piece = Bytes::new();
-                    self.buf.put_slice(self.after);
-                    // It goes with what comes next.
-                    break;
-                }
-            }
+            self.out.advance(n);
         }
+        self.blocked = false;
         Poll::Ready(Ok(()))
     }
 
@@ -223,21 +214,22 @@ impl Writer {
     /// loss is listened for.
     fn poll_write(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let stream = self.stream();
-        let all = self.buf.len() + self.piece.len();
         loop {
             ready!(stream.poll_write_ready(cx))?;
             let mut written = 0;
             let tried = stream.try_io(Interest::WRITABLE, || {
-                written = if self.piece.is_empty() {
-                    rustix::net::send(stream, &self.buf, SendFlags::NOSIGNAL)?
-                } else if self.buf.is_empty() {
-                    rustix::net::send(stream, &self.piece, SendFlags::NOSIGNAL)?
+                let asked;
+                if let Some(only) = self.out.only() {
+                    asked = only.len();
+                    written = rustix::net::send(stream, only, SendFlags::NOSIGNAL)?;
                 } else {
-                    let both = [IoSlice::new(&self.buf), IoSlice::new(&self.piece)];
-                    rustix::net::sendmsg(stream, &both, &mut Default::default(), SendFlags::NOSIGNAL)?
-                };
+                    let slices = self.out.slices();
+                    asked = slices.iter().map(|slice| slice.len()).sum();
+                    written =
+                        rustix::net::sendmsg(stream, &slices, &mut Default::default(), SendFlags::NOSIGNAL)?;
+                }
                 // Less than all means that there is no room for more: nobody needs to try.
-                if written < all { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                if written < asked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             match tried {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
@@ -249,11 +241,9 @@ impl Writer {
 
     /// Writes all that waits.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.buf.is_empty() || !self.piece.is_empty() {
-            ready!(self.poll_piece(cx))?;
-        }
+        ready!(self.poll_all(cx))?;
         // An idle connection holds no buffer.
-        let mut buf = std::mem::take(&mut self.buf);
+        let mut buf = std::mem::take(&mut self.out.tail);
         if buf.try_reclaim(1024) && buf.capacity() <= SPARE_SIZE {
             SPARE.with_borrow_mut(|spare| {
                 if spare.len() < SPARES {
@@ -261,6 +251,7 @@ impl Writer {
                 }
             });
         }
+        self.out.shrink(0);
         Poll::Ready(Ok(()))
     }
 

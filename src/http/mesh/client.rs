@@ -66,6 +66,12 @@ impl Link {
         self.0.within(|state| state.blocked_for())
     }
 
+    /// Bytes of bodies that wait to be taken.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.0.within(|state| state.held)
+    }
+
     /// Sends a request's head. `host` stands in where the request names nobody; `own` is for the
     /// peer alone.
     pub fn send(&self, head: &RequestHead, host: &str, own: &HeaderMap) -> Result<(Sink, Response), Lost> {

@@ -6,12 +6,15 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::frame::Violation;
 use super::link::Shared;
+use crate::http::deadline::Deadline;
+use crate::http::out::Out;
 
 /// What is read at a time, and what the buffer may grow to while bodies stream.
 const SMALL_BUFFER: usize = 16 << 10;
@@ -23,17 +26,53 @@ const READS: usize = 8;
 /// What may wait to be written before no more is read: a peer that only asks must also listen.
 const CHOKED: usize = 1 << 20;
 
+/// What the buffer for writing may have grown to and still be kept.
+const KEEP: usize = 16 << 10;
+
+/// How long credit is kept back before it is looked again whether the budget is still spent: what
+/// other connections give back of it wakes nobody here.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// A connection with its state.
 pub(super) struct Driver<IO> {
     io: IO,
     shared: Rc<Shared>,
     buf: BytesMut,
     ask: usize,
+    /// Whether something was given to the writer below, and not yet all sent.
+    unflushed: bool,
+    look_again: Deadline,
+    patience: Patience,
+}
+
+/// How long the peer may take nothing of what is sent. Both sides may have stopped reading until the
+/// other does, or the peer may hang: neither would ever end.
+struct Patience {
+    deadline: Deadline,
+    /// What had been written when it began.
+    written: u64,
+}
+
+impl Patience {
+    /// Ready when nothing has been taken for so long, and for less than twice that.
+    fn poll(&mut self, written: u64, cx: &mut Context<'_>) -> Poll<()> {
+        if self.deadline.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        if self.written == written {
+            return Poll::Ready(());
+        }
+        self.written = written;
+        self.deadline.reset();
+        self.deadline.poll(cx)
+    }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     pub(super) fn new(io: IO, shared: Rc<Shared>) -> Self {
-        Self { io, shared, buf: BytesMut::new(), ask: SMALL_BUFFER }
+        let patience = Patience { deadline: Deadline::new(shared.bounds.body_timeout), written: u64::MAX };
+        let look_again = Deadline::new(LOOK_AGAIN);
+        Self { io, shared, buf: BytesMut::new(), ask: SMALL_BUFFER, unflushed: false, look_again, patience }
     }
 
     /// Whether nobody is left who could send or receive on the connection.
@@ -76,21 +115,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 return self.break_off(cx, violation);
             }
         }
-        let Self { io, shared, .. } = self;
+        let Self { io, shared, unflushed, look_again, patience, .. } = self;
         shared.within(|state| {
-            let written = state.out.poll_write(io, cx);
+            while state.keeps_credit && look_again.poll(cx).is_ready() {
+                look_again.reset();
+                state.return_connection_credit();
+            }
+            let written = poll_write(&mut state.out, io, unflushed, cx);
             state.note_blocked(written.is_pending());
             if choked && state.out.len() <= CHOKED {
                 // What was not read for its sake is read now: nobody else would say so.
                 cx.waker().wake_by_ref();
             }
             match written {
-                Poll::Ready(Err(error)) => Poll::Ready(error.to_string().into()),
-                Poll::Ready(Ok(())) | Poll::Pending => {
-                    state.wake_waiting();
-                    Poll::Pending
+                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string().into()),
+                Poll::Pending if patience.poll(state.out.written(), cx).is_ready() => {
+                    return Poll::Ready(
+                        "the peer has taken nothing of what was sent for body_timeout".into(),
+                    );
                 }
+                Poll::Ready(Ok(())) | Poll::Pending => state.wake_waiting(),
             }
+            Poll::Pending
         })
     }
 
@@ -113,23 +159,50 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
 
     /// Ends the connection because of what the peer did, and tells it.
     fn break_off(&mut self, cx: &mut Context<'_>, Violation(code, why): Violation) -> Poll<Arc<str>> {
-        let Self { io, shared, .. } = self;
+        let Self { io, shared, unflushed, .. } = self;
         shared.within(|state| {
             // Whatever has been taken may have been processed.
             state.break_off(code);
             // As far as it can be said at once: the connection ends either way.
-            let _ = state.out.poll_write(io, cx);
+            let _ = poll_write(&mut state.out, io, unflushed, cx);
         });
         Poll::Ready(format!("the peer broke the protocol: {why}").into())
     }
 
     /// Sends what waits, and ends the connection in order.
     pub(super) fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<Arc<str>> {
-        let Self { io, shared, .. } = self;
-        let written = ready!(shared.within(|state| state.out.poll_write(io, cx)));
+        let Self { io, shared, unflushed, .. } = self;
+        let written = ready!(shared.within(|state| poll_write(&mut state.out, io, unflushed, cx)));
         if written.is_ok() {
             let _ = ready!(Pin::new(&mut *io).poll_shutdown(cx));
         }
         Poll::Ready("it is not needed any more".into())
     }
+}
+
+/// Writes all that waits.
+fn poll_write(
+    out: &mut Out,
+    io: &mut (impl AsyncWrite + Unpin),
+    unflushed: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while !out.is_empty() {
+        let written = match out.only() {
+            Some(only) => Pin::new(&mut *io).poll_write(cx, only),
+            None => Pin::new(&mut *io).poll_write_vectored(cx, &out.slices()),
+        };
+        let n = ready!(written)?;
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        *unflushed = true;
+        out.advance(n);
+    }
+    if *unflushed {
+        ready!(Pin::new(io).poll_flush(cx))?;
+        *unflushed = false;
+    }
+    out.shrink(KEEP);
+    Poll::Ready(Ok(()))
 }

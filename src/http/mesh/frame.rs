@@ -313,7 +313,10 @@ pub(super) fn response(payload: Bytes, bounds: &Bounds) -> Result<ResponseHead, 
         .ok()
         .filter(parse::is_status)
         .ok_or(Refused::Malformed("the status is not a status"))?;
-    let length = walk.length()?;
+    let announced = walk.length()?;
+    // RFC 9110 section 8.6: neither 1xx nor 204 carries a length.
+    let bodyless = status.is_informational() || status == StatusCode::NO_CONTENT;
+    let length = if bodyless { Length::None } else { announced };
     // In an answer Host says nothing, and HTTP/1 lets it pass.
     let fit = |name: &[u8], value: &[u8]| name.eq_ignore_ascii_case(b"host") || crosses(name, value);
     let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, fit)?;

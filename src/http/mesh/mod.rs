@@ -20,7 +20,6 @@ mod client;
 mod driver;
 mod frame;
 mod link;
-mod out;
 mod server;
 mod stream;
 

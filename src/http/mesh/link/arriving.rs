@@ -14,6 +14,9 @@ const COPIED: usize = 4 << 10;
 /// Heads that may wait to be passed on: more than a sidecar lets its application send.
 const MAX_HEADS: usize = 100;
 
+/// What they may hold together, in heads of the largest size: they have no credit of their own.
+const LARGEST_HEADS: usize = 2;
+
 impl State {
     /// Takes every whole frame from the front of `buf`, and of a large piece of a body what is there.
     pub(in crate::http::mesh) fn take_frames(
@@ -53,18 +56,18 @@ impl State {
             // Copied out, so that a few bytes that stay do not hold on to the whole buffer.
             let payload = Bytes::copy_from_slice(&buf[frame::HEADER..whole]);
             buf.advance(whole);
-            self.take(header, payload)?;
+            self.take(header, payload, bounds)?;
         }
     }
 
-    fn take(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
+    fn take(&mut self, header: Header, payload: Bytes, bounds: &Bounds) -> Result<(), Violation> {
         let number = |at: usize| {
             let four = payload.get(at..at + 4).and_then(|slice| slice.first_chunk());
             four.map_or(0, |bytes| u32::from_be_bytes(*bytes))
         };
         match header.kind {
             Kind::Data => self.take_data(header, payload),
-            Kind::Head => self.take_head(header, payload),
+            Kind::Head => self.take_head(header, payload, bounds),
             Kind::Reset => {
                 if let Some(stream) = self.streams.get_mut(&header.stream) {
                     stream.lost.get_or_insert(Lost::Reset(Code(number(0))));
@@ -140,7 +143,7 @@ impl State {
         Ok(())
     }
 
-    fn take_head(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
+    fn take_head(&mut self, header: Header, payload: Bytes, bounds: &Bounds) -> Result<(), Violation> {
         let id = header.stream;
         if let Some(stream) = self.streams.get_mut(&id) {
             if stream.arrived {
@@ -152,7 +155,9 @@ impl State {
                 stream.trailers = Some(payload);
                 stream.arrived = true;
             } else if self.side == Side::Client {
-                if stream.heads.len() < MAX_HEADS {
+                let waiting: usize = stream.heads.iter().map(Bytes::len).sum();
+                let room = (bounds.head_bytes.saturating_mul(LARGEST_HEADS)).saturating_sub(waiting);
+                if stream.heads.len() < MAX_HEADS && (waiting == 0 || payload.len() <= room) {
                     stream.heads.push(payload);
                     stream.arrived = header.ends();
                 } else if stream.lost.is_none() {
@@ -210,7 +215,7 @@ impl State {
                 if n > 0 {
                     self.held += n;
                     stream.held.add(n);
-                    stream.pieces.push_back(payload);
+                    stream.put(payload);
                 }
                 stream.wake();
             }

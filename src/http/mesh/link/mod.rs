@@ -15,14 +15,20 @@ use foldhash::fast::FixedState;
 use smallvec::SmallVec;
 
 use super::frame::{self, Header, Kind, Settings};
-use super::out::Out;
 use super::{Code, Lost, budget};
 use crate::http::Bounds;
+use crate::http::out::Out;
 
 /// What both sides take for granted until they have heard the other's [`Settings`].
 const ASSUMED_STREAMS: u32 = 100;
 const ASSUMED_STREAM: u32 = 16 << 10;
 const ASSUMED_CONNECTION: u32 = 64 << 10;
+
+/// What may wait to be written before bodies have to.
+const ENOUGH: usize = 128 << 10;
+
+/// Pieces below this size are put together while they wait to be taken.
+const GATHERED: usize = 2 << 10;
 
 /// What windows grow to at most.
 const MAX_STREAM_WINDOW: u32 = 4 << 20;
@@ -67,7 +73,9 @@ pub(super) struct State {
     /// is still held.
     window: u32,
     unreturned: u32,
-    held: usize,
+    pub held: usize,
+    /// Whether credit is not returned only because the budget is spent, on whichever connection.
+    pub keeps_credit: bool,
     /// The last stream that the peer will take, once it is ending.
     peer_takes: Option<u32>,
     /// The last stream that we take, once we are ending.
@@ -133,6 +141,7 @@ impl Shared {
             window: settings.connection_window,
             unreturned: 0,
             held: 0,
+            keeps_credit: false,
             peer_takes: None,
             takes: None,
             pinged: Some(Instant::now()),
@@ -302,7 +311,7 @@ impl State {
                 return Poll::Ready(Err(lost));
             }
             // Those who wait have their turn before those who do not.
-            let waits = self.out.is_full() || (!self.waiting.is_empty() && !stream.has_turn);
+            let waits = self.out.len() >= ENOUGH || (!self.waiting.is_empty() && !stream.has_turn);
             let room = if waits { 0 } else { self.credit.min(stream.credit).max(0) };
             let n = piece.len().min(room as usize).min(frame::MAX_DATA);
             stream.has_turn = false;
@@ -363,9 +372,10 @@ impl State {
 
     /// Credit of the connection returns on receipt, so that one slow stream holds up no other; with
     /// the budget spent, only for what has been taken.
-    fn return_connection_credit(&mut self) {
-        let spent = if budget::is_spent() { self.held as u32 } else { 0 };
-        let credit = self.unreturned.saturating_sub(spent);
+    pub(super) fn return_connection_credit(&mut self) {
+        let kept = if budget::is_spent() { self.held as u32 } else { 0 };
+        let credit = self.unreturned.saturating_sub(kept);
+        self.keeps_credit = kept > 0 && self.unreturned >= self.window / 2;
         if credit >= self.window / 2 {
             self.unreturned -= credit;
             frame::put_number(&mut self.out.tail, Kind::Window, 0, credit);
@@ -375,7 +385,7 @@ impl State {
     /// Gives the streams that wait for the connection their turn, one piece each, as many as there is
     /// room for.
     pub(super) fn wake_waiting(&mut self) {
-        let mut room = if self.credit > 0 { self.out.room() } else { 0 };
+        let mut room = if self.credit > 0 { ENOUGH.saturating_sub(self.out.len()) } else { 0 };
         while room > 0
             && let Some(id) = self.waiting.pop_front()
         {
@@ -452,6 +462,22 @@ impl Stream {
             returned: None,
             held: budget::Held::default(),
         }
+    }
+
+    /// Takes a piece that has arrived. Small ones that nobody has taken yet become one: many of a few
+    /// bytes would hold far more memory than they count for.
+    fn put(&mut self, piece: Bytes) {
+        let small = |piece: &Bytes| piece.len() < GATHERED;
+        match self.pieces.pop_back_if(|last| small(last) && small(&piece)).map(Bytes::try_into_mut) {
+            Some(Ok(mut last)) => {
+                last.extend_from_slice(&piece);
+                self.pieces.push_back(last.freeze());
+                return;
+            }
+            Some(Err(last)) => self.pieces.push_back(last),
+            None => {}
+        }
+        self.pieces.push_back(piece);
     }
 
     /// Has whoever serves the stream woken when anything about it changes.

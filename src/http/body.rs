@@ -42,11 +42,15 @@ pub enum Body<'a> {
 }
 
 impl Body<'_> {
-    /// The next frame, or none at the end.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+    /// The next frame, or none at the end. More than `room` bytes need not be read for it.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+    ) -> Poll<Result<Option<Frame>, BodyError>> {
         match self {
             Body::Empty => Poll::Ready(Ok(None)),
-            Body::H1(incoming) => incoming.poll_frame(cx),
+            Body::H1(incoming) => incoming.poll_frame(cx, room),
             Body::H2(stream) => poll_h2_frame(stream, cx),
             Body::Mesh(incoming) => incoming.poll_frame(cx),
         }
@@ -54,7 +58,7 @@ impl Body<'_> {
 
     /// The next frame, or none at the end. Safe to cancel: what has arrived stays.
     pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
-        poll_fn(|cx| self.poll_frame(cx)).await
+        poll_fn(|cx| self.poll_frame(cx, usize::MAX)).await
     }
 
     /// Whether its end has been reached.
@@ -105,14 +109,18 @@ impl<'a, 'b> Replay<'a, 'b> {
     }
 
     /// As [`Body::poll_frame`].
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+    ) -> Poll<Result<Option<Frame>, BodyError>> {
         if std::mem::take(&mut self.again) && !self.kept.is_empty() {
             return Poll::Ready(Ok(Some(Frame::Data(Bytes::copy_from_slice(&self.kept)))));
         }
         if let Some(trailers) = &self.ended {
             return Poll::Ready(Ok(trailers.clone().map(Frame::Trailers)));
         }
-        let frame = ready!(self.body.poll_frame(cx))?;
+        let frame = ready!(self.body.poll_frame(cx, room))?;
         match &frame {
             Some(Frame::Data(data)) => self.keep(data),
             Some(Frame::Trailers(trailers)) => self.ended = Some(Some(trailers.clone())),

@@ -22,8 +22,6 @@ pub(super) struct Out {
     pub(super) tail: BytesMut,
     /// Bytes in `pieces`.
     apart: usize,
-    /// Bytes that have been written.
-    written: u64,
 }
 
 impl Out {
@@ -52,11 +50,6 @@ impl Out {
         self.len() == 0
     }
 
-    /// Bytes that have been written, since the beginning.
-    pub(super) fn written(&self) -> u64 {
-        self.written
-    }
-
     /// What waits, if it is in one place.
     pub(super) fn only(&self) -> Option<&[u8]> {
         match (self.pieces.front(), self.tail.is_empty()) {
@@ -74,7 +67,6 @@ impl Out {
 
     /// Notes that the first `n` bytes have been written.
     pub(super) fn advance(&mut self, mut n: usize) {
-        self.written += n as u64;
         while let Some(first) = self.pieces.front_mut() {
             let gone = n.min(first.len());
             first.advance(gone);

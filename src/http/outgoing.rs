@@ -19,6 +19,8 @@ pub trait Stream {
     /// Sends of `piece` what there is credit for; with `ends`, the end goes with the last of it.
     /// Ready when nothing is left.
     fn poll_send(&mut self, cx: &mut Context<'_>, piece: &mut Bytes, ends: bool) -> Poll<io::Result<()>>;
+    /// How much would be sent at once.
+    fn room(&mut self) -> usize;
     /// Ends a body that has left, or what trails it.
     fn end(&mut self, trailers: Option<Fields>) -> io::Result<()>;
     /// Ready when the peer has given the stream up.
@@ -51,14 +53,16 @@ impl<S: Stream> Outgoing<S> {
 }
 
 impl<S: Stream> Sink for Outgoing<S> {
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.leaving.is_empty() && self.waiting.len() < KEPT {
-            return Poll::Ready(Ok(()));
-        }
-        if self.leaving.is_empty() {
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            if !self.leaving.is_empty() {
+                ready!(self.stream.poll_send(cx, &mut self.leaving, false))?;
+            }
+            if self.waiting.len() < KEPT {
+                return Poll::Ready(Ok(self.stream.room()));
+            }
             self.leaving = std::mem::take(&mut self.waiting);
         }
-        self.stream.poll_send(cx, &mut self.leaving, false)
     }
 
     fn data(&mut self, data: Bytes) {
@@ -119,6 +123,10 @@ mod tests {
             if piece.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
         }
 
+        fn room(&mut self) -> usize {
+            self.credit
+        }
+
         fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
             assert!(self.trailed.replace(trailers.is_some()).is_none(), "ended twice");
             Ok(())
@@ -173,5 +181,22 @@ mod tests {
         empty.end(None);
         assert!(empty.poll_flush(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
         assert_eq!((empty.stream.sent.len(), empty.stream.trailed), (0, Some(false)));
+    }
+
+    #[test]
+    fn a_stream_without_credit_holds_one_large_piece() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut out = Outgoing::new(Noted::default(), false);
+        out.data(Bytes::from_static(b"small"));
+        assert!(out.poll_room(&mut cx).is_ready(), "a small one may wait for its end");
+        out.data(Bytes::from(vec![0; KEPT]));
+        out.stream.credit = 5;
+        assert!(out.poll_room(&mut cx).is_pending(), "a large one may not");
+        out.stream.credit = KEPT;
+        assert!(out.poll_room(&mut cx).is_ready());
+        out.end(None);
+        assert!(out.poll_flush(&mut cx).is_ready());
+        let sizes: Vec<_> = out.stream.sent.iter().map(|(data, ends)| (data.len(), *ends)).collect();
+        assert_eq!((sizes, out.stream.trailed), (vec![(5, false), (KEPT, false)], Some(false)));
     }
 }

@@ -21,14 +21,15 @@ use crate::config::units::Rate;
 
 /// Where a body arrives.
 pub trait Source {
-    /// The next frame, or none at the end.
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>>;
+    /// The next frame, or none at the end. More than `room` bytes need not be read for it.
+    fn poll_frame(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Result<Option<Frame>, BodyError>>;
 }
 
 /// Where a body goes.
 pub trait Sink {
-    /// Ready when there is room for a piece.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Ready when there is room for a piece: with how much of one would leave at once. A larger one
+    /// is taken too, and waits.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
     /// Takes a piece, if there is room; small ones may wait for company.
     fn data(&mut self, data: Bytes);
     /// Ends the body.
@@ -124,15 +125,14 @@ impl<S: Source, K: Sink> Future for Pump<'_, S, K> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         loop {
-            let room = if this.ended { this.sink.poll_flush(cx) } else { this.sink.poll_room(cx) };
-            match room {
-                Poll::Ready(taken) => taken.map_err(Broken::Sink)?,
-                Poll::Pending => return this.poll_patience(Side::Sink, cx).map(Err),
-            }
+            let room =
+                if this.ended { this.sink.poll_flush(cx).map_ok(|()| 0) } else { this.sink.poll_room(cx) };
+            let Poll::Ready(room) = room else { return this.poll_patience(Side::Sink, cx).map(Err) };
+            let room = room.map_err(Broken::Sink)?;
             if this.ended {
                 return Poll::Ready(Ok(()));
             }
-            let Poll::Ready(frame) = this.source.poll_frame(cx) else {
+            let Poll::Ready(frame) = this.source.poll_frame(cx, room) else {
                 // What was there already is gathered into one write; before waiting, all is sent.
                 match this.sink.poll_flush(cx) {
                     Poll::Ready(sent) => sent.map_err(Broken::Sink)?,
@@ -202,21 +202,21 @@ impl Arrival {
 }
 
 impl Source for Body<'_> {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
-        Body::poll_frame(self, cx)
+    fn poll_frame(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Result<Option<Frame>, BodyError>> {
+        Body::poll_frame(self, cx, room)
     }
 }
 
 impl Source for Replay<'_, '_> {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
-        Replay::poll_frame(self, cx)
+    fn poll_frame(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Result<Option<Frame>, BodyError>> {
+        Replay::poll_frame(self, cx, room)
     }
 }
 
 macro_rules! sinks {
     ($($type:ty),+) => {$(
         impl Sink for $type {
-            fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
                 <$type>::poll_room(self, cx)
             }
 
@@ -255,7 +255,7 @@ mod tests {
     struct Pieces(VecDeque<(Duration, &'static [u8])>, Option<Pin<Box<Sleep>>>);
 
     impl Source for Pieces {
-        fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+        fn poll_frame(&mut self, cx: &mut Context<'_>, _: usize) -> Poll<Result<Option<Frame>, BodyError>> {
             let Some(&(pause, piece)) = self.0.front() else { return Poll::Ready(Ok(None)) };
             ready!(self.1.get_or_insert_with(|| Box::pin(sleep(pause))).as_mut().poll(cx));
             self.1 = None;
@@ -268,12 +268,12 @@ mod tests {
     struct Slowly(Duration, Option<Pin<Box<Sleep>>>);
 
     impl Sink for Slowly {
-        fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
             if let Some(taking) = &mut self.1 {
                 ready!(taking.as_mut().poll(cx));
                 self.1 = None;
             }
-            Poll::Ready(Ok(()))
+            Poll::Ready(Ok(usize::MAX))
         }
 
         fn data(&mut self, _: Bytes) {
@@ -284,7 +284,7 @@ mod tests {
         fn end(&mut self, _: Option<Fields>) {}
 
         fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            self.poll_room(cx)
+            self.poll_room(cx).map_ok(|_| ())
         }
 
         fn poll_gone(&mut self, _: &mut Context<'_>) -> Poll<()> {

@@ -95,12 +95,14 @@ impl Responder<'_> {
         }
     }
 
-    /// Ready when there is room for a piece of the body.
-    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ready when there is room for a piece of the body, with for how much.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match self {
             Responder::H1(answer) => answer.writer.poll_room(cx),
             Responder::H2(answer) => answer.poll_room(cx),
-            Responder::Mesh(answer) => answer.sink().map_or(Poll::Ready(Ok(())), |sink| sink.poll_room(cx)),
+            Responder::Mesh(answer) => {
+                answer.sink().map_or(Poll::Ready(Ok(usize::MAX)), |sink| sink.poll_room(cx))
+            }
         }
     }
 

@@ -139,7 +139,7 @@ struct Counted<'a, K: ?Sized, F> {
 }
 
 impl<K: Sink + ?Sized, F: Fn(u64)> Sink for Counted<'_, K, F> {
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.sink.poll_room(cx)
     }
 
@@ -193,7 +193,7 @@ impl<S: Socket> Ends<S> {
 }
 
 impl<S: Socket> Source for Arriving<S> {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>, _: usize) -> Poll<Result<Option<Frame>, BodyError>> {
         let Arriving { half, buf } = self;
         if buf.is_empty() {
             buf.reserve(PIECE);
@@ -216,7 +216,7 @@ impl<S: Socket> Source for Arriving<S> {
 }
 
 impl<S: Socket> Sink for Leaving<S> {
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         while !self.piece.is_empty() {
             let written = ready!(Pin::new(&mut self.half).poll_write(cx, &self.piece))?;
             if written == 0 {
@@ -226,7 +226,7 @@ impl<S: Socket> Sink for Leaving<S> {
         }
         // What was sent is not held on to.
         self.piece = Bytes::new();
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(usize::MAX))
     }
 
     fn data(&mut self, data: Bytes) {

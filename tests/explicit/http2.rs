@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -108,11 +108,18 @@ async fn next(body: &mut RecvStream) -> Option<Bytes> {
     Some(data)
 }
 
+/// Messages by their own lengths: how a body is cut into frames is each hop's affair.
 async fn messages(body: &mut RecvStream) -> Vec<Bytes> {
-    let mut all = Vec::new();
+    let (mut all, mut arrived) = (Vec::new(), BytesMut::new());
     while let Some(data) = next(body).await {
-        all.push(data);
+        arrived.extend_from_slice(&data);
+        while let Some(&length) = arrived.get(4)
+            && arrived.len() >= 5 + usize::from(length)
+        {
+            all.push(arrived.split_to(5 + usize::from(length)).freeze());
+        }
     }
+    assert!(arrived.is_empty(), "a message was cut short");
     all
 }
 

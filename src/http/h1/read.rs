@@ -26,7 +26,7 @@ use crate::http::{Bounds, Frame, Length};
 
 /// What is read at a time, and what a buffer may grow to while a body streams.
 const SMALL_BUFFER: usize = 16 << 10;
-const LARGE_BUFFER: usize = 64 << 10;
+const LARGE_BUFFER: usize = 128 << 10;
 
 thread_local! {
     /// Where small reads go first.
@@ -64,7 +64,7 @@ impl Reader {
     pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.buf.is_empty() {
             self.buf = BytesMut::new();
-            if ready!(self.poll_fill(cx))? == 0 {
+            if ready!(self.poll_fill(cx, usize::MAX))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
@@ -140,7 +140,7 @@ impl Reader {
                 }
             }
             self.seen = self.buf.len();
-            match ready!(self.poll_fill(cx)) {
+            match ready!(self.poll_fill(cx, usize::MAX)) {
                 Ok(0) if self.seen == 0 => return Poll::Ready(Err(HeadError::Closed)),
                 Ok(0) => return Poll::Ready(Err(HeadError::Lost(io::ErrorKind::UnexpectedEof.into()))),
                 Ok(_) => {}
@@ -172,7 +172,7 @@ impl Reader {
     pub(super) async fn discard(&mut self, mut room: usize) {
         while room > 0 {
             self.buf.clear();
-            match poll_fn(|cx| self.poll_fill(cx)).await {
+            match poll_fn(|cx| self.poll_fill(cx, usize::MAX)).await {
                 Ok(n) if n > 0 => room = room.saturating_sub(n),
                 _ => return,
             }
@@ -191,8 +191,10 @@ impl Reader {
         Some((stream, self.buf.freeze()))
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let (read, room) = if self.ask == SMALL_BUFFER {
+    /// Reads once: no more than `most`, if that is much at all.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        let ask = self.ask.min(most);
+        let (read, room) = if ask <= SMALL_BUFFER {
             ready!(SHARED.with_borrow_mut(|shared| {
                 let mut into = ReadBuf::new(shared);
                 let read = Pin::new(&mut self.half).poll_read(cx, &mut into)?;
@@ -202,12 +204,12 @@ impl Reader {
         } else {
             // A body that has come to a halt holds no buffer.
             ready!(AsRef::<TcpStream>::as_ref(&self.half).poll_read_ready(cx))?;
-            self.buf.reserve(if self.buf.is_empty() { self.ask } else { SMALL_BUFFER });
+            self.buf.reserve(if self.buf.is_empty() { ask } else { SMALL_BUFFER });
             let room = self.buf.capacity() - self.buf.len();
             // It keeps nothing between two polls but the buffer itself.
             (ready!(pin!(self.half.read_buf(&mut self.buf)).poll(cx))?, room)
         };
-        self.ask = if read == room { (self.ask * 2).min(LARGE_BUFFER) } else { SMALL_BUFFER };
+        self.ask = if read < room { SMALL_BUFFER } else { (self.ask * 2).min(LARGE_BUFFER) };
         Poll::Ready(Ok(read))
     }
 }
@@ -240,6 +242,7 @@ impl Incoming<'_> {
     pub(in crate::http) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
+        room: usize,
     ) -> Poll<Result<Option<Frame>, BodyError>> {
         loop {
             let buf = &mut self.reader.buf;
@@ -266,7 +269,7 @@ impl Incoming<'_> {
                 },
                 State::Sized(_) | State::UntilClose => {}
             }
-            if ready!(self.reader.poll_fill(cx)).map_err(BodyError::Gone)? == 0 {
+            if ready!(self.reader.poll_fill(cx, room)).map_err(BodyError::Gone)? == 0 {
                 if matches!(self.state, State::UntilClose) {
                     self.state = State::Done;
                     return Poll::Ready(Ok(None));

@@ -41,8 +41,8 @@ pub struct Writer {
     /// Listens for the loss of a connection on which the peer has spoken on, or ended its side.
     lost: Option<Lost>,
     out: Out,
-    /// The peer takes no more for now: nothing is gathered, so that a slow reader holds little.
-    blocked: bool,
+    /// What is being written had to wait: nothing is added to it, so that a slow reader holds little.
+    waits: bool,
     framing: Framing,
     /// Bytes that have left since the last head, for whoever watches while a body is being sent.
     written: Rc<Cell<u64>>,
@@ -69,7 +69,7 @@ impl Writer {
             half: Rc::new(half),
             lost: None,
             out: Out::default(),
-            blocked: false,
+            waits: false,
             framing: Framing::Plain,
             written: Rc::default(),
         }
@@ -187,26 +187,26 @@ impl Writer {
         }
     }
 
-    /// Ready when there is room for another piece.
-    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ready when there is room for another piece. How much leaves at once, only the kernel knows.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let out = &self.out;
-        if !self.blocked && out.len() < GATHER && out.tail.len() <= GATHER_SMALL {
-            return Poll::Ready(Ok(()));
+        if self.waits || out.len() >= GATHER || out.tail.len() > GATHER_SMALL {
+            ready!(self.poll_all(cx))?;
         }
-        self.poll_all(cx)
+        Poll::Ready(Ok(usize::MAX))
     }
 
     fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
             let Poll::Ready(written) = self.poll_write(cx) else {
-                self.blocked = true;
+                self.waits = true;
                 return Poll::Pending;
             };
             let n = written?;
             self.written.set(self.written.get() + n as u64);
             self.out.advance(n);
         }
-        self.blocked = false;
+        self.waits = false;
         Poll::Ready(Ok(()))
     }
 

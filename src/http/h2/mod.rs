@@ -211,8 +211,8 @@ impl Answer {
         Ok(())
     }
 
-    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.sink.as_mut().map_or(Poll::Ready(Ok(())), |sink| sink.poll_room(cx))
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.sink.as_mut().map_or(Poll::Ready(Ok(usize::MAX)), |sink| sink.poll_room(cx))
     }
 
     pub(super) fn data(&mut self, data: Bytes) {
@@ -283,6 +283,11 @@ impl Stream for SendStream<Bytes> {
             self.send_data(now, ends && piece.is_empty()).map_err(into_io)?;
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn room(&mut self) -> usize {
+        // Credit is given only to what is there.
+        usize::MAX
     }
 
     fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {

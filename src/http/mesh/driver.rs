@@ -23,7 +23,8 @@ const LARGE_BUFFER: usize = 64 << 10;
 /// Reads before others have their turn.
 const READS: usize = 8;
 
-/// What may wait to be written before no more is read: a peer that only asks must also listen.
+/// What may wait to be written before no more is read: a peer that only asks must also listen. Should
+/// both sides wait so for each other, the kernel ends it (see `pool::never_pauses`).
 const CHOKED: usize = 1 << 20;
 
 /// What the buffer for writing may have grown to and still be kept.
@@ -42,37 +43,12 @@ pub(super) struct Driver<IO> {
     /// Whether something was given to the writer below, and not yet all sent.
     unflushed: bool,
     look_again: Deadline,
-    patience: Patience,
-}
-
-/// How long the peer may take nothing of what is sent. Both sides may have stopped reading until the
-/// other does, or the peer may hang: neither would ever end.
-struct Patience {
-    deadline: Deadline,
-    /// What had been written when it began.
-    written: u64,
-}
-
-impl Patience {
-    /// Ready when nothing has been taken for so long, and for less than twice that.
-    fn poll(&mut self, written: u64, cx: &mut Context<'_>) -> Poll<()> {
-        if self.deadline.poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        if self.written == written {
-            return Poll::Ready(());
-        }
-        self.written = written;
-        self.deadline.reset();
-        self.deadline.poll(cx)
-    }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     pub(super) fn new(io: IO, shared: Rc<Shared>) -> Self {
-        let patience = Patience { deadline: Deadline::new(shared.bounds.body_timeout), written: u64::MAX };
         let look_again = Deadline::new(LOOK_AGAIN);
-        Self { io, shared, buf: BytesMut::new(), ask: SMALL_BUFFER, unflushed: false, look_again, patience }
+        Self { io, shared, buf: BytesMut::new(), ask: SMALL_BUFFER, unflushed: false, look_again }
     }
 
     /// Whether nobody is left who could send or receive on the connection.
@@ -115,7 +91,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 return self.break_off(cx, violation);
             }
         }
-        let Self { io, shared, unflushed, look_again, patience, .. } = self;
+        let Self { io, shared, unflushed, look_again, .. } = self;
         shared.within(|state| {
             while state.keeps_credit && look_again.poll(cx).is_ready() {
                 look_again.reset();
@@ -128,15 +104,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 cx.waker().wake_by_ref();
             }
             match written {
-                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string().into()),
-                Poll::Pending if patience.poll(state.out.written(), cx).is_ready() => {
-                    return Poll::Ready(
-                        "the peer has taken nothing of what was sent for body_timeout".into(),
-                    );
+                Poll::Ready(Err(error)) => Poll::Ready(error.to_string().into()),
+                Poll::Ready(Ok(())) | Poll::Pending => {
+                    state.wake_waiting();
+                    Poll::Pending
                 }
-                Poll::Ready(Ok(())) | Poll::Pending => state.wake_waiting(),
             }
-            Poll::Pending
         })
     }
 

@@ -21,7 +21,7 @@ pub(super) const HEADER: usize = 9;
 pub(super) const MAX_DATA: usize = 32 << 10;
 
 /// What a head may take beyond its text: lengths, and fields that sidecars add.
-const HEAD_MARGIN: usize = 16 << 10;
+pub(super) const HEAD_MARGIN: usize = 16 << 10;
 
 /// Nothing more follows on this stream.
 pub(super) const END: u8 = 1;

@@ -85,6 +85,10 @@ impl Stream for Hold {
         self.with(|state, id| state.poll_send(cx, id, piece, ends)).map_err(io::Error::other)
     }
 
+    fn room(&mut self) -> usize {
+        self.link.within(|state| state.stream(self.id).map_or(0, |stream| stream.room()))
+    }
+
     fn end(&mut self, trailers: Option<Fields>) -> io::Result<()> {
         self.with(|state, id| match trailers {
             Some(trailers) => {

@@ -214,8 +214,10 @@ async fn answer(
     // silent for long, so there the head goes ahead.
     let first = match head.length {
         Length::Sized(_) if !body.is_done() => {
-            unless_gone(respond, Deadline::new(terms.bounds.body_timeout), None, |cx| body.poll_frame(cx))
-                .await?
+            unless_gone(respond, Deadline::new(terms.bounds.body_timeout), None, |cx| {
+                body.poll_frame(cx, usize::MAX)
+            })
+            .await?
         }
         _ => Ok(None),
     };

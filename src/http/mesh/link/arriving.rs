@@ -156,8 +156,8 @@ impl State {
                 stream.arrived = true;
             } else if self.side == Side::Client {
                 let waiting: usize = stream.heads.iter().map(Bytes::len).sum();
-                let room = (bounds.head_bytes.saturating_mul(LARGEST_HEADS)).saturating_sub(waiting);
-                if stream.heads.len() < MAX_HEADS && (waiting == 0 || payload.len() <= room) {
+                let most = bounds.head_bytes.saturating_add(frame::HEAD_MARGIN).saturating_mul(LARGEST_HEADS);
+                if stream.heads.len() < MAX_HEADS && payload.len() <= most.saturating_sub(waiting) {
                     stream.heads.push(payload);
                     stream.arrived = header.ends();
                 } else if stream.lost.is_none() {

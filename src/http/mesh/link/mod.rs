@@ -373,7 +373,7 @@ impl State {
     /// Credit of the connection returns on receipt, so that one slow stream holds up no other; with
     /// the budget spent, only for what has been taken.
     pub(super) fn return_connection_credit(&mut self) {
-        let kept = if budget::is_spent() { self.held as u32 } else { 0 };
+        let kept = if budget::is_spent() { u32::try_from(self.held).unwrap_or(u32::MAX) } else { 0 };
         let credit = self.unreturned.saturating_sub(kept);
         self.keeps_credit = kept > 0 && self.unreturned >= self.window / 2;
         if credit >= self.window / 2 {
@@ -462,6 +462,11 @@ impl Stream {
             returned: None,
             held: budget::Held::default(),
         }
+    }
+
+    /// What we may still send on it.
+    pub(super) fn room(&self) -> usize {
+        usize::try_from(self.credit).unwrap_or(0)
     }
 
     /// Takes a piece that has arrived. Small ones that nobody has taken yet become one: many of a few

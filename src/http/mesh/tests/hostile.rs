@@ -3,24 +3,6 @@
 use super::*;
 
 #[test]
-fn a_peer_that_takes_nothing_does_not_hold_a_connection_for_ever() {
-    local(async {
-        let (ours, _theirs) = duplex(1000);
-        let (link, task) = connect(ours, &BOUNDS);
-        let begun = tokio::time::Instant::now();
-        let streams: Vec<_> =
-            (0..50).map(|_| link.send(&request("/", Length::None), "", &HeaderMap::new()).unwrap()).collect();
-        let why = task.await;
-        let took = begun.elapsed();
-        assert!(why.contains("taken nothing"), "{why}");
-        assert!(took >= BOUNDS.body_timeout && took <= BOUNDS.body_timeout * 2, "{took:?}");
-        for (_, mut response) in streams {
-            assert!(matches!(head_of(&mut response).await, Err(Lost::Connection(_))));
-        }
-    });
-}
-
-#[test]
 fn interim_answers_that_nobody_takes_are_bounded_by_what_they_hold() {
     local(async {
         let (ours, mut theirs) = duplex(4 << 20);
@@ -32,14 +14,14 @@ fn interim_answers_that_nobody_takes_are_bounded_by_what_they_hold() {
             http::header::LINK,
             http::HeaderValue::from_maybe_shared("x".repeat(BOUNDS.head_bytes * 3 / 4)).unwrap(),
         )]);
-        for _ in 0..3 {
+        for _ in 0..4 {
             let status = StatusCode::EARLY_HINTS;
             let fields = Fields::from(large.clone());
             frame::put_response(&mut bytes, 1, status, Length::None, &fields, &HeaderMap::new(), false);
         }
         theirs.write_all(&bytes).await.unwrap();
         sleep(Duration::from_millis(1)).await;
-        for _ in 0..2 {
+        for _ in 0..3 {
             assert_eq!(head_of(&mut response).await.unwrap().status, StatusCode::EARLY_HINTS);
         }
         assert!(matches!(head_of(&mut response).await, Err(Lost::Malformed(_))));

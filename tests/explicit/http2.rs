@@ -301,7 +301,10 @@ async fn a_server_that_speaks_only_http_1_is_named() {
         let response = response.await.expect("an answer");
         assert_eq!(response.status(), 502);
         assert_eq!(field(response.headers(), "x-pannier-refused"), "upstream.malformed");
-        let text = messages(&mut response.into_body()).await.concat();
+        let (mut body, mut text) = (response.into_body(), Vec::new());
+        while let Some(data) = next(&mut body).await {
+            text.extend_from_slice(&data);
+        }
         let text = String::from_utf8_lossy(&text);
         assert!(text.contains("does not speak HTTP/2"), "{text}");
     }

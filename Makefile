@@ -30,6 +30,7 @@ test: ## every test; installs what it needs as root on Debian, else says what is
 prove: ## everything a release needs to have passed: lint, test, fuzz, bench
 	$(MAKE) lint
 	$(MAKE) test
+	PANNIER_TEST_BODY_MIB=8192 $(MAKE) test ARGS='--test explicit large_bodies'
 	$(MAKE) fuzz
 	$(MAKE) bench
 

@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,9 +11,16 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
+use pannier::identity::Identity;
+use pannier::tls::{Alpn, Tls};
+use rustls::ServerConfig;
+use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 
+use crate::support::authority::Authority;
 use crate::support::loopback::{HOST, Loopback, Pair, hop, upstream, within};
 use crate::support::raw::{Raw, listen};
 
@@ -213,6 +221,34 @@ async fn grpc_calls_of_every_kind_pass() {
     let (app, _) = app().await;
     grpc_passes(hop(app).await.outbound()).await;
     grpc_passes(Pair::new(app).await.caller.outbound()).await;
+}
+
+/// A peer that terminates TLS by itself, or a sidecar from before the transport of their own.
+#[tokio::test]
+async fn a_peer_that_offers_only_http_2_is_spoken_to_in_it() {
+    let (app, _word) = app().await;
+    let files = TempDir::with_prefix("pannier-peer-").expect("a temporary directory");
+    let authority = Authority::new("cluster.local");
+    let issue = |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}"));
+    let identity = Identity::load(issue("orders").paths()).expect("an identity");
+    let mut config = ServerConfig::clone(&Tls::new(&identity).server());
+    config.alpn_protocols = vec![Alpn::H2.name().to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let peer = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await.expect("mTLS");
+                let mut app = TcpStream::connect(app).await.expect("connected");
+                let _ = copy_bidirectional(&mut stream, &mut app).await;
+            });
+        }
+    });
+    let who = ", mtls: { peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }";
+    let caller = Loopback::start("caller", &(issue("caller").yaml() + &upstream(peer, who))).await;
+    grpc_passes(caller.outbound()).await;
 }
 
 #[tokio::test]

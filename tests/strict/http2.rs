@@ -17,7 +17,7 @@ use super::frames::{
     BAD_REQUEST, DATA, END_HEADERS, END_STREAM, End, Frames, HEADERS, OK, block, frame, post, request,
 };
 use super::support::client::{request as ask, send};
-use super::support::loopback::{HOST, Pair, hop};
+use super::support::loopback::{HOST, Loopback, Pair, hop, upstream};
 use super::support::raw::{Raw, Witness, listen};
 
 /// Requests whose fields would be other lines in HTTP/1, or say two things, in HTTP/2.
@@ -168,6 +168,23 @@ async fn http_2_of_an_application_is_read_as_strictly() {
     }
     counted(&caller, "http.malformed", (MALFORMED_H2.len() + MALFORMED_PSEUDO.len()) as u64).await;
     assert_eq!(witness.seen(), "", "the application was reached");
+}
+
+/// HTTP/1 refuses it; in HTTP/2 it ends with the frame it came in, so that what is routed, allowed and
+/// forwarded is one path.
+#[tokio::test]
+async fn a_fragment_reaches_nobody() {
+    let (seen, app) = app::listen(Does::Sends(1, 1)).await;
+    let routes = format!("routes: [{{ host: {HOST}, path: {{ exact: /open }}, upstream: orders }}]\n");
+    let caller = Loopback::start("caller", &(upstream(app, "") + &routes)).await;
+    let mut raw = Raw::connect(caller.outbound()).await;
+    raw.send(format!("GET /open#/x HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
+    assert!(raw.head().await.starts_with("HTTP/1.1 400 "));
+    let stream = TcpStream::connect(caller.outbound()).await.expect("connected");
+    let get = [(":method", "GET"), (":scheme", "http"), (":path", "/open#/x"), (":authority", HOST)];
+    assert_eq!(asked(stream, &get).await, End::Answer(OK));
+    let heads = seen.heads();
+    assert!(heads.contains("/open") && !heads.contains('#') && seen.requests() == 1, "{heads}");
 }
 
 /// A body is as long as it says, or the request is none (RFC 9113 section 8.1.1).

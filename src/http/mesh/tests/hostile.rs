@@ -191,6 +191,31 @@ fn a_head_that_would_be_read_in_two_ways_is_refused() {
     });
 }
 
+#[test]
+fn a_message_that_its_own_head_belies_is_refused() {
+    let asks = |method, path: &'static str| RequestHead { method, ..request(path, Length::None) };
+    let upgrade = HeaderMap::from_iter([(
+        http::HeaderName::from_static(crate::http::UPGRADE_FIELD),
+        http::HeaderValue::from_static("websocket"),
+    )]);
+    let none = HeaderMap::new();
+    let sized = |head| RequestHead { length: Length::Sized(5), ..head };
+    let cases = [
+        ("CONNECT with a length", sized(asks(Method::CONNECT, "/")), &none, false),
+        ("an upgrade with a length", sized(asks(Method::GET, "/chat")), &upgrade, false),
+        ("a body that does not follow", sized(asks(Method::POST, "/echo")), &none, true),
+        ("* with another method than OPTIONS", asks(Method::GET, "*"), &none, true),
+    ];
+    local(async move {
+        for (what, head, own, ends) in &cases {
+            let mut bytes = begun();
+            frame::put_request(&mut bytes, 1, head, "", own, *ends);
+            let answer = answered(&bytes).await;
+            assert!(answer.windows(14).any(|w| w == b"http.malformed"), "{what}");
+        }
+    });
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::test_runner::Config { cases: 256, ..Default::default() })]
     #[test]

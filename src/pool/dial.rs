@@ -16,7 +16,8 @@ use crate::error::{Error, Reason, Result, Retry};
 use crate::intercept::Source;
 use crate::tls::{self, Alpn, Buffered, Carries};
 
-/// A dead peer is noticed within this time, whether we are sending or waiting.
+/// A dead peer is noticed within this time: on any connection while nothing is sent, and between
+/// sidecars always.
 const DEAD_PEER: Duration = Duration::from_secs(15);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 

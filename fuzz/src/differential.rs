@@ -330,7 +330,8 @@ async fn collected(body: Incoming) -> Option<Content> {
 
 /// The fields without those of one hop.
 fn of_all_hops(mut fields: HeaderMap) -> HeaderMap {
-    for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE] {
+    let keep_alive = http::HeaderName::from_static("keep-alive");
+    for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE, keep_alive] {
         fields.remove(name);
     }
     fields

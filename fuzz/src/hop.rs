@@ -37,6 +37,7 @@ pub(super) const BOUNDS: Bounds = Bounds {
     head_timeout: PATIENCE,
     body_timeout: PATIENCE,
     idle_timeout: PATIENCE,
+    age: PATIENCE,
 };
 
 /// Runs something to its end, which is to come by itself: time stands still while anything can be

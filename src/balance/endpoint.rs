@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::KeepAlive;
+
 /// How long an endpoint that could not be reached is passed over: doubled each time it fails
 /// again, up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -33,6 +35,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// `address` as text, for requests that name no host.
     pub host: Arc<str>,
+    /// How long its peer keeps connections.
+    pub keep_alive: KeepAlive,
     capacity: AtomicU32,
     in_flight: Padded<AtomicU32>,
     connections: Padded<AtomicU32>,
@@ -52,6 +56,7 @@ impl Endpoint {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             address,
             host: address.to_string().into(),
+            keep_alive: KeepAlive::new(),
             capacity: AtomicU32::new(capacity),
             in_flight: Padded::default(),
             connections: Padded::default(),
@@ -128,6 +133,8 @@ impl Endpoint {
         }
         let failures = self.failures.load(Ordering::Relaxed).min(10);
         let pause = (FIRST_PAUSE * (1 << failures)).min(LONGEST_PAUSE);
+        // Spread, so that not all of a mesh come back at once.
+        let pause = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
         let next = now + pause.as_millis() as u64;
         if self.paused_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.failures.fetch_add(1, Ordering::Relaxed);

@@ -5,9 +5,13 @@
 //! allocates nothing.
 
 mod endpoint;
+mod keep_alive;
+mod room;
 mod upstream;
 
 pub use endpoint::Endpoint;
+pub use keep_alive::{Configured, KeepAlive, KeepAliveReport};
+pub use room::{Handed, Room, Wanted};
 pub use upstream::{InFlight, Open, Spec, Upstream};
 
 use std::sync::Arc;

@@ -1,16 +1,17 @@
 //! An upstream: its endpoints as they are now, and what this sidecar has in flight to them.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{SetOnce, watch};
+use tokio::sync::{SetOnce, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::{Endpoint, None, least_saturated};
+use super::room::{Handed, Queue, Room, Wanted};
+use super::{Configured, Endpoint, None, least_saturated};
 use crate::config::units::HostPort;
 use crate::dns::{self, Answer, EndpointSource, Resolution, Resolver, State};
 use crate::error::{Error, Reason, Result, Retry};
@@ -37,8 +38,10 @@ pub struct Spec {
     pub max_connections: u32,
     /// For one connection, handshake included.
     pub connect_timeout: Duration,
-    /// How long an idle plain connection may be reused.
-    pub idle_timeout: Duration,
+    /// How long its endpoints keep plain connections.
+    pub keep_alive: Configured,
+    /// Between sidecars: how long a peer may be silent that owes us something.
+    pub peer_timeout: Duration,
 }
 
 /// An upstream as requests use it: shared by all workers, kept over reloads.
@@ -65,7 +68,11 @@ struct Live {
     heard: watch::Sender<bool>,
     in_flight: AtomicU32,
     connections: AtomicU32,
+    max_connections: AtomicU32,
+    /// Who waits for one of those.
+    queue: Queue,
     capacity: AtomicU32,
+    keep_alive: Mutex<Configured>,
     follow: AbortHandle,
 }
 
@@ -88,7 +95,14 @@ impl Upstream {
             Option::None => Live::follow(&spec, resolver),
         };
         live.capacity.store(spec.capacity, Ordering::Relaxed);
-        live.endpoints.load().iter().for_each(|e| e.set_capacity(spec.capacity));
+        live.max_connections.store(spec.max_connections, Ordering::Relaxed);
+        *live.keep_alive.lock().unwrap_or_else(PoisonError::into_inner) = spec.keep_alive;
+        for endpoint in live.endpoints.load().iter() {
+            endpoint.set_capacity(spec.capacity);
+            endpoint.keep_alive.configure(spec.keep_alive);
+        }
+        // Some of them may have found room that was none before.
+        live.serve();
         Arc::new(Self { spec, live })
     }
 
@@ -227,17 +241,30 @@ impl Upstream {
         }
     }
 
-    /// Counts a new connection to `endpoint` while the guard lives.
-    pub fn open(&self, endpoint: &Arc<Endpoint>) -> Result<Open> {
-        let before = self.live.connections.fetch_add(1, Ordering::Relaxed);
-        let open = Open::new(self.live.clone(), endpoint.clone());
-        if before >= self.spec.max_connections {
-            return Err(self
-                .error(Reason::PoolFull, "max_connections connections are open")
-                .retry(Retry::Unprocessed)
-                .retry_after(Duration::from_secs(1)));
-        }
-        Ok(open)
+    /// Counts a new connection to `endpoint` while the guard lives; none if there are as many as there
+    /// may be.
+    pub fn open(&self, endpoint: &Arc<Endpoint>) -> Option<Open> {
+        self.live.take_room().then(|| Open::new(self.live.clone(), endpoint.clone()))
+    }
+
+    /// Waits for room for a connection to `endpoint`, behind those who have waited longer.
+    pub fn wait(&self, endpoint: &Arc<Endpoint>, wanted: Wanted) -> oneshot::Receiver<Room> {
+        let room = self.live.queue.join(endpoint, wanted);
+        // What was given back before we stood in the queue was given to nobody.
+        self.live.serve();
+        room
+    }
+
+    /// Whether somebody waits for room.
+    pub fn is_waited_for(&self) -> bool {
+        !self.live.queue.is_empty()
+    }
+
+    /// That nobody has given a connection back in time.
+    pub fn full(&self) -> Error {
+        self.error(Reason::PoolFull, "max_connections connections are open, and each is in use")
+            .retry(Retry::Unprocessed)
+            .retry_after(Duration::from_secs(1))
     }
 
     fn error(&self, reason: Reason, detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -297,10 +324,35 @@ impl Live {
                 heard: watch::Sender::new(false),
                 in_flight: AtomicU32::new(0),
                 connections: AtomicU32::new(0),
+                max_connections: AtomicU32::new(spec.max_connections),
+                queue: Queue::default(),
                 capacity: AtomicU32::new(spec.capacity),
+                keep_alive: Mutex::new(spec.keep_alive),
                 follow: resolver.handle().spawn(task).abort_handle(),
             }
         })
+    }
+
+    /// Counts one connection more, if there may be one.
+    fn take_room(&self) -> bool {
+        let most = self.max_connections.load(Ordering::Relaxed);
+        let more = |open: u32| (open < most).then(|| open + 1);
+        self.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    }
+
+    /// Gives the room that there is to those who wait for it.
+    fn serve(self: &Arc<Self>) {
+        while !self.queue.is_empty() && self.take_room() {
+            match self.queue.first() {
+                Some(first) => {
+                    let open = Open::new(self.clone(), first.endpoint.clone());
+                    first.give(Room { handed: Option::None, open });
+                }
+                Option::None => {
+                    self.connections.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+        }
     }
 
     /// Takes the set that the source says, keeping those endpoints that are still in it.
@@ -310,11 +362,17 @@ impl Live {
             return;
         }
         let capacity = self.capacity.load(Ordering::Relaxed);
+        let keep_alive = *self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = |address| {
+            let endpoint = Endpoint::new(address, capacity);
+            endpoint.keep_alive.configure(keep_alive);
+            endpoint
+        };
         let next = targets
             .iter()
             .map(|t| {
                 let known = now.iter().find(|e| e.address == t.address);
-                known.cloned().unwrap_or_else(|| Endpoint::new(t.address, capacity))
+                known.cloned().unwrap_or_else(|| new(t.address))
             })
             .collect::<Vec<_>>();
         let mut leaving = self.leaving.load().as_ref().clone();
@@ -381,11 +439,33 @@ impl Open {
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
+
+    /// Whether somebody waits for this connection, or for its room.
+    pub fn is_waited_for(&self) -> bool {
+        !self.live.queue.is_empty()
+    }
+
+    /// Hands a connection that has carried `requests` to who has waited longest, if it suits him: by
+    /// `hand`, as what counts it. What does not suit is to be closed, which makes room.
+    pub fn hand_on(self, requests: u32, hand: impl FnOnce() -> Option<Handed>) {
+        let suits = |first: &super::room::Waiting| {
+            first.endpoint.id == self.endpoint.id
+                && match first.wanted {
+                    Wanted::Used => true,
+                    Wanted::Proven => self.endpoint.keep_alive.surely_takes_more(requests),
+                    Wanted::New => false,
+                }
+        };
+        if let Some(first) = self.live.queue.first_if(suits) {
+            first.give(Room { handed: hand(), open: self });
+        }
+    }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.endpoint.closed();
-        self.live.connections.fetch_sub(1, Ordering::Relaxed);
+        self.live.connections.fetch_sub(1, Ordering::SeqCst);
+        self.live.serve();
     }
 }

@@ -133,6 +133,7 @@ fn http(model: &Model) -> Table {
     row("body_timeout", &out.body_timeout, &inn.body_timeout);
     row("min_body_rate", &out.min_body_rate, &inn.min_body_rate);
     row("idle_timeout", &out.idle_timeout, &inn.idle_timeout);
+    row("max_connection_age", &out.max_connection_age, &inn.max_connection_age);
     table
 }
 

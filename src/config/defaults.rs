@@ -87,6 +87,7 @@ impl Default for Http {
             body_timeout: seconds(300),
             min_body_rate: ByteRate(Some(Rate { count: 600, per: Duration::from_secs(60) })),
             idle_timeout: seconds(3600),
+            max_connection_age: seconds(3600),
         }
     }
 }
@@ -114,7 +115,9 @@ impl Upstream {
             max_in_flight: None,
             max_connections: None,
             connect_timeout: Self::default_connect_timeout(),
+            keep_alive: KeepAlive::default(),
             idle_timeout: Self::default_idle_timeout(),
+            peer_timeout: Self::default_peer_timeout(),
         }
     }
 
@@ -127,7 +130,11 @@ impl Upstream {
     }
 
     pub(super) fn default_idle_timeout() -> Time {
-        Time(Duration::from_millis(900))
+        seconds(300)
+    }
+
+    pub(super) fn default_peer_timeout() -> Time {
+        seconds(10)
     }
 }
 

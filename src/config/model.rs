@@ -147,10 +147,35 @@ pub struct Upstream {
     /// How long a connection, with its TLS handshake, may take. Default 2s.
     #[serde(default = "Upstream::default_connect_timeout")]
     pub connect_timeout: Time,
-    /// How long an idle plain connection may wait and still be reused. Below the shortest
-    /// keep-alive in common use, so that no request dies on a stale connection. Default 900ms.
+    /// How its endpoints keep idle plain connections. Default: it is learned from what they say
+    /// and do.
+    #[serde(default, skip_serializing_if = "KeepAlive::is_empty")]
+    pub keep_alive: KeepAlive,
+    /// How long a connection may idle, whatever its endpoint allows. Default 5m.
     #[serde(default = "Upstream::default_idle_timeout")]
     pub idle_timeout: Time,
+    /// Between sidecars: how long a peer may be silent while an answer is due. Its connection is
+    /// then given up, and what may be sent again is. Default 10s.
+    #[serde(default = "Upstream::default_peer_timeout")]
+    pub peer_timeout: Time,
+}
+
+/// What is known beforehand of how endpoints keep idle plain connections.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeepAlive {
+    /// How long an endpoint keeps an idle connection; ours are used no longer than a margin before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Time>,
+    /// How many requests an endpoint takes on one connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<NonZeroU32>,
+}
+
+impl KeepAlive {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Mutual TLS towards an upstream.

@@ -108,6 +108,17 @@ pub struct Bounds {
     pub least: Option<Rate>,
     /// How long a downstream connection may idle.
     pub idle_timeout: Duration,
+    /// How long it is kept, about.
+    pub age: Duration,
+}
+
+impl Bounds {
+    /// How long one downstream connection is kept: not as long as those that were opened with it, so
+    /// that they do not all come again together.
+    pub fn lifetime(&self) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
+        self.age.min(LONGEST).mul_f64(0.9 + 0.2 * fastrand::f64())
+    }
 }
 
 impl RequestHead {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, StatusCode, Version};
 
-use super::h1::Writer;
+use super::h1::{Keeps, Writer};
 use super::pump::Sink;
 use super::{Fields, Length, ResponseHead, h2, mesh};
 use crate::error::{Error, REFUSED_FIELD};
@@ -34,6 +34,8 @@ pub struct Answer<'a> {
     pub(super) version: Version,
     /// Whether the connection ends with this answer.
     pub(super) close: bool,
+    /// For how many seconds the client is told that the connection is kept; 0: nothing is said.
+    pub(super) kept: u32,
     /// The client waits for 100 (Continue) before it sends its body.
     pub(super) expects: bool,
     pub(super) begun: bool,
@@ -64,7 +66,8 @@ impl Responder<'_> {
                 answer.begun = true;
                 let endless = head.length == Length::Stream && answer.version == Version::HTTP_10;
                 answer.close |= answer.expects || (endless && head.may_have_body(&answer.method));
-                answer.writer.response(&head, &answer.method, answer.version, answer.close);
+                let kept = if answer.close { Keeps::Not } else { Keeps::For(answer.kept) };
+                answer.writer.response(&head, &answer.method, answer.version, kept);
                 Ok(())
             }
             Responder::H2(answer) => answer.head(head),

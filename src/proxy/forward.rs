@@ -18,9 +18,9 @@ use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::within;
-use crate::http::{Body, Bounds, Next, RequestHead, Responder};
+use crate::http::{Body, Length, Next, RequestHead, Responder};
 use crate::intercept::Source;
-use crate::pool::{Dial, Streams};
+use crate::pool::{Dial, Need, Streams};
 use crate::tls::Carries;
 
 /// What is kept of a request's body, so that it can be sent again.
@@ -96,8 +96,12 @@ async fn attempts(
         // That there is no other endpoint is not what failed.
         let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
         worker.shared.leads_away(way.destination.route.direction, place.endpoint.address)?;
-        let this = Try { again: tries > 0, begun: if tries > 0 { Instant::now() } else { started } };
-        let error = match attempt(worker, way, &place, head, &mut body, respond, this).await {
+        let mut this = Try {
+            need: if tries > 0 { Need::New } else { need(head, retries) },
+            begun: if tries > 0 { Instant::now() } else { started },
+            reused: false,
+        };
+        let error = match attempt(worker, way, &place, head, &mut body, respond, &mut this).await {
             Ok(Answered { status, at, tunnel }) => {
                 let tunnel = match tunnel {
                     Some(switched) => {
@@ -115,11 +119,16 @@ async fn attempts(
             Retry::Idempotent => head.is_idempotent() && !std::mem::replace(&mut repeated, true),
             Retry::Never => false,
         };
-        if !safe || tries >= retries || respond.has_begun() || !body.rewind() {
+        // That a connection was closed under a request nobody took is not the endpoint's failure, and
+        // no retry of the request: it goes on a new one, whatever the route says of retries.
+        let unsent = this.reused && error.retry == Retry::Unprocessed && tries == 0;
+        if !safe || (tries >= retries && !unsent) || respond.has_begun() || !body.rewind() {
             return Err(error);
         }
         tracing::debug!(endpoint = %place.endpoint.address, %error, "trying again");
-        if tried.contains(&place.endpoint.id) {
+        if this.reused {
+            // To the same endpoint, at once: its connection was stale, and it is not.
+        } else if tried.contains(&place.endpoint.id) {
             let pause = FIRST_PAUSE * (1 << tries.min(6));
             let spread = pause.mul_f64(0.5 + fastrand::f64());
             drop(place);
@@ -144,11 +153,24 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
     }
 }
 
-/// Which try it is.
+/// One try.
 struct Try {
-    /// Not the first, which might have met a connection that was just being closed.
-    again: bool,
+    /// What it needs of a connection. After a first, a new one: that might have met one that was just
+    /// being closed.
+    need: Need,
     begun: Instant,
+    /// Whether it went on a connection that others had used.
+    reused: bool,
+}
+
+/// What a request needs of the connection that it goes on first.
+fn need(head: &RequestHead, retries: u8) -> Need {
+    let kept = match head.length {
+        Length::None => true,
+        Length::Sized(length) => length <= REPLAY as u64,
+        Length::Stream => false,
+    };
+    if kept && retries > 0 && head.is_idempotent() { Need::Usable } else { Need::Proven }
 }
 
 /// Pool and exchange: one try with one endpoint.
@@ -159,19 +181,20 @@ async fn attempt(
     head: &RequestHead,
     body: &mut Replay<'_, '_>,
     respond: &mut Responder<'_>,
-    Try { again, begun }: Try,
+    this: &mut Try,
 ) -> Result<Answered<Box<Switched>>> {
+    let Try { need, begun, .. } = *this;
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
     let bounds = &way.destination.route.bounds;
     let mut sidecar = upstream.secures(endpoint);
     let mut streams = None;
     if sidecar || way.h2 {
-        streams = match streams_to(worker, way, place, bounds, sidecar).await {
+        streams = match streams_to(worker, way, place, begun, sidecar).await {
             Err(error) if sidecar && !upstream.secures(endpoint) => {
                 // Found out just now; nothing was sent, so it starts over in plaintext.
                 tracing::info!(endpoint = %endpoint.address, %error, "speaks plaintext");
                 sidecar = false;
-                if way.h2 { Some(streams_to(worker, way, place, bounds, false).await?) } else { None }
+                if way.h2 { Some(streams_to(worker, way, place, begun, false).await?) } else { None }
             }
             streams => Some(streams?),
         };
@@ -191,20 +214,32 @@ async fn attempt(
             Answered { status: done.status, at: Instant::now(), tunnel }
         }
         None => {
-            let may_repeat = head.is_idempotent() && way.destination.route.retries > 0;
-            let idle = if again { None } else { worker.pools.idle_h1(endpoint, may_repeat, begun) };
-            let dial = Dial { source: way.source, secure: None };
-            let mut lease = match idle {
+            // What waited since, waited for a connection that does not wait: the clock is read again.
+            let now = if need == Need::Proven { Instant::now() } else { begun };
+            let mut lease = match worker.pools.idle_h1(endpoint, need, now) {
                 Some(lease) => lease,
-                None => noted(endpoint, Box::pin(worker.pools.open_h1(upstream, endpoint, dial)).await)?,
+                None => {
+                    let dial = Dial { source: way.source, secure: None };
+                    let opened = Box::pin(worker.pools.open_h1(upstream, endpoint, dial, need));
+                    noted(endpoint, opened.await)?
+                }
             };
-            let done = exchange::over_h1(&mut lease.conn, head, body, respond, &terms).await?;
+            this.reused = !lease.is_new();
+            let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
+                Ok(done) => done,
+                Err(error) => {
+                    if error.retry != Retry::Never {
+                        lease.was_stale();
+                    }
+                    return Err(error);
+                }
+            };
             let at = Instant::now();
             let mut tunnel = None;
             if done.tunnel.is_some() {
                 tunnel = Some(Box::new(Switched::Connection(lease)));
             } else if done.reusable {
-                worker.pools.put(lease, upstream, at);
+                worker.pools.put(lease, at - now, done.hint, at);
             }
             Answered { status: done.status, at, tunnel }
         }
@@ -218,14 +253,15 @@ async fn streams_to(
     worker: &Worker,
     way: &Way,
     place: &InFlight,
-    bounds: &Bounds,
+    begun: Instant,
     secure: bool,
 ) -> Result<Streams> {
-    if let Some(streams @ Streams::Mesh(_)) = worker.pools.streams(&place.endpoint, secure) {
+    if let Some(streams @ Streams::Mesh(_)) = worker.pools.streams(&place.endpoint, secure, begun) {
         return Ok(streams);
     }
     let dial = Dial { source: way.source, secure: secure.then_some(Carries::Requests) };
-    let opening = worker.pools.open_streams(place.upstream(), &place.endpoint, dial, *bounds);
+    let bounds = way.destination.route.bounds;
+    let opening = worker.pools.open_streams(place.upstream(), &place.endpoint, dial, bounds);
     noted(&place.endpoint, Box::pin(opening).await)
 }
 

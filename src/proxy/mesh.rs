@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::auth;
-use crate::balance::{Endpoint, Spec, Upstream};
+use crate::balance::{Configured, Endpoint, Spec, Upstream};
 use crate::config::HostPattern;
 use crate::config::model::{self, Direction, InboundMtls, Model, MtlsMode, OnMismatch};
 use crate::config::units::{Host, HostPort, Time};
@@ -249,7 +249,16 @@ fn spec(model: &Model, name: &str, upstream: &model::Upstream, tls: Option<&Tls>
         max_in_flight: upstream.max_in_flight.map_or(u32::MAX, |n| n.get()),
         max_connections: upstream.max_connections.map_or(u32::MAX, |n| n.get()),
         connect_timeout: upstream.connect_timeout.0,
-        idle_timeout: upstream.idle_timeout.0,
+        keep_alive: keep_alive(upstream),
+        peer_timeout: upstream.peer_timeout.0,
+    }
+}
+
+fn keep_alive(upstream: &model::Upstream) -> Configured {
+    Configured {
+        timeout: upstream.keep_alive.timeout.map(|t| t.0),
+        requests: upstream.keep_alive.requests.map(|n| n.get()),
+        most_idle: upstream.idle_timeout.0,
     }
 }
 
@@ -257,6 +266,7 @@ fn spec(model: &Model, name: &str, upstream: &model::Upstream, tls: Option<&Tls>
 fn anywhere(name: &str, connect_timeout: Duration) -> Spec {
     let address = HostPort { host: Host::Address([0, 0, 0, 0].into()), port: 0 };
     let defaults = model::Upstream::at(address);
+    let keep_alive = keep_alive(&defaults);
     Spec {
         name: name.into(),
         source: EndpointSource::new(&[]),
@@ -267,7 +277,8 @@ fn anywhere(name: &str, connect_timeout: Duration) -> Spec {
         max_in_flight: u32::MAX,
         max_connections: u32::MAX,
         connect_timeout,
-        idle_timeout: defaults.idle_timeout.0,
+        keep_alive,
+        peer_timeout: defaults.peer_timeout.0,
     }
 }
 
@@ -289,5 +300,6 @@ fn bounds(http: &model::Http) -> Bounds {
         body_timeout: http.body_timeout.0,
         least: http.min_body_rate.0,
         idle_timeout: http.idle_timeout.0,
+        age: http.max_connection_age.0,
     }
 }

@@ -143,6 +143,7 @@ impl Sidecar {
             listeners,
             mismatches: AtomicU64::new(0),
             busy: own.iter().map(|_| Line::default()).collect(),
+            alarms: own.iter().map(|_| Arc::default()).collect(),
         });
         let view = View::new(shared.clone(), bound);
         view.collect();

@@ -77,7 +77,7 @@ pub(super) async fn open(
         };
         let endpoint = place.endpoint.clone();
         worker.shared.leads_away(destination.route.direction, endpoint.address)?;
-        let opened = upstream.open(&endpoint)?;
+        let opened = worker.pools.room(upstream, &endpoint).await?;
         let secure = upstream.secures(&endpoint).then_some(Carries::Bytes);
         let mut way = Dial { source, secure };
         let mut stream = dial(upstream, &endpoint, way, &worker.shared.tls).await;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use super::mesh::{Mesh, Route};
 use super::worker::Shared;
 use crate::admin::{self, Readiness};
-use crate::balance::{Endpoint, Upstream};
+use crate::balance::{Endpoint, KeepAliveReport, Upstream};
 use crate::config::Model;
 use crate::dns::EndpointSource;
 use crate::limit::LimitReport;
@@ -196,6 +197,21 @@ fn bare(upstream: &Upstream) -> Value {
     json!({ "in_flight": upstream.in_flight(), "connections": upstream.connections() })
 }
 
+/// How long a peer keeps plain connections, and what is made of it.
+fn keep_alive(known: &KeepAliveReport) -> Value {
+    let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
+    json!({
+        "configured_seconds": seconds(known.configured),
+        "hinted_seconds": seconds(known.hinted),
+        "closes_after_seconds": seconds(known.closes_after),
+        "outlasted_seconds": known.outlasted.as_secs_f64(),
+        "round_trip_seconds": known.trip.as_secs_f64(),
+        "reuse_seconds": known.reuse.as_secs_f64(),
+        "reuse_any_seconds": known.proven.as_secs_f64(),
+        "requests": known.requests,
+    })
+}
+
 fn endpoint(endpoint: &Endpoint) -> Value {
     json!({
         "address": endpoint.address,
@@ -205,5 +221,6 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "connections": endpoint.connections(),
         "passed_over": endpoint.is_paused(),
         "plaintext": endpoint.is_plaintext(),
+        "keep_alive": keep_alive(&endpoint.keep_alive.report()),
     })
 }

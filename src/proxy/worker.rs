@@ -24,12 +24,12 @@ use crate::config::model::Direction;
 use crate::error::{Error, Reason};
 use crate::http::closing::{Closed, Closing};
 use crate::intercept;
-use crate::pool::{Pools, tune};
+use crate::pool::{Alarm, Pools, tune};
 use crate::telemetry::Accepted;
 use crate::tls;
 
-/// How often a worker looks through its idle connections.
-const SWEEP: Duration = Duration::from_millis(500);
+/// How long a worker without requests holds on to a snapshot that was replaced.
+const LET_GO: Duration = Duration::from_millis(500);
 
 /// Addresses without an upstream that a worker remembers.
 const MAX_ADDRESSES: usize = 4096;
@@ -56,6 +56,8 @@ pub(super) struct Shared {
     pub mismatches: AtomicU64,
     /// Requests and tunnels that are being served, by worker.
     pub busy: Box<[Line]>,
+    /// How each worker's pools are told of what happens to a connection, and of who waits for one.
+    pub alarms: Arc<[Arc<Alarm>]>,
 }
 
 /// A count on a cache line of its own.
@@ -165,13 +167,14 @@ pub(super) fn run(
             spawn_local(accept(worker.clone(), workers.clone(), direction, listener));
         }
         spawn_local(take(worker.clone(), assignment.handed));
-        let sweeper = worker.clone();
+        let keeper = worker.clone();
+        spawn_local(async move { keeper.pools.keep().await });
+        let idler = worker.clone();
         spawn_local(async move {
             loop {
-                tokio::time::sleep(SWEEP).await;
-                sweeper.pools.sweep();
                 // A worker without requests lets the snapshot before go, too.
-                sweeper.mesh();
+                tokio::time::sleep(LET_GO).await;
+                idler.mesh();
             }
         });
         end.cancelled().await;
@@ -183,7 +186,7 @@ impl Worker {
     fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
         Rc::new(Self {
             index,
-            pools: Rc::new(Pools::new(shared.tls.clone())),
+            pools: Rc::new(Pools::new(shared.tls.clone(), index, shared.alarms.clone())),
             mesh: RefCell::new(Rc::new(shared.mesh.load_full())),
             addresses: RefCell::default(),
             inbound: Ending::new(shared.drain.inbound.child_token()),
@@ -250,7 +253,12 @@ impl Worker {
             addresses.retain(|_, e| e.in_flight() + e.connections() > 0);
         }
         let capacity = route.upstream.spec.capacity;
-        addresses.entry(address).or_insert_with(|| Endpoint::new(address, capacity)).clone()
+        let new = || {
+            let endpoint = Endpoint::new(address, capacity);
+            endpoint.keep_alive.configure(route.upstream.spec.keep_alive);
+            endpoint
+        };
+        addresses.entry(address).or_insert_with(new).clone()
     }
 }
 

@@ -26,13 +26,14 @@ const LISTEN: &str = "listen:
   admin: 127.0.0.1:0
   probes: 127.0.0.1:0
 dns: { servers: [\"127.0.0.1:9\"] }
-workers: 1
 ";
 
 /// A running sidecar that nothing is redirected to. Killed when dropped.
 pub(crate) struct Loopback {
     process: Process,
     config: PathBuf,
+    /// What every configuration of it begins with.
+    fixed: String,
     bound: BTreeMap<String, SocketAddr>,
     _dir: TempDir,
 }
@@ -41,13 +42,19 @@ impl Loopback {
     /// Starts a sidecar with this configuration, which says nothing of `listen`, `dns` and
     /// `workers`, and waits until it is ready.
     pub(crate) async fn start(name: &str, yaml: &str) -> Self {
+        Self::with_workers(1, name, yaml).await
+    }
+
+    /// As [`start`](Self::start), with so many workers.
+    pub(crate) async fn with_workers(workers: usize, name: &str, yaml: &str) -> Self {
+        let fixed = format!("{LISTEN}workers: {workers}\n");
         let dir = TempDir::with_prefix("pannier-loopback-").expect("a temporary directory");
         let config = dir.path().join("pannier.yaml");
-        fs::write(&config, format!("{LISTEN}{yaml}")).expect("our own directory");
+        fs::write(&config, format!("{fixed}{yaml}")).expect("our own directory");
         let mut command = binary(&["proxy", "--config"]);
         command.arg(&config).env("PANNIER_LOG", "debug");
         let process = Process::start(command, name, &dir.path().join("log"));
-        let mut sidecar = Self { process, config, bound: BTreeMap::new(), _dir: dir };
+        let mut sidecar = Self { process, config, fixed, bound: BTreeMap::new(), _dir: dir };
         sidecar.bound = sidecar.process.until(READY, "listening", |process| {
             let bound = bound(&process.log());
             (bound.len() == 5).then_some(bound)
@@ -107,7 +114,7 @@ impl Loopback {
     /// Replaces what [`start`](Self::start) was given, in one step.
     pub(crate) fn configure(&self, yaml: &str) {
         let new = self.config.with_extension("new");
-        fs::write(&new, format!("{LISTEN}{yaml}"))
+        fs::write(&new, format!("{}{yaml}", self.fixed))
             .and_then(|()| fs::rename(&new, &self.config))
             .expect("our own directory");
     }
@@ -115,7 +122,7 @@ impl Loopback {
     /// Replaces it as a program that opens the file, thinks, and writes it in two goes.
     pub(crate) async fn configure_slowly(&self, yaml: &str) {
         use std::io::Write;
-        let text = format!("{LISTEN}{yaml}");
+        let text = format!("{}{yaml}", self.fixed);
         let (first, second) = text.split_at(text.len() / 2);
         let mut file = fs::File::create(&self.config).expect("our own file");
         for part in [first, second] {
@@ -186,6 +193,11 @@ impl Pair {
     /// As [`new`](Self::new), with more in the configuration of the caller's sidecar, and of the
     /// application's.
     pub(crate) async fn with(app: SocketAddr, callers: &str, applications: &str) -> Self {
+        Self::towards(app, "", callers, applications).await
+    }
+
+    /// As [`with`](Self::with), with more in what the caller's sidecar is told of the upstream.
+    pub(crate) async fn towards(app: SocketAddr, more: &str, callers: &str, applications: &str) -> Self {
         let files = TempDir::with_prefix("pannier-pair-").expect("a temporary directory");
         let authority = Authority::new("cluster.local");
         let issue =
@@ -194,8 +206,8 @@ impl Pair {
             + &format!("application: {app}\ninbound: {{ mtls: strict }}\n{applications}");
         let orders = Loopback::start("orders", &strict).await;
         let identity = issue("caller");
-        let peer = ", mtls: { peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }";
-        let yaml = identity.yaml() + &upstream(orders.inbound(), peer) + callers;
+        let peer = format!(", mtls: {{ peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }}{more}");
+        let yaml = identity.yaml() + &upstream(orders.inbound(), &peer) + callers;
         let caller = Loopback::start("caller", &yaml).await;
         Self { caller, orders, identity, _files: files }
     }

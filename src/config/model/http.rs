@@ -32,6 +32,9 @@ pub struct Http {
     /// How long a client's connection may idle between requests. Default 1h: longer than the
     /// application's own, so that it is the application that closes.
     pub idle_timeout: Time,
+    /// How long a client's connection is kept, spread by a tenth: after that its next answer asks it
+    /// to connect anew, so that connections spread over what has come since. Default 1h.
+    pub max_connection_age: Time,
 }
 
 /// What differs from `http`, for one direction.
@@ -59,6 +62,9 @@ pub struct HttpOverrides {
     /// As `http.idle_timeout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Time>,
+    /// As `http.max_connection_age`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connection_age: Option<Time>,
 }
 
 impl Http {
@@ -73,6 +79,7 @@ impl Http {
             body_timeout: own.body_timeout.unwrap_or(self.body_timeout),
             min_body_rate: own.min_body_rate.unwrap_or(self.min_body_rate),
             idle_timeout: own.idle_timeout.unwrap_or(self.idle_timeout),
+            max_connection_age: own.max_connection_age.unwrap_or(self.max_connection_age),
         }
     }
 }

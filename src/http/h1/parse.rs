@@ -8,7 +8,8 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Version};
 use httparse::{Header, Status};
 
-use super::scan::Scan;
+use super::Hint;
+use super::scan::{Scan, Scanned};
 use crate::config::model::MOST_HEADERS;
 use crate::http::fields::{Block, Span};
 use crate::http::{Authority, CALLER_FIELD, Fields, OWN_PREFIX, RequestHead, ResponseHead, may_have_body};
@@ -53,6 +54,8 @@ pub struct ParsedResponse {
     pub keep_alive: bool,
     /// Whether the body is chunked; a [`Length::Stream`] that is not ends with the connection.
     pub chunked: bool,
+    /// How long the peer says that it keeps the connection.
+    pub hint: Option<Hint>,
 }
 
 /// Takes a request's head from the front of `buf`; none if it is not all there yet.
@@ -134,8 +137,9 @@ pub fn response(
     let block = buf.split_to(len).freeze();
     let switches = matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED);
     let upgrade = scanned.upgrade.filter(|_| switches).and_then(|place| protocols(&block, place));
-    let head = ResponseHead { status, fields: scanned.fields.of(block), length: scanned.length, upgrade };
-    Ok(Some(ParsedResponse { head, keep_alive: scanned.keep_alive, chunked: scanned.chunked }))
+    let Scanned { fields, length, keep_alive, chunked, hint, .. } = scanned;
+    let head = ResponseHead { status, fields: fields.of(block), length, upgrade };
+    Ok(Some(ParsedResponse { head, keep_alive, chunked, hint }))
 }
 
 /// Trailing fields at the front of `buf`, empty line included; none if not all there yet.

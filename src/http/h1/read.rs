@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::Method;
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
@@ -87,8 +87,40 @@ impl Reader {
 
     /// As [`Reader::is_quiet`], as far as the runtime knows, which costs nothing.
     pub fn seems_quiet(&self) -> bool {
-        let read = self.half.try_read(&mut [0]);
-        self.buf.is_empty() && read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        let stream: &TcpStream = self.half.as_ref();
+        let peeked = stream.try_io(Interest::READABLE, || {
+            Ok(rustix::net::recv(stream, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT)?)
+        });
+        self.buf.is_empty() && peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Has `cx` woken when an idle connection is not any more as it should be; ready if it is not now.
+    pub fn poll_disturbed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let stream: &TcpStream = self.half.as_ref();
+        while self.buf.is_empty() {
+            match stream.poll_read_ready(cx) {
+                Poll::Pending => return Poll::Pending,
+                // What the runtime has heard may be of an answer that was read since.
+                Poll::Ready(_) if self.seems_quiet() => {}
+                Poll::Ready(_) => break,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether the peer has ended an idle connection, rather than said something on it.
+    pub fn is_ended(&self) -> bool {
+        let stream: &TcpStream = self.half.as_ref();
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        !matches!(
+            rustix::net::recv(stream, &mut [0; 1][..], flags),
+            Ok((1.., _)) | Err(rustix::io::Errno::AGAIN)
+        )
+    }
+
+    /// The connection.
+    pub fn stream(&self) -> &TcpStream {
+        self.half.as_ref()
     }
 
     /// Gives the buffer back, since nothing is expected for a while.

@@ -5,6 +5,7 @@ use http::{StatusCode, Version};
 use httparse::Header;
 use smallvec::SmallVec;
 
+use super::Hint;
 use super::parse::{Refused, content_length, is_connection_field, is_own, is_token, place, strict_value};
 use crate::http::fields::{Block, Span};
 use crate::http::{CALLER_FIELD, Length, upgrade};
@@ -25,6 +26,7 @@ pub(super) struct Scan<'a> {
     upgrades: bool,
     /// Something other than 100 (Continue) is expected.
     expects_other: bool,
+    hint: Option<Hint>,
     /// Fields that Connection names, as given.
     named: SmallVec<[&'a [u8]; 2]>,
 }
@@ -43,6 +45,8 @@ pub(super) struct Scanned {
     pub chunked: bool,
     /// Where the protocols are that the connection may switch to.
     pub upgrade: Option<(usize, usize)>,
+    /// How long the peer keeps the connection.
+    pub hint: Option<Hint>,
 }
 
 impl<'a> Scan<'a> {
@@ -59,6 +63,7 @@ impl<'a> Scan<'a> {
             upgrade: None,
             upgrades: false,
             expects_other: false,
+            hint: None,
             named: SmallVec::new(),
         }
     }
@@ -90,6 +95,7 @@ impl<'a> Scan<'a> {
                 self.chunked = true;
             }
             10 if name.eq_ignore_ascii_case(b"connection") => self.connection(value)?,
+            10 if name.eq_ignore_ascii_case(b"keep-alive") => self.hint = Some(hint(value)),
             6 if name.eq_ignore_ascii_case(b"expect") => {
                 self.expects_other |= !value.eq_ignore_ascii_case(b"100-continue");
                 self.fields.push(Span::of(self.buf, name, value));
@@ -181,6 +187,7 @@ impl<'a> Scan<'a> {
             keep_alive: persistent && !self.close,
             chunked: self.chunked,
             upgrade: self.upgrade.filter(|(start, end)| upgrades && start < end),
+            hint: self.hint,
         })
     }
 }
@@ -197,6 +204,24 @@ fn may_not_be_named(token: &[u8]) -> bool {
         CALLER_FIELD.as_bytes(),
     ];
     is_own(token) || NAMES.iter().any(|n| n.eq_ignore_ascii_case(token))
+}
+
+/// What a `Keep-Alive` field says (RFC 2068 section 19.7.1). It is advice, so that what cannot be read
+/// says nothing.
+fn hint(value: &[u8]) -> Hint {
+    let mut hint = Hint::default();
+    for token in tokens(value) {
+        let Some((name, number)) = std::str::from_utf8(token).ok().and_then(|t| t.split_once('=')) else {
+            continue;
+        };
+        let number = number.trim().trim_matches('"').parse().ok();
+        if name.trim().eq_ignore_ascii_case("timeout") {
+            hint.timeout = number.unwrap_or(0);
+        } else if name.trim().eq_ignore_ascii_case("max") {
+            hint.max = number;
+        }
+    }
+    hint
 }
 
 fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {

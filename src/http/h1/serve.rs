@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Version};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::parse::{ParsedRequest, Refused};
 use super::{Conn, HeadError, Reader};
@@ -42,13 +43,14 @@ pub enum Ended<T> {
 pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunnel> {
     let mut conn = Conn::new(stream);
     let mut closing = handler.closing();
+    let retires = Instant::now().checked_add(handler.bounds().lifetime());
     let end = loop {
         let parsed = match next(&mut conn.reader, &mut closing, handler).await {
             Ok(parsed) => parsed,
             Err(None) => return Ended::Closed,
             Err(Some(error)) => break End::Refuse(error),
         };
-        if let ControlFlow::Break(end) = Box::pin(one(&mut conn, parsed, handler)).await {
+        if let ControlFlow::Break(end) = Box::pin(one(&mut conn, parsed, handler, retires)).await {
             break end;
         }
     };
@@ -122,6 +124,7 @@ fn one<H: Handler>(
     conn: &mut Conn,
     mut parsed: ParsedRequest,
     handler: &H,
+    retires: Option<Instant>,
 ) -> impl Future<Output = ControlFlow<End<H::Tunnel>>> {
     async move {
         let ParsedRequest { head, keep_alive } = &mut parsed;
@@ -132,7 +135,8 @@ fn one<H: Handler>(
             writer,
             method: head.method.clone(),
             version: head.version,
-            close: !*keep_alive || handler.is_draining(),
+            close: !*keep_alive || handler.is_draining() || retires.is_some_and(|at| Instant::now() >= at),
+            kept: hint(handler.bounds().idle_timeout),
             expects: expects && !head.length.is_empty(),
             begun: false,
             ended: false,
@@ -156,6 +160,12 @@ fn one<H: Handler>(
             },
         }
     }
+}
+
+/// For how long a client is told that its connection is kept, in seconds: for less than it is, so that
+/// it does not send as we close. 0: it is told nothing.
+fn hint(idle_timeout: Duration) -> u32 {
+    u32::try_from(idle_timeout.as_secs().saturating_sub(1)).unwrap_or(u32::MAX)
 }
 
 /// Reads what is left of a body that nobody wants; false if it is too much, or broken.
@@ -192,6 +202,7 @@ async fn refuse<H: Handler>(mut conn: Conn, handler: &H, error: Error) -> Ended<
         method: Method::GET,
         version: Version::HTTP_11,
         close: true,
+        kept: 0,
         expects: false,
         begun: false,
         ended: false,

@@ -33,6 +33,15 @@ pub enum Framing {
     Bodyless,
 }
 
+/// What becomes of a connection after an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeps {
+    /// It is closed.
+    Not,
+    /// It is kept for so many seconds at least; 0: that is not said.
+    For(u32),
+}
+
 type Lost = Pin<Box<dyn Future<Output = ()>>>;
 
 /// The writing half, with what is still to be written.
@@ -44,7 +53,7 @@ pub struct Writer {
     /// What is being written had to wait: nothing is added to it, so that a slow reader holds little.
     waits: bool,
     framing: Framing,
-    /// Bytes that have left since the last head, for whoever watches while a body is being sent.
+    /// Bytes that have been written, for whoever watches while a body is being sent.
     written: Rc<Cell<u64>>,
 }
 
@@ -64,20 +73,19 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    pub(super) fn new(half: OwnedWriteHalf) -> Self {
+    pub(super) fn new(half: OwnedWriteHalf, written: u64) -> Self {
         Self {
             half: Rc::new(half),
             lost: None,
             out: Out::default(),
             waits: false,
             framing: Framing::Plain,
-            written: Rc::default(),
+            written: Rc::new(Cell::new(written)),
         }
     }
 
     /// The buffer, with room for a head.
     fn begin(&mut self) -> &mut BytesMut {
-        self.written.set(0);
         let tail = &mut self.out.tail;
         if tail.capacity() == 0 {
             let spare = SPARE.with_borrow_mut(Vec::pop);
@@ -116,8 +124,8 @@ impl Writer {
     }
 
     /// Puts a response's head into the buffer, as an answer to `method` from a client that speaks
-    /// `version`. With `close`, says that the connection ends.
-    pub fn response(&mut self, head: &ResponseHead, method: &Method, version: Version, close: bool) {
+    /// `version`. Says what becomes of the connection.
+    pub fn response(&mut self, head: &ResponseHead, method: &Method, version: Version, keeps: Keeps) {
         let framing = match head.length {
             _ if !head.may_have_body(method) => Framing::Bodyless,
             Length::None | Length::Sized(_) => Framing::Plain,
@@ -135,10 +143,15 @@ impl Writer {
             length => length,
         };
         put_length(out, length, framing);
-        if close {
-            out.put_slice(b"connection: close\r\n");
-        } else if version == Version::HTTP_10 {
-            out.put_slice(b"connection: keep-alive\r\n");
+        match keeps {
+            Keeps::Not => out.put_slice(b"connection: close\r\n"),
+            Keeps::For(0) if version == Version::HTTP_10 => out.put_slice(b"connection: keep-alive\r\n"),
+            Keeps::For(0) => {}
+            Keeps::For(seconds) => {
+                out.put_slice(b"connection: keep-alive\r\nkeep-alive: timeout=");
+                put_number(out, seconds.into());
+                out.put_slice(b"\r\n");
+            }
         }
         out.put_slice(b"\r\n");
     }
@@ -291,7 +304,7 @@ impl Writer {
         self.lost = None;
     }
 
-    /// Bytes that have left since the last head began, as they leave.
+    /// Bytes that have been written on the connection, as they are.
     pub fn written(&self) -> Rc<Cell<u64>> {
         self.written.clone()
     }

@@ -7,6 +7,7 @@ mod watch;
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::outgoing::{Outgoing, Stream};
 use super::pump::{Sink as _, taken};
@@ -89,6 +90,7 @@ pub async fn serve<H: Handler + 'static>(
     let mut watch = Watch::new(seen.clone(), &bounds);
     let mut closing = handler.closing();
     let mut told = false;
+    let mut lifetime = pin!(sleep(bounds.lifetime()));
     loop {
         tokio::select! {
             biased;
@@ -125,7 +127,7 @@ pub async fn serve<H: Handler + 'static>(
                     connection.graceful_shutdown();
                 }
             },
-            () = &mut closing, if !told => {
+            () = async { tokio::select! { () = &mut closing => {}, () = &mut lifetime => {} } }, if !told => {
                 told = true;
                 // GOAWAY with the highest id first, then the real one: no request is lost.
                 connection.graceful_shutdown();

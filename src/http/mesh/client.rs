@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use super::driver::Driver;
 use super::frame;
-use super::link::{Shared, Side};
+use super::link::{Shared, Side, State};
 use super::stream::{Hold, Incoming, Sink, leaving};
 use super::{Code, Lost};
 use crate::http::h1::parse::Refused;
@@ -64,6 +65,34 @@ impl Link {
     /// How long the peer has taken nothing of what is sent.
     pub fn blocked_for(&self) -> Duration {
         self.0.within(|state| state.blocked_for())
+    }
+
+    /// How long nothing of the peer had arrived by `now`.
+    pub fn silent_for(&self, now: Instant) -> Duration {
+        self.0.within(|state| state.silent_for(now))
+    }
+
+    /// Whether the peer owes us something.
+    pub fn is_owed(&self) -> bool {
+        self.0.within(|state| state.is_owed())
+    }
+
+    /// Asks the peer to say something, if it has not been asked already.
+    pub fn ask(&self) {
+        self.0.with(State::ask);
+    }
+
+    /// Asks, and waits until the peer has said something, or the connection has ended.
+    pub async fn answers(&self) {
+        let asked = Instant::now();
+        self.ask();
+        poll_fn(|cx| self.0.within(|state| state.poll_heard(asked, cx))).await;
+    }
+
+    /// Ends it here and now: every stream that has not ended is lost.
+    pub fn give_up(&self, why: &str) {
+        self.0.within(|state| state.fail(why.into()));
+        self.0.wake();
     }
 
     /// Bytes of bodies that wait to be taken.

@@ -69,6 +69,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Arc<str>> {
+        if let Some(why) = self.shared.within(|state| state.ended()) {
+            return Poll::Ready(why);
+        }
         let mut choked = false;
         for read in 0.. {
             choked = self.shared.within(|state| state.out.len()) > CHOKED;
@@ -86,7 +89,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 Poll::Ready(Err(error)) => return Poll::Ready(error.to_string().into()),
             }
             let Self { shared, buf, .. } = self;
-            let taken = shared.within(|state| state.take_frames(buf, &shared.bounds));
+            let taken = shared.within(|state| {
+                state.hears();
+                state.take_frames(buf, &shared.bounds)
+            });
             if let Err(violation) = taken {
                 return self.break_off(cx, violation);
             }

@@ -16,6 +16,7 @@ use super::driver::Driver;
 use super::link::{Shared, Side, State};
 use super::stream::{Hold, Incoming, Sink, leaving};
 use super::{Code, frame};
+use crate::http::deadline::Deadline;
 use crate::http::h1::parse::Refused;
 use crate::http::pump::taken;
 use crate::http::{
@@ -31,6 +32,7 @@ pub async fn serve<H: Handler + 'static>(
     let mut driver = Driver::new(io, shared.clone());
     let mut closing = handler.closing();
     let mut told = false;
+    let mut lifetime = Deadline::new(handler.bounds().lifetime());
     poll_fn(|cx| {
         let ended = driver.poll(cx);
         while let Some((id, payload, ends)) = shared.within(|state| state.accepted.pop_front()) {
@@ -39,7 +41,7 @@ pub async fn serve<H: Handler + 'static>(
         if ended.is_ready() {
             return ended;
         }
-        if !told && Pin::new(&mut closing).poll(cx).is_ready() {
+        if !told && (Pin::new(&mut closing).poll(cx).is_ready() || lifetime.poll(cx).is_ready()) {
             told = true;
             shared.with(State::say_goodbye);
         }

@@ -21,9 +21,10 @@ use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::Deadline;
 use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
-use crate::http::h1::{Conn, HeadError, Reader};
+use crate::http::h1::{Conn, HeadError, Hint, Reader};
 use crate::http::pump::{Broken, Sink, pump, taken};
 use crate::http::{Body, BodyError, Bounds, Fields, Frame, Length, RequestHead, Responder, ResponseHead};
+use crate::pool::has_left;
 
 /// Interim answers that one request may be given.
 const MAX_INTERIM: u8 = 64;
@@ -64,6 +65,8 @@ pub struct Done<T = ()> {
     pub status: StatusCode,
     /// Whether the connection may carry another request.
     pub reusable: bool,
+    /// How long the peer says that it keeps the connection.
+    pub hint: Option<Hint>,
     /// The request asked for a tunnel and got it: the upstream's end, where the exchange has it.
     pub tunnel: Option<T>,
 }
@@ -81,29 +84,31 @@ pub async fn over_h1(
 ) -> Result<Done> {
     let Conn { reader, writer } = conn;
     let written = writer.written();
+    let before = written.get();
     writer.request(head, terms.host);
     let sending = Sending::new();
     let least = terms.least(head, body);
     let send = pump(body, writer, terms.bounds.body_timeout).at_least(least);
     let receive = async {
-        let parsed = h1_head(reader, head, respond, terms, &written, &sending).await?;
+        let parsed = h1_head(reader, head, respond, terms, &sending).await?;
         let status = parsed.head.status;
         if parsed.head.grants_tunnel(head) {
             Box::pin(grant(parsed.head, respond, terms)).await?;
-            return Ok(Done { status, reusable: false, tunnel: Some(()) });
+            return Ok(Done { status, reusable: false, hint: None, tunnel: Some(()) });
         }
         let mut body = match parsed.head.length {
             length if length.is_empty() || !parsed.head.may_have_body(&head.method) => Body::Empty,
             length => Body::H1(reader.body(length, parsed.chunked)),
         };
-        let keep_alive = parsed.keep_alive;
+        let (keep_alive, hint) = (parsed.keep_alive, parsed.hint);
         if !sending.is_done() {
             respond.last();
         }
         answer(parsed.head, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: keep_alive && !reader.has_leftover(), tunnel: None })
+        Ok(Done { status, reusable: keep_alive && !reader.has_leftover(), hint, tunnel: None })
     };
-    let done = both(send, receive, &sending).await?;
+    let done = both(send, receive, &sending).await;
+    let done = done.map_err(|error| of_unsent(error, conn, before))?;
     Ok(Done { reusable: sending.is_done() && done.reusable, ..done })
 }
 
@@ -113,14 +118,13 @@ async fn h1_head(
     request: &RequestHead,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
-    written: &Cell<u64>,
     sending: &Sending,
 ) -> Result<ParsedResponse> {
     let mut interim_left = MAX_INTERIM;
     loop {
         let coming = |cx: &mut Context<'_>| reader.poll_response(cx, terms.bounds, &request.method);
         let parsed = unless_gone(respond, terms.patience(), Some(sending), coming).await?;
-        let parsed = parsed.map_err(|error| unread(error, written.get()))?;
+        let parsed = parsed.map_err(unread)?;
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS if !parsed.head.grants_tunnel(request) => {
                 return Err(malformed("it switches to a protocol that was not offered"));
@@ -135,15 +139,21 @@ async fn h1_head(
     }
 }
 
-/// What it says of a request that no head of an answer could be read; `written` bytes of it have
-/// left.
-fn unread(error: HeadError, written: u64) -> Error {
+/// What a loss says of a request if nothing of it has left: that nobody can have read anything. `before`
+/// bytes had been written when it began.
+fn of_unsent(error: Error, conn: &Conn, before: u64) -> Error {
+    let took_nothing = || conn.writer.written().get() == before;
+    let unsent = || took_nothing() || !has_left(conn.reader.stream(), before);
+    if error.retry == Retry::Idempotent && unsent() {
+        return Error::new(Reason::UpstreamReset, "the connection was closed before the request left")
+            .retry(Retry::Unprocessed);
+    }
+    error
+}
+
+/// What it says of a request that no head of an answer could be read.
+fn unread(error: HeadError) -> Error {
     match error {
-        // The write took nothing, so nobody can have read anything.
-        HeadError::Closed if written == 0 => {
-            Error::new(Reason::UpstreamReset, "the connection was closed before the request left")
-                .retry(Retry::Unprocessed)
-        }
         HeadError::Closed => lost("the connection was closed before an answer"),
         HeadError::Lost(error) => lost(format!("the connection was lost within the answer's head: {error}")),
         HeadError::Refused(Refused::TooLarge) => malformed("its head is too large"),

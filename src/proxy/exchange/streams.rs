@@ -48,7 +48,7 @@ pub(in crate::proxy) async fn over_h2(
             respond.last();
         }
         answer(head_back, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: true, tunnel: None })
+        Ok(Done { status, reusable: true, hint: None, tunnel: None })
     };
     both(send, receive, &sending).await
 }
@@ -68,7 +68,7 @@ async fn tunnel_over_h2(
     if grants(&mut head_back, head, terms)? {
         let status = head_back.status;
         grant(head_back, respond, terms).await?;
-        return Ok(Done { status, reusable: true, tunnel: Some((Box::new(sink), body)) });
+        return Ok(Done { status, reusable: true, hint: None, tunnel: Some((Box::new(sink), body)) });
     }
     refused_tunnel(head_back, &mut body, &mut sink, respond, terms).await
 }
@@ -86,7 +86,12 @@ async fn tunnel_over_mesh(
     if grants(&mut head_back, head, terms)? {
         let status = head_back.status;
         grant(head_back, respond, terms).await?;
-        return Ok(Done { status, reusable: true, tunnel: Some((Box::new(sink), response.tunnel())) });
+        return Ok(Done {
+            status,
+            reusable: true,
+            hint: None,
+            tunnel: Some((Box::new(sink), response.tunnel())),
+        });
     }
     let mut body = response.body(&head_back, &head.method);
     refused_tunnel(head_back, &mut body, &mut sink, respond, terms).await
@@ -120,7 +125,7 @@ async fn refused_tunnel(
     let _ = taken(poll_fn(|cx| sink.poll_flush(cx)), terms.bounds.body_timeout).await;
     let status = head_back.status;
     answer(head_back, body, respond, terms).await?;
-    Ok(Done { status, reusable: true, tunnel: None })
+    Ok(Done { status, reusable: true, hint: None, tunnel: None })
 }
 
 async fn h2_head(
@@ -177,7 +182,7 @@ pub async fn over_mesh(
             respond.last();
         }
         answer(head_back, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: true, tunnel: None })
+        Ok(Done { status, reusable: true, hint: None, tunnel: None })
     };
     both(send, receive, &sending).await
 }

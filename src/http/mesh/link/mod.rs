@@ -80,6 +80,9 @@ pub(super) struct State {
     peer_takes: Option<u32>,
     /// The last stream that we take, once we are ending.
     takes: Option<u32>,
+    /// When the peer was last heard, and who waits for that.
+    heard: tokio::time::Instant,
+    listening: Vec<Waker>,
     /// When the PING on its way left, and the shortest that one took.
     pinged: Option<Instant>,
     pings: u32,
@@ -144,6 +147,8 @@ impl Shared {
             keeps_credit: false,
             peer_takes: None,
             takes: None,
+            heard: tokio::time::Instant::now(),
+            listening: Vec::new(),
             pinged: Some(Instant::now()),
             pings: 1,
             round_trip: None,
@@ -222,6 +227,45 @@ impl State {
     /// Whether no stream may be opened any more.
     pub(super) fn is_ending(&self) -> bool {
         self.ended.is_some() || self.peer_takes.is_some() || self.last >= u32::MAX / 2
+    }
+
+    /// Notes that something of the peer has arrived.
+    pub(super) fn hears(&mut self) {
+        self.heard = tokio::time::Instant::now();
+        self.listening.drain(..).for_each(Waker::wake);
+    }
+
+    /// How long nothing of the peer had arrived by `now`.
+    pub(super) fn silent_for(&self, now: tokio::time::Instant) -> Duration {
+        now.saturating_duration_since(self.heard)
+    }
+
+    /// Asks the peer to say something, if it has not been asked already.
+    pub(super) fn ask(&mut self) {
+        if self.pinged.is_none() && self.ended.is_none() {
+            self.pinged = Some(Instant::now());
+            self.pings += 1;
+            frame::put_ping(&mut self.out.tail, false);
+        }
+    }
+
+    /// Whether the peer owes us something: an answer, or that it has heard us.
+    pub(super) fn is_owed(&self) -> bool {
+        self.ended.is_none() && (self.pinged.is_some() || !self.streams.is_empty())
+    }
+
+    /// Ready once something has been heard after `asked`, or the connection has ended.
+    pub(super) fn poll_heard(&mut self, asked: tokio::time::Instant, cx: &Context<'_>) -> Poll<()> {
+        if self.heard >= asked || self.ended.is_some() {
+            return Poll::Ready(());
+        }
+        self.listening.push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Why it has ended, if it has.
+    pub(super) fn ended(&self) -> Option<Arc<str>> {
+        self.ended.clone()
     }
 
     /// How long the peer has taken nothing of what we write.
@@ -437,7 +481,7 @@ impl State {
             stream.wake();
         }
         self.ended.get_or_insert(why);
-        self.greeting.take().into_iter().for_each(Waker::wake);
+        self.greeting.take().into_iter().chain(self.listening.drain(..)).for_each(Waker::wake);
     }
 }
 

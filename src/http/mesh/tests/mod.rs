@@ -28,6 +28,7 @@ const BOUNDS: Bounds = Bounds {
     head_timeout: Duration::from_secs(10),
     body_timeout: Duration::from_secs(10),
     idle_timeout: Duration::from_secs(10),
+    age: Duration::from_secs(3600),
 };
 
 /// Answers with the request's body, or as the path asks.

@@ -1,0 +1,461 @@
+//! HTTP/1 connections of a worker: kept while they idle, watched, used most recent first, and handed to
+//! other workers that wait for one.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foldhash::fast::FixedState;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+
+use super::watch::{Alarm, Place, bell};
+use super::{Dial, dial};
+use crate::balance::{Endpoint, Handed, Open, Room, Upstream, Wanted};
+use crate::error::{Error, Reason, Result, Retry};
+use crate::http::h1::{self, Hint};
+
+/// A connection that has idled for less than this is used without asking the kernel about it, for
+/// a request that may be sent again: the runtime has looked since.
+const LOOKED_AT: Duration = Duration::from_millis(5);
+
+/// Connections that a worker opens to one endpoint at the same time: so many that come back at once
+/// after a restart do not all shake hands together.
+const DIALS: usize = 16;
+
+/// Connections that are passed over for one that suits a request, at most.
+const PASSED_OVER: usize = 16;
+
+/// Requests that had to open a connection in a while, and in the one before, for which one is kept
+/// warm.
+const BUSY: u32 = 2;
+
+/// An HTTP/1 connection that carries one request.
+pub struct Lease(Box<Kept>);
+
+/// A connection, with what is known of it.
+struct Kept {
+    conn: h1::Conn,
+    /// After the connection: it is closed before it is counted as such.
+    open: Open,
+    id: u64,
+    bell: Waker,
+    /// Requests that it has carried, and after which its peer has said that it ends.
+    requests: u32,
+    most: u32,
+    /// How long it had idled before this request; none: it was opened for it.
+    idled: Option<Duration>,
+    /// Since when it has been idle.
+    since: Instant,
+}
+
+/// The connections to one endpoint.
+struct Pool {
+    endpoint: Arc<Endpoint>,
+    /// The one used last comes last.
+    idle: Vec<Box<Kept>>,
+    dials: Arc<Semaphore>,
+    /// The shortest exchange since the keeper last looked.
+    trip: Duration,
+    /// How the last connection was opened that was opened because none was idle, and how many were since
+    /// the keeper last looked, and before.
+    missed: Option<(Arc<Upstream>, Dial)>,
+    misses: u32,
+    missed_before: u32,
+}
+
+/// A worker's HTTP/1 connections.
+pub(super) struct Plain {
+    pools: RefCell<HashMap<u64, Pool, FixedState>>,
+    next: std::cell::Cell<u64>,
+    /// This worker's, and everybody's.
+    pub(super) alarm: Arc<Alarm>,
+    alarms: Arc<[Arc<Alarm>]>,
+}
+
+/// What a request needs of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// It may be sent again, should the connection turn out to have just been closed.
+    Usable,
+    /// It may not.
+    Proven,
+    /// A new one: another has just failed.
+    New,
+}
+
+impl Lease {
+    /// The connection.
+    pub fn conn(&mut self) -> &mut h1::Conn {
+        &mut self.0.conn
+    }
+
+    /// Whether it was opened for this request: nobody has used it, nor has it waited.
+    pub fn is_new(&self) -> bool {
+        self.0.idled.is_none()
+    }
+
+    /// Notes that the peer had closed it before it took this request.
+    pub fn was_stale(&self) {
+        if let Some(idled) = self.0.idled {
+            self.0.open.endpoint().keep_alive.closed(idled, self.0.requests);
+        }
+    }
+
+    /// The connection as bytes, and what was read of it and not used.
+    pub fn into_stream(self) -> Option<(TcpStream, Bytes, Open)> {
+        let Kept { conn: h1::Conn { reader, writer }, open, .. } = *self.0;
+        let (stream, read) = reader.reunite(writer)?;
+        Some((stream, read, open))
+    }
+}
+
+impl Kept {
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
+    /// Whether it is to be used no more.
+    fn is_spent(&self) -> bool {
+        self.requests >= self.most || !self.open.endpoint().keep_alive.takes_more(self.requests)
+    }
+
+    fn suits(&self, need: Need) -> bool {
+        !self.is_spent()
+            && match need {
+                Need::Usable => true,
+                Need::Proven => self.open.endpoint().keep_alive.surely_takes_more(self.requests),
+                Need::New => false,
+            }
+    }
+
+    /// Has its bell rung when anything happens to it; false if something has already.
+    fn watch(&self) -> bool {
+        self.conn.reader.poll_disturbed(&mut Context::from_waker(&self.bell)).is_pending()
+    }
+
+    /// Notes that it is not as it should be, if that is the peer's close.
+    fn ended(&self, now: Instant) {
+        if self.conn.reader.is_ended() && self.requests > 0 {
+            self.open.endpoint().keep_alive.closed(self.age(now), self.requests);
+        }
+    }
+
+    /// Gives it to whoever has waited longest for it, or closes it for them.
+    fn hand_on(self: Box<Self>) {
+        let Kept { conn: h1::Conn { reader, writer }, open, requests, most, .. } = *self;
+        let written = writer.written().get();
+        let hand = move || {
+            let (stream, read) = reader.reunite(writer)?;
+            let stream = stream.into_std().ok().filter(|_| read.is_empty())?;
+            Some(Handed { stream, written, requests, most })
+        };
+        open.hand_on(requests, hand);
+    }
+}
+
+impl Plain {
+    /// None yet. `alarms` are those of all workers.
+    pub(super) fn new(index: usize, alarms: Arc<[Arc<Alarm>]>) -> Self {
+        Self { pools: RefCell::default(), next: Default::default(), alarm: alarms[index].clone(), alarms }
+    }
+
+    /// The idle connection to `endpoint` that was used most recently before `now`, of those that suit.
+    pub(super) fn idle(&self, endpoint: &Endpoint, need: Need, now: Instant) -> Option<Lease> {
+        let limit = match need {
+            Need::Usable => endpoint.keep_alive.reuse(),
+            Need::Proven => endpoint.keep_alive.proven(),
+            Need::New => return None,
+        };
+        let mut pools = self.pools.borrow_mut();
+        let idle = &mut pools.get_mut(&endpoint.id)?.idle;
+        let least = idle.len().saturating_sub(PASSED_OVER);
+        for at in (least..idle.len()).rev() {
+            let age = idle[at].age(now);
+            // What lies below has idled longer.
+            if age >= limit {
+                return None;
+            }
+            let reader = &idle[at].conn.reader;
+            let quiet =
+                reader.seems_quiet() && (need == Need::Usable && age < LOOKED_AT || reader.is_quiet());
+            if !quiet {
+                idle.remove(at).ended(now);
+            } else if idle[at].suits(need) {
+                let mut kept = idle.remove(at);
+                kept.idled = Some(age);
+                return Some(Lease(kept));
+            }
+        }
+        None
+    }
+
+    /// A connection to `endpoint` when none was idle: a new one, or with its upstream at its maximum one
+    /// that another request gives back.
+    pub(super) async fn open(
+        &self,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        dial: Dial,
+        need: Need,
+    ) -> Result<Lease> {
+        let wanted = match need {
+            Need::Usable => Wanted::Used,
+            Need::Proven => Wanted::Proven,
+            Need::New => Wanted::New,
+        };
+        let Room { handed, open } = self.room(upstream, endpoint, wanted).await?;
+        if let Some(Handed { stream, written, requests, most }) = handed
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            let conn = h1::Conn::resume(stream, written);
+            return Ok(Lease(self.kept(conn, open, requests, most, Some(Duration::ZERO))));
+        }
+        let dials = self.missed(upstream, endpoint, dial);
+        let _permit = self.turn(dials, upstream, endpoint).await?;
+        let stream = dial::tcp(upstream, endpoint, dial).await?;
+        Ok(Lease(self.kept(h1::Conn::new(stream), open, 0, u32::MAX, None)))
+    }
+
+    /// Waits for a turn to open a connection.
+    async fn turn(
+        &self,
+        dials: Arc<Semaphore>,
+        upstream: &Upstream,
+        endpoint: &Endpoint,
+    ) -> Result<OwnedSemaphorePermit> {
+        if let Ok(permit) = dials.clone().try_acquire_owned() {
+            return Ok(permit);
+        }
+        let limit = upstream.spec.connect_timeout;
+        match timeout(limit, dials.acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::new(
+                Reason::PoolConnectTimeout,
+                format!("{} takes no connections: {DIALS} are being opened for {limit:?}", endpoint.address),
+            )
+            .retry(Retry::Unprocessed)
+            .upstream(&upstream.spec.name)),
+        }
+    }
+
+    /// Room for a connection: what there is, what can be made, or what is given back by whoever has it,
+    /// within the time that a connection may take.
+    pub(super) async fn room(
+        &self,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        wanted: Wanted,
+    ) -> Result<Room> {
+        loop {
+            if let Some(open) = upstream.open(endpoint) {
+                return Ok(Room { handed: None, open });
+            }
+            if !self.close_one(upstream) {
+                break;
+            }
+        }
+        let room = upstream.wait(endpoint, wanted);
+        // Nobody is to wait while another worker holds what he needs.
+        self.alarms.iter().for_each(|alarm| alarm.want(upstream));
+        match timeout(upstream.spec.connect_timeout, room).await {
+            Ok(Ok(room)) => Ok(room),
+            _ => Err(upstream.full()),
+        }
+    }
+
+    /// Closes the idle connection to an upstream that has waited longest; false if there is none.
+    fn close_one(&self, upstream: &Upstream) -> bool {
+        self.take_oldest(upstream).map(drop).is_some()
+    }
+
+    /// Gives an idle connection to whoever waits for `upstream`; false if there is none.
+    pub(super) fn give_one(&self, upstream: &Upstream) -> bool {
+        self.take_oldest(upstream).map(Kept::hand_on).is_some()
+    }
+
+    fn take_oldest(&self, upstream: &Upstream) -> Option<Box<Kept>> {
+        let mut pools = self.pools.borrow_mut();
+        let (endpoints, leaving) = (upstream.endpoints(), upstream.leaving());
+        let all = endpoints.iter().chain(&leaving);
+        let oldest = all.filter_map(|e| Some((e.id, pools.get(&e.id)?.idle.first()?.since)));
+        let (id, _) = oldest.min_by_key(|(_, since)| *since)?;
+        let idle = &mut pools.get_mut(&id)?.idle;
+        (!idle.is_empty()).then(|| idle.remove(0))
+    }
+
+    /// Gives a connection back at `now`, after an exchange that took `trip`, in which its peer said
+    /// `hint`.
+    pub(super) fn put(&self, lease: Lease, trip: Duration, hint: Option<Hint>, now: Instant) {
+        let Lease(mut kept) = lease;
+        let endpoint = kept.open.endpoint().clone();
+        let peer = &endpoint.keep_alive;
+        if let Some(idled) = kept.idled {
+            // That it was answered shows it better than any look.
+            peer.lives(idled.max(LOOKED_AT), kept.requests);
+        }
+        kept.requests += 1;
+        if let Some(hint) = hint {
+            peer.hinted(hint);
+            // Of some it is what is left, of others what there was at first: so the first counts, and
+            // its end.
+            let most = hint.max.map_or(u32::MAX, |max| if max == 0 { 0 } else { kept.requests - 1 + max });
+            kept.most = kept.most.min(most);
+        }
+        if endpoint.is_leaving() || kept.is_spent() {
+            return;
+        }
+        if kept.open.is_waited_for() {
+            return kept.hand_on();
+        }
+        kept.conn.reader.rest();
+        kept.since = now;
+        if !kept.watch() {
+            return kept.ended(now);
+        }
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools.entry(endpoint.id).or_insert_with(|| Pool::new(&endpoint));
+        if kept.idled.is_some() {
+            pool.trip = pool.trip.min(trip);
+        }
+        pool.idle.push(kept);
+    }
+
+    fn kept(
+        &self,
+        conn: h1::Conn,
+        open: Open,
+        requests: u32,
+        most: u32,
+        idled: Option<Duration>,
+    ) -> Box<Kept> {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        let bell = bell(Place { endpoint: open.endpoint().id, id }, &self.alarm);
+        Box::new(Kept { conn, open, id, bell, requests, most, idled, since: Instant::now() })
+    }
+
+    /// Notes that a request had to open a connection.
+    fn missed(&self, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>, dial: Dial) -> Arc<Semaphore> {
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools.entry(endpoint.id).or_insert_with(|| Pool::new(endpoint));
+        pool.misses += 1;
+        pool.missed = Some((upstream.clone(), dial));
+        pool.dials.clone()
+    }
+
+    /// Looks at connections that something has happened to: what is not as it should be is closed.
+    pub(super) fn look_at(&self, disturbed: &[Place]) {
+        let now = Instant::now();
+        let mut closed: Vec<Box<Kept>> = Vec::new();
+        let mut pools = self.pools.borrow_mut();
+        for place in disturbed {
+            let Some(pool) = pools.get_mut(&place.endpoint) else { continue };
+            // One that carries a request is that request's own.
+            let Some(at) = pool.idle.iter().rposition(|kept| kept.id == place.id) else { continue };
+            if !pool.idle[at].watch() {
+                closed.push(pool.idle.remove(at));
+            }
+        }
+        // Closed together although they had idled for different times: that was no timeout.
+        for kept in &closed {
+            let of_same = closed.iter().filter(|other| other.open.endpoint().id == kept.open.endpoint().id);
+            let ages = of_same.map(|other| other.age(now));
+            let (least, most) =
+                ages.fold((Duration::MAX, Duration::ZERO), |(a, b), age| (a.min(age), b.max(age)));
+            if most - least <= most / 8 + LOOKED_AT * 2 {
+                kept.ended(now);
+            }
+        }
+    }
+
+    /// Retires what may not be used any more, but for one of each peer that shows how long it keeps it.
+    /// Returns the endpoints that want a connection opened before a request needs it.
+    pub(super) fn tidy(&self) -> Vec<(Arc<Upstream>, Arc<Endpoint>, Dial)> {
+        let now = Instant::now();
+        let mut cold = Vec::new();
+        self.pools.borrow_mut().retain(|_, pool| {
+            pool.tidy(now);
+            if let Some((upstream, dial)) = pool.is_cold(now) {
+                cold.push((upstream, pool.endpoint.clone(), dial));
+            }
+            !pool.idle.is_empty() || pool.missed.is_some()
+        });
+        cold
+    }
+
+    /// Opens a connection that no request waits for, if there is room for it.
+    pub(super) async fn warm(&self, upstream: Arc<Upstream>, endpoint: Arc<Endpoint>, dial: Dial) {
+        let Some(open) = upstream.open(&endpoint) else { return };
+        let Ok(stream) = dial::tcp(&upstream, &endpoint, dial).await else { return };
+        let kept = self.kept(h1::Conn::new(stream), open, 0, u32::MAX, None);
+        if kept.open.is_waited_for() {
+            return kept.hand_on();
+        }
+        if kept.watch() {
+            let mut pools = self.pools.borrow_mut();
+            pools.entry(endpoint.id).or_insert_with(|| Pool::new(&endpoint)).idle.push(kept);
+        }
+    }
+}
+
+impl Pool {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
+        Self {
+            endpoint: endpoint.clone(),
+            idle: Vec::new(),
+            dials: Arc::new(Semaphore::new(DIALS)),
+            trip: Duration::MAX,
+            missed: None,
+            misses: 0,
+            missed_before: 0,
+        }
+    }
+
+    fn tidy(&mut self, now: Instant) {
+        let peer = &self.endpoint.keep_alive;
+        if self.trip != Duration::MAX {
+            peer.trip(std::mem::replace(&mut self.trip, Duration::MAX));
+        }
+        if self.endpoint.is_leaving() {
+            self.idle.clear();
+        }
+        if let Some(oldest) = self.idle.first()
+            && oldest.conn.reader.is_quiet()
+        {
+            peer.lives(oldest.age(now), oldest.requests);
+        }
+        let (limit, most) = (peer.reuse(), peer.most_idle());
+        let mut observers = u32::from(peer.is_learning());
+        self.idle.retain(|kept| {
+            let age = kept.age(now);
+            let old = age >= limit;
+            let stays = !kept.is_spent() && (!old || (observers > 0 && age < most));
+            observers -= u32::from(stays && old);
+            stays
+        });
+    }
+
+    /// How to open a connection, if requests have had to wait for one for a while, and none is idle.
+    fn is_cold(&mut self, now: Instant) -> Option<(Arc<Upstream>, Dial)> {
+        let busy = self.misses >= BUSY && self.missed_before >= BUSY;
+        self.missed_before = std::mem::take(&mut self.misses);
+        let missed = if busy { self.missed.clone() } else { None };
+        if self.missed_before == 0 {
+            self.missed = None;
+        }
+        let limit = self.endpoint.keep_alive.reuse();
+        let ready = self.idle.iter().any(|kept| kept.age(now) < limit);
+        missed.filter(|_| !ready && !self.endpoint.is_paused() && !self.endpoint.is_leaving())
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease").field("conn", &self.0.conn).finish_non_exhaustive()
+    }
+}

@@ -26,11 +26,11 @@ def reused(counts):
 def missed(result, whole):
     """The promises that are missed, in words. Of a whole run the amounts are promised, too."""
     own = [row for row in result["rows"] if row["system"] == "pannier"]
-    found = [f"{row['row']} {row['method']}{', fresh' if row["new"] else ''}: {what}"
+    found = [f"{row['row']} {row['method']}{', fresh' if row['new'] else ''}: {what}"
              for row in own for what in of_row(row, whole)]
     if own and whole:
         trials = sum(row["edge"]["trials"] for row in own if "edge" in row)
-        fresh = sum(row["lanes"] for row in own if row["new"] and not row["hint"])
+        fresh = sum(row["lanes"] for row in own if row['new'] and not row["hint"])
         found += [f"only {trials:,} trials in all"] if trials < TRIALS else []
         found += [f"only {fresh:,} fresh endpoints"] if fresh < FRESH_ENDPOINTS else []
     return found

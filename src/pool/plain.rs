@@ -181,11 +181,15 @@ impl Plain {
                 return None;
             }
             let reader = &idle[at].conn.reader;
-            let quiet =
-                reader.seems_quiet() && (need == Need::Usable && age < LOOKED_AT || reader.is_quiet());
-            if !quiet {
+            let asked = need != Need::Usable || age >= LOOKED_AT;
+            if !reader.seems_quiet() || (asked && !reader.is_quiet()) {
                 idle.remove(at).ended(now);
-            } else if idle[at].suits(need) {
+                continue;
+            }
+            if asked {
+                endpoint.keep_alive.lives(age, idle[at].requests);
+            }
+            if idle[at].suits(need) {
                 let mut kept = idle.remove(at);
                 kept.idled = Some(age);
                 return Some(Lease(kept));

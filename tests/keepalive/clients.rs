@@ -8,7 +8,8 @@ use crate::support::raw::Raw;
 async fn head(raw: &mut Raw, version: &str) -> String {
     raw.send(format!("GET / {version}\r\nhost: {HOST}\r\nconnection: keep-alive\r\n\r\n")).await;
     let head = raw.head().await;
-    raw.take(3).await;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    raw.take(length.expect("a length")).await;
     head
 }
 

@@ -87,7 +87,7 @@ async fn fate(method: &str, path: &str, reused: bool) -> String {
     let endpoints = Endpoints::start();
     let list: Vec<_> = endpoints.addresses.iter().map(|address| format!("\"{address}\"")).collect();
     let yaml = format!(
-        "upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [{}], keep_alive: {{ timeout: 60s }} }} }}\n",
+        "upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [{}], keep_alive: {{ timeout: 60s, requests: 1000 }} }} }}\n",
         list.join(", ")
     );
     let sidecar = Loopback::start("caller", &yaml).await;

@@ -61,7 +61,7 @@ async fn never_one_connection_more_than_there_may_be() {
 #[tokio::test]
 async fn what_another_worker_keeps_idle_is_handed_over() {
     let (seen, app) = serve(Keeps::default()).await;
-    let more = ", max_connections: 1, keep_alive: { timeout: 60s }";
+    let more = ", max_connections: 1, keep_alive: { timeout: 60s, requests: 1000 }";
     let sidecar = Loopback::with_workers(2, "caller", &upstream(app, more)).await;
     // Connections go to the worker that has the fewest: these are on one each.
     let (mut one, mut other) = (Client::new(&sidecar).await, Client::new(&sidecar).await);

@@ -59,7 +59,10 @@ async fn own_fields_and_those_of_one_hop_do_not_cross() {
         raw.send(CLEAN).await;
         let head = raw.head().await.to_ascii_lowercase();
         assert!(head.contains("x-kept: kept\r\n"), "{head}");
-        for field in ["x-pannier-", "x-hop", "keep-alive", "proxy-connection", "upgrade", "http2-settings"] {
+        // Ours, and not the application's.
+        assert_eq!(head.matches("keep-alive: ").count(), 1, "{head}");
+        assert!(head.contains("\r\nkeep-alive: timeout=3599\r\n"), "{head}");
+        for field in ["x-pannier-", "x-hop", "proxy-connection", "upgrade", "http2-settings"] {
             assert!(!head.contains(field), "{field}: {head}");
         }
         let (body, trailers) = raw.chunked().await;

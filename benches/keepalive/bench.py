@@ -92,7 +92,7 @@ def prepare(asked):
     folder.mkdir(parents=True, exist_ok=True)
     for path in (asked.pannier, program):
         if not path.exists():
-            raise SystemExit(f"{path} is not there: `make keepalive` builds it")
+            raise SystemExit(f"{path} is not there: `cargo build --release --bin pannier --example edge` builds it")
     # It reads neither certificates nor the other bench's programs.
     rig = Rig(str(folder), "", proxy_core, load_core, pannier=str(asked.pannier.resolve()), floor="", load="",
               envoy=find_envoy(folder) or find_envoy(ROOT / "target/bench"))

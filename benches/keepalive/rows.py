@@ -3,7 +3,7 @@
 A lane is one client connection with an endpoint of its own; the lanes of a row are alike. All times
 are in milliseconds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 METHODS = ("GET", "POST")
 
@@ -15,7 +15,7 @@ DELAY = 2.0
 RELAYED_EDGE = (-2 * DELAY - 1, 1.0)
 # Node's timers count in milliseconds.
 NODE_EDGE = (-2.0, 3.0)
-# A connection that is closed after its last answer, whatever its age, has its edge there.
+# A connection that is closed in a moment after its last answer, whatever its age, has its edge there.
 COUNTED_EDGE = (0.0, 1.0)
 
 REQUESTS_OF_A_CONNECTION = 5
@@ -43,7 +43,6 @@ class Row:
     fresh: bool = False
     # Of connections that have idled for half of the timeout, how many the behaviour lets be reused.
     reusable: float = 1.0
-    ports: dict = field(default_factory=dict)
 
     @property
     def half(self):

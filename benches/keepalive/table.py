@@ -3,6 +3,7 @@
 import sys
 
 import judge
+from rows import METHODS
 
 BEGIN, END = "<!-- keepalive -->", "<!-- /keepalive -->"
 ALL = "docs/keepalive-bench.md"
@@ -25,13 +26,13 @@ def per_10_000(counts):
 
 def failed(counts):
     """Failures of 10,000, and how many were acted on twice."""
-    twice = per_10_000 and counts["twice"] / max(counts["trials"], 1) * 10_000
+    twice = counts["twice"] / max(counts["trials"], 1) * 10_000
     return f"{per_10_000(counts):,.0f}" + (f" ({twice:,.0f} twice)" if twice else "")
 
 
-def table(head, lines):
+def table(head, body):
     return ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1),
-            *("| " + " | ".join(line) + " |" for line in lines)]
+            *("| " + " | ".join(line) + " |" for line in body)]
 
 
 def percent(counts):
@@ -40,31 +41,43 @@ def percent(counts):
 
 def whole(result):
     """Every row: failures at the edge, reuse at half of it, endpoints that are new."""
-    rows, lines = result["rows"], []
-    names = systems(rows)
-    aged, fresh = of(rows, new=False), of(rows, new=True)
-    heads = [NAMES[name] for name in names]
-    for title, method in dict.fromkeys((row["title"], row["method"]) for row in aged):
-        cells = {row["system"]: row for row in of(aged, title=title, method=method)}
-        lines.append([f"{title}, {method}", *(failed(cells[name]["edge"]) for name in names)])
+    aged, fresh = of(result["rows"], new=False), of(result["rows"], new=True)
+    heads = ["upstream", *(NAMES[name] for name in systems(aged))]
     yield "At the edge, failures of 10,000 requests (and those that the upstream acted on twice):"
-    yield from ("", *table(["upstream", *heads], lines), "")
-    lines = []
-    for title, method in dict.fromkeys((row["title"], row["method"]) for row in aged):
-        cells = {row["system"]: row for row in of(aged, title=title, method=method)}
-        own = cells.get("pannier", {})
-        lines.append([f"{title}, {method}", *(percent(cells[name]["half"]) for name in names),
-                      percent(own.get("under")), f"{own['limit']:,.0f} ms" if "limit" in own else ""])
+    yield from ("", *table(heads, lines(aged, lambda row: failed(row["edge"]))), "")
     yield "Requests that rode a reused connection, after half of the timeout; and just under what Pannier has learned:"
-    yield from ("", *table(["upstream", *heads, "Pannier, under", "learned"], lines), "")
+    reused = lines(aged, lambda row: percent(row["half"]), own=lambda row: [percent(row.get("under")), learned(row)])
+    yield from ("", *table([*heads, "Pannier, under", "learned"], reused), "")
     if fresh:
-        lines = []
-        for title in dict.fromkeys(row["title"] for row in fresh):
-            cells = {row["system"]: row for row in of(fresh, title=title)}
-            lines.append([title, *(new(cells[name]) for name in names)])
-        yield f"POST at endpoints that are new: failures of all requests, and the most at one endpoint:"
-        yield from ("", *table(["upstream", *heads], lines))
-    yield from ("", *exactness(result["exact"]))
+        yield "POST at endpoints that are new: failures of all requests, and the most at one endpoint:"
+        yield from ("", *table(heads, lines(fresh, new)), "")
+    yield from (*learning(aged), "", *exactness(result["exact"]))
+
+
+def lines(rows, cell, own=None):
+    """A line for each upstream and method, with a cell for each system and what only Pannier has."""
+    for title, method in dict.fromkeys((row["title"], row["method"]) for row in rows):
+        cells = {row["system"]: row for row in of(rows, title=title, method=method)}
+        # Of a run without Pannier those stay empty.
+        more = own(cells.get("pannier", {})) if own else []
+        yield [f"{title}, {method}", *(cell(cells[name]) for name in systems(rows)), *more]
+
+
+def learned(row):
+    return f"{row['limit']:,.0f} ms" if "limit" in row else ""
+
+
+def learning(aged):
+    """What failed before the rest was measured."""
+    found = []
+    for method in METHODS:
+        line = [method]
+        for name in systems(aged):
+            counts = [row["learn"] for row in of(aged, system=name, method=method)]
+            line.append(f"{sum(map(judge.failures, counts)):,} of {sum(one['trials'] for one in counts):,}")
+        found.append(line)
+    yield "Before that, six pauses for each lane that outlast its connection, for a proxy to learn from; failures:"
+    yield from ("", *table(["method", *(NAMES[name] for name in systems(aged))], found))
 
 
 def new(row):
@@ -79,8 +92,7 @@ def exactness(exact):
         if late and ended:
             yield (f"{step}: requests left {late['p50']:,.0f} µs (p99 {late['p99']:,.0f}) after they were meant to;"
                    f" connections ended at most {max(one['p50'] for one in ended):,.0f} µs"
-                   f" (p99 {max(one['p99'] for one in ended):,.0f}) after their timeout, none before it"
-                   if min(one["least"] for one in ended) >= 0 else "a connection ended before its timeout")
+                   f" (p99 {max(one['p99'] for one in ended):,.0f}) after their timeout")
 
 
 def promises(missed):
@@ -89,11 +101,11 @@ def promises(missed):
 
 def readme(result):
     """What stands between the README's markers: a line for each system."""
-    rows, lines = result["rows"], []
+    rows, found = result["rows"], []
     for name in systems(rows):
         own = of(rows, system=name, new=False)
         line = [NAMES[name]]
-        for method in ("GET", "POST"):
+        for method in METHODS:
             edges = [row["edge"] for row in of(own, method=method)]
             line += [f"{total(edges):,.0f}", f"{max(map(per_10_000, edges)):,.0f}"]
         posts = [row["edge"] for row in of(own, method="POST")]
@@ -101,11 +113,11 @@ def readme(result):
         halves = [row["half"] for row in own if row["reusable"] == 1]
         line.append(f"{sum(one['reused'] for one in halves) / max(sum(one['answered'] for one in halves), 1):.1%}"
                     if halves else "")
-        lines.append(line)
+        found.append(line)
     head = ["system", "GET failed", "worst row", "POST failed", "worst row", "POST acted on twice", "reused at half"]
     trials = sum(row["edge"]["trials"] for row in of(rows, system="pannier", new=False))
     return "\n".join([
-        *table(head, lines), "",
+        *table(head, found), "",
         f"Of 10,000 requests each, sent within a millisecond of the upstream's timeout; {trials:,} of them through Pannier."
         f" [Every row]({ALL})."])
 

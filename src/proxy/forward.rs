@@ -115,26 +115,25 @@ async fn attempts(
         };
         let safe = match error.retry {
             Retry::Unprocessed => true,
-            // What may have been processed is sent once more, not as often as it takes.
+            // That a used connection was closed is no failure of the endpoint. Beyond that, what may have
+            // been processed is sent once more, not as often as it takes.
+            Retry::Idempotent if this.reused => head.is_idempotent(),
             Retry::Idempotent => head.is_idempotent() && !std::mem::replace(&mut repeated, true),
             Retry::Never => false,
         };
-        // That a connection was closed under a request nobody took is not the endpoint's failure, and
-        // no retry of the request: it goes on a new one, whatever the route says of retries.
+        // A request that nobody took goes on a new connection whatever the route says of retries.
         let unsent = this.reused && error.retry == Retry::Unprocessed && tries == 0;
         if !safe || (tries >= retries && !unsent) || respond.has_begun() || !body.rewind() {
             return Err(error);
         }
         tracing::debug!(endpoint = %place.endpoint.address, %error, "trying again");
-        if this.reused {
-            // To the same endpoint, at once: its connection was stale, and it is not.
-        } else if tried.contains(&place.endpoint.id) {
+        if !tried.contains(&place.endpoint.id) {
+            tried.push(place.endpoint.id);
+        } else if !this.reused {
             let pause = FIRST_PAUSE * (1 << tries.min(6));
             let spread = pause.mul_f64(0.5 + fastrand::f64());
             drop(place);
             tokio::time::sleep(spread).await;
-        } else {
-            tried.push(place.endpoint.id);
         }
         tries += 1;
         failed = Some(error);

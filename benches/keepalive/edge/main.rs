@@ -108,8 +108,7 @@ impl Edge {
     /// Takes orders; false at the end of the input.
     fn read(&mut self) -> io::Result<bool> {
         let mut chunk = vec![0; CHUNK];
-        // There is something to read, or the end, and a pipe gives what it has: this does not block.
-        // Being told again takes reading it empty, so what fills the chunk has more behind it.
+        // To the end of the line, which is on its way: nothing is measured meanwhile.
         loop {
             let read = io::stdin().lock().read(&mut chunk)?;
             if read == 0 {

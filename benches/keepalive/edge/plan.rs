@@ -25,7 +25,7 @@ pub(crate) struct Behaviour {
     pub(crate) end: End,
     /// What answers promise in `Keep-Alive: timeout=`, in seconds.
     pub(crate) hint: Option<u32>,
-    /// After how many answers a connection is closed, whatever its age.
+    /// After how many answers a connection is read no more, and closed in a moment.
     pub(crate) after: Option<u64>,
     /// Whether the last of them says `Connection: close`.
     #[serde(default)]

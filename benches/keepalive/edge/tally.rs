@@ -104,5 +104,5 @@ fn quantiles(times: &mut [Nanos]) -> Value {
     if times.is_empty() {
         return Value::Null;
     }
-    json!({ "of": times.len(), "least": at(0.0), "p50": at(0.5), "p99": at(0.99), "most": at(1.0) })
+    json!({ "of": times.len(), "p50": at(0.5), "p99": at(0.99), "most": at(1.0) })
 }

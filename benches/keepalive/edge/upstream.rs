@@ -17,6 +17,9 @@ use crate::{Thing, wire};
 
 const CHUNK: usize = 4096;
 
+/// How long a server takes to close a connection after the last answer on it.
+const MOMENT: Nanos = 500_000;
+
 /// Where connections are accepted.
 pub(crate) struct Door {
     listener: TcpListener,
@@ -76,6 +79,8 @@ pub(crate) struct Upstream {
     ends: Option<Nanos>,
     /// Its own direction has ended.
     half: bool,
+    /// It has carried what it may, and is read no more.
+    full: bool,
 }
 
 impl Upstream {
@@ -83,28 +88,34 @@ impl Upstream {
         let _ = stream.set_nodelay(true);
         let token = hub.token();
         hub.watch(&mut stream, token)?;
-        let this = Self { stream, behaviour, request: Vec::new(), number: 0, ends: None, half: false };
+        let this =
+            Self { stream, behaviour, request: Vec::new(), number: 0, ends: None, half: false, full: false };
         hub.born.push((token, Thing::Upstream(this)));
         Ok(())
     }
 
     pub(crate) fn ready(&mut self, hub: &mut Hub, token: Token) -> Life {
         let mut chunk = [0; CHUNK];
-        loop {
+        while !self.full {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Life::Over,
                 Ok(read) => self.request.extend_from_slice(&chunk[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Life::On,
                 Err(_) => return Life::Over,
             }
-            while let Ok(found) = wire::request(&self.request) {
-                let Some(request) = found else { break };
-                self.request.drain(..request.length);
-                if self.act(hub, token, request.id) == Life::Over {
-                    return Life::Over;
+            // Nobody here sends a second before the first is answered.
+            match wire::request(&self.request) {
+                Ok(Some(id)) => {
+                    self.request.clear();
+                    if self.act(hub, token, id) == Life::Over {
+                        return Life::Over;
+                    }
                 }
+                Ok(None) => {}
+                Err(_) => return Life::Over,
             }
         }
+        Life::On
     }
 
     fn act(&mut self, hub: &mut Hub, token: Token, id: u64) -> Life {
@@ -114,8 +125,8 @@ impl Upstream {
             return Life::On;
         }
         let behaviour = &hub.behaviours[self.behaviour];
-        let last = behaviour.after == Some(self.number);
-        let connection = if last && behaviour.announced { "close" } else { "keep-alive" };
+        self.full = behaviour.after == Some(self.number);
+        let connection = if self.full && behaviour.announced { "close" } else { "keep-alive" };
         let hint =
             behaviour.hint.map(|seconds| format!("Keep-Alive: timeout={seconds}\r\n")).unwrap_or_default();
         let body = wire::body(id, self.number);
@@ -124,10 +135,10 @@ impl Upstream {
             "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: {connection}\r\n{hint}\r\n{body}"
         );
         // So little always fits what the kernel takes at once.
-        if self.stream.write_all(answer.as_bytes()).is_err() || last {
+        if self.stream.write_all(answer.as_bytes()).is_err() {
             return Life::Over;
         }
-        let ends = hub.now() + hub.idle(self.behaviour);
+        let ends = hub.now() + if self.full { MOMENT } else { hub.idle(self.behaviour) };
         self.ends = Some(ends);
         hub.timer.add(ends, token);
         Life::On

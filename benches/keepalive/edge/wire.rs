@@ -9,16 +9,8 @@ pub(crate) struct Malformed;
 
 const FIELDS: usize = 64;
 
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Request {
-    /// Of the whole message.
-    pub(crate) length: usize,
-    /// The last segment of its path.
-    pub(crate) id: u64,
-}
-
-/// A request, if it is there to its end.
-pub(crate) fn request(bytes: &[u8]) -> Result<Option<Request>, Malformed> {
+/// The id of a request, the last segment of its path, if the request is there to its end.
+pub(crate) fn request(bytes: &[u8]) -> Result<Option<u64>, Malformed> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut head = httparse::Request::new(&mut fields);
     let httparse::Status::Complete(of_head) = head.parse(bytes).map_err(|_| Malformed)? else {
@@ -30,7 +22,7 @@ pub(crate) fn request(bytes: &[u8]) -> Result<Option<Request>, Malformed> {
     let length = of_head + content_length(head.headers)?.unwrap_or(0);
     let id = head.path.and_then(|path| path.rsplit('/').next()).and_then(|last| last.parse().ok());
     let id = id.ok_or(Malformed)?;
-    Ok((bytes.len() >= length).then_some(Request { length, id }))
+    Ok((bytes.len() >= length).then_some(id))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -85,7 +77,7 @@ mod tests {
     fn a_request_is_there_once_its_body_is() {
         let whole = b"POST /row/17 HTTP/1.1\r\nHost: e1.row\r\nContent-Length: 2\r\n\r\nhi";
         assert_eq!(request(&whole[..whole.len() - 1]), Ok(None));
-        assert_eq!(request(whole), Ok(Some(Request { length: whole.len(), id: 17 })));
+        assert_eq!(request(whole), Ok(Some(17)));
         assert_eq!(request(b"GET /row HTTP/1.1\r\n\r\n"), Err(Malformed));
     }
 

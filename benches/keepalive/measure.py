@@ -127,7 +127,7 @@ class Run:
                    for number in lanes.endpoints}
             known = {number: limit for number, limit in own.items() if limit}
             if known:
-                rounds = math.ceil(self.figures.of("half", "pannier") / len(known))
+                rounds = math.ceil(self.figures.of("half", "pannier") / len(lanes.endpoints))
                 lanes.counts["limit"] = sorted(known.values())[len(known) // 2]
                 gaps = {number: {"from": limit * UNDER[0], "to": limit * UNDER[1]} for number, limit in known.items()}
                 yield self.order("under", lanes, rounds, gaps=gaps)

@@ -11,10 +11,11 @@ def start(rig, name, endpoints):
     port, admin = free_port(), free_port()
     listen = {door: "127.0.0.1:0" for door in ("inbound", "dns", "probes")}
     listen |= {"outbound": f"127.0.0.1:{port}", "admin": f"127.0.0.1:{admin}"}
-    upstreams = {f"e{number}": {"address": f"{host(number)}:80", "endpoints": [f"{address(number)}:{to}"],
-                                "mtls": {"mode": "off"}}
+    # An address that is none of DNS: nothing is asked there while the rest is measured.
+    upstreams = {f"e{number}": {"address": f"{address(number)}:{to}", "mtls": {"mode": "off"}}
                  for number, to in endpoints.items()}
-    document = {"listen": listen, "workers": 1, "upstreams": upstreams}
+    routes = [{"host": host(number), "upstream": f"e{number}"} for number in endpoints]
+    document = {"listen": listen, "workers": 1, "upstreams": upstreams, "routes": routes}
     # JSON is YAML.
     config = rig.write(f"{name}.yaml", json.dumps(document, indent=1))
     rig.start(name, [rig.pannier, "proxy", "--config", config], port)

@@ -46,8 +46,9 @@ class Row:
 
     @property
     def half(self):
-        """A pause that every one of its timeouts allows twice."""
-        shortest = min(self.behaviour["idle"]) if self.changes else self.idle
+        """A pause that every one of its timeouts allows twice. Of Node's, that which it hints: nobody
+        is to know that it adds a second."""
+        shortest = min(self.behaviour["idle"]) if self.changes else self.node or self.idle
         return COUNTED_EDGE[1] if self.reusable < 1 else shortest / 2
 
     @property

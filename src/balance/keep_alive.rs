@@ -159,6 +159,10 @@ impl KeepAlive {
 
     /// Notes that the peer closed a connection which had carried `requests` and idled for `age`.
     pub fn closed(&self, age: Duration, requests: u32) {
+        if requests == 0 {
+            // How long a peer waits for the first request is another matter.
+            return;
+        }
         self.change(|known| known.closed(age, requests));
     }
 
@@ -299,7 +303,7 @@ impl Known {
 
     fn closed(&mut self, age: Duration, requests: u32) {
         if age < AT_ONCE {
-            remember(&mut self.ended_after, requests.max(1));
+            remember(&mut self.ended_after, requests);
             self.carried = self.carried.min(requests.saturating_sub(1));
             self.requests_doubts = 0;
         } else {

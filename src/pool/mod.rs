@@ -10,6 +10,8 @@ mod dial;
 mod evidence;
 mod plain;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use dial::{Dial, Stream, dial, never_pauses, tune};

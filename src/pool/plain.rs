@@ -128,7 +128,10 @@ impl Kept {
         !self.is_spent()
             && match need {
                 Need::Usable => true,
-                Need::Proven => self.open.endpoint().keep_alive.surely_takes_more(self.requests),
+                // One that was kept warm has shown nothing yet.
+                Need::Proven => {
+                    self.requests > 0 && self.open.endpoint().keep_alive.surely_takes_more(self.requests)
+                }
                 Need::New => false,
             }
     }
@@ -140,7 +143,7 @@ impl Kept {
 
     /// Notes that it is not as it should be, if that is the peer's close.
     fn ended(&self, now: Instant) {
-        if self.conn.reader.is_ended() && self.requests > 0 {
+        if self.conn.reader.is_ended() {
             self.open.endpoint().keep_alive.closed(self.age(now), self.requests);
         }
     }
@@ -341,6 +344,12 @@ impl Plain {
         self.next.set(id + 1);
         let bell = bell(Place { endpoint: open.endpoint().id, id }, &self.alarm);
         Box::new(Kept { conn, open, id, bell, requests, most, idled, since: Instant::now() })
+    }
+
+    /// Whether nothing is kept for any endpoint.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.pools.borrow().is_empty()
     }
 
     /// Notes that a request had to open a connection.

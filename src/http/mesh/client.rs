@@ -84,9 +84,9 @@ impl Link {
 
     /// Asks, and waits until the peer has said something, or the connection has ended.
     pub async fn answers(&self) {
-        let asked = Instant::now();
+        let times = self.0.within(|state| state.times_heard());
         self.ask();
-        poll_fn(|cx| self.0.within(|state| state.poll_heard(asked, cx))).await;
+        poll_fn(|cx| self.0.within(|state| state.poll_heard(times, cx))).await;
     }
 
     /// Ends it here and now: every stream that has not ended is lost.

@@ -80,8 +80,9 @@ pub(super) struct State {
     peer_takes: Option<u32>,
     /// The last stream that we take, once we are ending.
     takes: Option<u32>,
-    /// When the peer was last heard, and who waits for that.
+    /// When the peer was last heard, how often it was, and who waits for the next time.
     heard: tokio::time::Instant,
+    times_heard: u64,
     listening: Vec<Waker>,
     /// When the PING on its way left, and the shortest that one took.
     pinged: Option<Instant>,
@@ -148,6 +149,7 @@ impl Shared {
             peer_takes: None,
             takes: None,
             heard: tokio::time::Instant::now(),
+            times_heard: 0,
             listening: Vec::new(),
             pinged: Some(Instant::now()),
             pings: 1,
@@ -232,6 +234,7 @@ impl State {
     /// Notes that something of the peer has arrived.
     pub(super) fn hears(&mut self) {
         self.heard = tokio::time::Instant::now();
+        self.times_heard += 1;
         self.listening.drain(..).for_each(Waker::wake);
     }
 
@@ -254,9 +257,14 @@ impl State {
         self.ended.is_none() && (self.pinged.is_some() || !self.streams.is_empty())
     }
 
-    /// Ready once something has been heard after `asked`, or the connection has ended.
-    pub(super) fn poll_heard(&mut self, asked: tokio::time::Instant, cx: &Context<'_>) -> Poll<()> {
-        if self.heard >= asked || self.ended.is_some() {
+    /// How often something of the peer has arrived.
+    pub(super) fn times_heard(&self) -> u64 {
+        self.times_heard
+    }
+
+    /// Ready once something has been heard beyond so many `times`, or the connection has ended.
+    pub(super) fn poll_heard(&mut self, times: u64, cx: &Context<'_>) -> Poll<()> {
+        if self.times_heard > times || self.ended.is_some() {
             return Poll::Ready(());
         }
         self.listening.push(cx.waker().clone());

@@ -50,7 +50,7 @@ async fn answered(bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-fn begun() -> BytesMut {
+pub(super) fn begun() -> BytesMut {
     let mut bytes = BytesMut::new();
     Settings { streams: 10, stream_window: 1 << 20, connection_window: 1 << 20 }.put(&mut bytes);
     bytes

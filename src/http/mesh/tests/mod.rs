@@ -1,4 +1,5 @@
 mod hostile;
+mod life;
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
@@ -47,8 +46,3 @@ def acted_twice(port):
     """Of each row, how many requests a Node server has acted on more than once."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/executed", timeout=10) as answer:
         return json.load(answer)
-
-
-def settle():
-    """New processes have their start behind them, and old connections their end."""
-    time.sleep(1)

@@ -10,6 +10,7 @@ fresh  as edge, at endpoints that nobody has ever sent to, POST alone
 
 import math
 import sys
+import time
 from dataclasses import dataclass, field
 
 import edge
@@ -81,7 +82,10 @@ class Run:
 
     def __init__(self, bench, lanes, figures):
         self.bench, self.lanes, self.figures = bench, lanes, figures
-        self.to, self.exact = {}, {}
+        # Where each system is, and Pannier's admin port.
+        self.to = {}
+        # How exact the bench was in each step.
+        self.exact = {}
 
     def begin(self, rig, systems, rows):
         """Starts upstreams and systems."""
@@ -94,9 +98,11 @@ class Run:
                          for number in lanes.endpoints}
             self.to[name] = start(rig, name, endpoints)
         self.ports = ports
-        edge.settle()
+        # Their start is to be behind them.
+        time.sleep(1)
 
     def steps(self, learned):
+        """All steps. `learned` asks Pannier's admin port."""
         old, fresh = ([lanes for lanes in self.lanes if lanes.fresh is is_fresh] for is_fresh in (False, True))
         self.step("learn", [self.order("learn", lanes, lanes.row.learning_rounds(), exactly(lanes.row.pause))
                             for lanes in old])
@@ -109,15 +115,18 @@ class Run:
                             for lanes in fresh])
 
     def rounds(self, what, lanes, share=1):
+        """How many requests each lane sends, where one of `share` lanes is used."""
         count = math.ceil(len(lanes.endpoints) / share)
         return math.ceil(self.figures.of(what, lanes.system) / count)
 
     def calm(self, fresh):
+        """The time over which so many lanes may begin."""
         requests = sum(len(lanes.endpoints) for lanes in fresh) * (FRESH_ROUNDS + 1)
         return requests / RATE * 1000
 
     def under(self, old, learned):
-        if not learned or "pannier" not in self.to:
+        """Each lane just under what has been learned of its endpoint."""
+        if "pannier" not in self.to:
             return
         limits = learned(self.to["pannier"][1])
         for lanes in old:
@@ -129,6 +138,8 @@ class Run:
             if known:
                 rounds = math.ceil(self.figures.of("half", "pannier") / len(lanes.endpoints))
                 lanes.counts["limit"] = sorted(known.values())[len(known) // 2]
+                # A limit far beyond the timeout is wrong whatever is sent: it is not waited for.
+                known = {number: min(limit, 2 * lanes.row.idle) for number, limit in known.items()}
                 gaps = {number: {"from": limit * UNDER[0], "to": limit * UNDER[1]} for number, limit in known.items()}
                 yield self.order("under", lanes, rounds, gaps=gaps)
 
@@ -143,6 +154,7 @@ class Run:
         }
 
     def step(self, step, orders):
+        """Has them done at once, and keeps what came of them with the lanes."""
         if not orders:
             return
         lasts = max(order["spread"] + order["rounds"] * max(lane["gap"]["to"] for lane in order["lanes"])

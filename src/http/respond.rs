@@ -160,6 +160,16 @@ impl Responder<'_> {
         }
     }
 
+    /// Takes back a head of which nothing has left, so that another can be sent; false if some has.
+    pub fn take_back(&mut self) -> bool {
+        let Responder::H1(answer) = self else { return false };
+        let unsent = answer.writer.take_back();
+        if unsent {
+            (answer.begun, answer.ended) = (false, false);
+        }
+        unsent
+    }
+
     /// Refuses the stream before anything of it was processed, so that the peer may send it
     /// elsewhere (RFC 9113 section 8.7). False where the protocol cannot say so.
     pub fn refuse_stream(&mut self) -> bool {

@@ -57,7 +57,8 @@ impl<S: Stages> Handler for Requests<S> {
             Ok(next) => next,
             Err(error) => {
                 self.refused(&error);
-                let answerable = !respond.has_begun() && error.reason != Reason::HttpDownstreamGone;
+                let answerable = error.reason != Reason::HttpDownstreamGone
+                    && (!respond.has_begun() || respond.take_back());
                 if answerable && !self.given_back(&error, idempotent, respond) {
                     // What has arrived of the body already costs nothing to skip.
                     if drain(body).now_or_never() != Some(true) {

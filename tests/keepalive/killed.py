@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 folder = sys.argv[1]
 
@@ -52,6 +53,8 @@ def serve(stream):
             die(path)
         stream.sendall(b"01234")
         if path == "/body":
+            # So long that what was sent has been passed on.
+            time.sleep(0.05)
             die(path)
         stream.sendall(b"56789")
 

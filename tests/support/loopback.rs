@@ -47,7 +47,16 @@ impl Loopback {
 
     /// As [`start`](Self::start), with so many workers.
     pub(crate) async fn with_workers(workers: usize, name: &str, yaml: &str) -> Self {
-        let fixed = format!("{LISTEN}workers: {workers}\n");
+        Self::begin(format!("{LISTEN}workers: {workers}\n"), name, yaml).await
+    }
+
+    /// As [`start`](Self::start), taking callers' requests where another has.
+    pub(crate) async fn in_place_of(inbound: SocketAddr, name: &str, yaml: &str) -> Self {
+        let listen = LISTEN.replace("inbound: 127.0.0.1:0", &format!("inbound: {inbound}"));
+        Self::begin(format!("{listen}workers: 1\n"), name, yaml).await
+    }
+
+    async fn begin(fixed: String, name: &str, yaml: &str) -> Self {
         let dir = TempDir::with_prefix("pannier-loopback-").expect("a temporary directory");
         let config = dir.path().join("pannier.yaml");
         fs::write(&config, format!("{fixed}{yaml}")).expect("our own directory");

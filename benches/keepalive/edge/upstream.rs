@@ -75,7 +75,8 @@ pub(crate) struct Upstream {
     request: Vec<u8>,
     /// How many requests it has carried.
     number: u64,
-    /// When it will have idled for long enough.
+    /// When it will have idled for long enough. One that has carried nothing yet is left alone, as
+    /// servers do for a minute.
     ends: Option<Nanos>,
     /// Its own direction has ended.
     half: bool,

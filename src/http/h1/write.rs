@@ -53,6 +53,8 @@ pub struct Writer {
     /// What is being written had to wait: nothing is added to it, so that a slow reader holds little.
     waits: bool,
     framing: Framing,
+    /// What had been written when the last head was begun.
+    begun_at: u64,
     /// Bytes that have been written, for whoever watches while a body is being sent.
     written: Rc<Cell<u64>>,
 }
@@ -80,18 +82,30 @@ impl Writer {
             out: Out::default(),
             waits: false,
             framing: Framing::Plain,
+            begun_at: written,
             written: Rc::new(Cell::new(written)),
         }
     }
 
     /// The buffer, with room for a head.
     fn begin(&mut self) -> &mut BytesMut {
+        self.begun_at = self.written.get();
         let tail = &mut self.out.tail;
         if tail.capacity() == 0 {
             let spare = SPARE.with_borrow_mut(Vec::pop);
             *tail = spare.unwrap_or_else(|| BytesMut::with_capacity(1024));
         }
         tail
+    }
+
+    /// Takes the last head back, with what follows it, if nothing of it has left.
+    pub fn take_back(&mut self) -> bool {
+        let unsent = self.written.get() == self.begun_at;
+        if unsent {
+            self.out = Out::default();
+            self.waits = false;
+        }
+        unsent
     }
 
     /// Puts a request's head into the buffer. `host` stands in where the request names nobody.

@@ -91,6 +91,23 @@ fn upstreams(model: &Model, found: &mut Found) {
         if !routed.contains(name.as_str()) {
             found.push(format!("upstreams.{name}"), "no route leads here");
         }
+        let endpoints = upstream.endpoints.as_ref().map_or(1, |e| e.as_slice().len());
+        let needed = endpoints * model.workers.map_or(1, |n| n.get());
+        let secure = model.upstream_mtls(upstream) != MtlsMode::Off;
+        if let Some(most) = upstream.max_connections.filter(|most| secure && (most.get() as usize) < needed) {
+            let message = format!(
+                "each worker keeps a connection to each endpoint's sidecar: with {most}, they take turns, and \
+                 requests wait; {needed} are needed"
+            );
+            found.push(format!("upstreams.{name}.max_connections"), message);
+        }
+        if let Some(timeout) =
+            upstream.keep_alive.timeout.filter(|timeout| timeout.0 > upstream.idle_timeout.0)
+        {
+            let message =
+                format!("{timeout} is more than idle_timeout, {}, which bounds it", upstream.idle_timeout);
+            found.push(format!("upstreams.{name}.keep_alive.timeout"), message);
+        }
         if upstream.endpoints.is_none() && looks_like_service(&upstream.address) {
             found.push(
                 format!("upstreams.{name}"),
@@ -169,6 +186,15 @@ mod tests {
                 "upstreams: { a: { address: a:80 }, b: { address: b:80 } }\nroutes: [ { host: a, upstream: b } ]",
             ),
             "upstreams.a: no route leads here",
+        );
+        one(
+            &with("workers: 2\nupstreams: { a: { address: a:80, max_connections: 1 } }"),
+            "upstreams.a.max_connections: each worker keeps a connection",
+        );
+        assert_eq!(of(&with("workers: 2\nupstreams: { a: { address: a:80, max_connections: 2 } }")), [""; 0]);
+        one(
+            &with("upstreams: { a: { address: a:80, keep_alive: { timeout: 1h } } }"),
+            "upstreams.a.keep_alive.timeout: 1h is more than idle_timeout, 5m",
         );
         one(&with("limits: [ { name: x, rate: 1/s } ]"), "limits[0]: no `redis` is configured");
         one(

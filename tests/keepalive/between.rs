@@ -54,12 +54,18 @@ struct Two {
 
 impl Two {
     async fn new(app: SocketAddr) -> Self {
+        Self::with([app; 2]).await
+    }
+
+    /// With an application of its own at each.
+    async fn with(apps: [SocketAddr; 2]) -> Self {
         let files = TempDir::with_prefix("pannier-two-").expect("a temporary directory");
         let authority = Authority::new("cluster.local");
         let issue =
             |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}"));
-        let strict = issue("orders").yaml() + &format!("application: {app}\ninbound: {{ mtls: strict }}\n");
-        let orders = [Loopback::start("one", &strict).await, Loopback::start("two", &strict).await];
+        let identity = issue("orders").yaml();
+        let strict = apps.map(|app| format!("{identity}application: {app}\ninbound: {{ mtls: strict }}\n"));
+        let orders = [Loopback::start("one", &strict[0]).await, Loopback::start("two", &strict[1]).await];
         let yaml = format!(
             "{}upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [\"{}\", \"{}\"], \
              mtls: {{ peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }} }} }}\n",
@@ -114,4 +120,16 @@ async fn an_address_that_is_anothers_now_gets_nothing() {
         client.ask("POST").await;
     }
     assert_eq!(other.seen(), "");
+}
+
+#[tokio::test]
+async fn what_the_application_has_not_taken_goes_to_another() {
+    let (_, app) = serve(Keeps::default()).await;
+    // Behind one of them nobody listens: its sidecar knows that nothing was taken.
+    let two = Two::with(["127.0.0.1:9".parse().unwrap(), app]).await;
+    let mut client = Client::new(&two.caller).await;
+    let refused = async || two.orders[0].metric("pannier_refused_total", &["reason=\"pool.connect\""]).await;
+    while refused().await < 5.0 {
+        client.ask("POST").await;
+    }
 }

@@ -3,6 +3,7 @@
 
 mod between;
 mod clients;
+mod evidence;
 mod killed;
 mod learning;
 mod server;

@@ -92,6 +92,11 @@ impl Raw {
         }
     }
 
+    /// Waits until there is something that was not read.
+    pub(crate) async fn has_unread(&mut self) {
+        let _ = tokio::time::timeout(PATIENCE, self.stream.peek(&mut [0])).await;
+    }
+
     /// Whether nothing comes for so long.
     pub(crate) async fn is_silent_for(&mut self, time: Duration) -> bool {
         self.buf.is_empty() && tokio::time::timeout(time, self.stream.read_buf(&mut self.buf)).await.is_err()

@@ -47,6 +47,7 @@ SYSTEMS = {
 ROWS = {row.name: row for row in known.rows()}
 # The longest timeout of a quick run; Node adds a second to its own.
 QUICK = 2000
+ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
 def arguments():
@@ -124,7 +125,14 @@ def show(result, missed, publish):
         table.publish(ROOT / "README.md", result)
 
 
+def end(*_):
+    """Whoever ends the bench ends what it started, too. Once: a second signal is not to stop that."""
+    for sign in ENDS:
+        signal.signal(sign, signal.SIG_IGN)
+    sys.exit("ended")
+
+
 if __name__ == "__main__":
-    # Whoever ends the bench ends what it started, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    for sign in ENDS:
+        signal.signal(sign, end)
     sys.exit(main())

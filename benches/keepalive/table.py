@@ -118,7 +118,7 @@ def readme(result):
     trials = sum(row["edge"]["trials"] for row in of(rows, system="pannier", new=False))
     return "\n".join([
         *table(head, found), "",
-        f"Of 10,000 requests each, sent within a millisecond of the upstream's timeout; {trials:,} of them through Pannier."
+        f"Of 10,000 requests each, sent around the moment at which the upstream ends the connection; {trials:,} of them through Pannier."
         f" [Every row]({ALL})."])
 
 

@@ -26,6 +26,10 @@ const AT_ONCE: Duration = Duration::from_millis(5);
 /// So many of the last closes count: the earliest of them is believed.
 const REMEMBERED: usize = 8;
 
+/// As long as no exchange has shown it, a round trip is held to be no longer; and so many of them count.
+const SUPPOSED_TRIP: Duration = Duration::from_millis(1);
+const TRIPS: usize = 16;
+
 /// As many connections have to outlast the earliest close before it is forgotten: it had another cause,
 /// or the peer has another limit now.
 const DOUBTS: u8 = 8;
@@ -150,6 +154,10 @@ impl KeepAlive {
     /// Notes that a connection which had carried `requests` and idled for `age` is open and silent. Costs
     /// two comparisons if that is nothing new.
     pub fn lives(&self, age: Duration, requests: u32) {
+        if requests == 0 {
+            // How long a peer waits for the first request is another matter.
+            return;
+        }
         let old = age.as_micros() as u64 <= self.news.load(Ordering::Relaxed);
         let counted = age < AT_ONCE || requests <= self.news_requests.load(Ordering::Relaxed);
         if !(old && counted) {
@@ -159,19 +167,15 @@ impl KeepAlive {
 
     /// Notes that the peer closed a connection which had carried `requests` and idled for `age`.
     pub fn closed(&self, age: Duration, requests: u32) {
-        if requests == 0 {
-            // How long a peer waits for the first request is another matter.
-            return;
+        if requests > 0 {
+            self.change(|known| known.closed(age, requests));
         }
-        self.change(|known| known.closed(age, requests));
     }
 
-    /// Notes the shortest exchange of a while: no round trip is longer.
+    /// Notes the shortest exchange of a while: no round trip is longer. The shortest of the last of them
+    /// counts, since an answer may also have taken long for reasons of its own.
     pub fn trip(&self, trip: Duration) {
-        self.change(|known| {
-            // Sooner than it really grew, and never all at once: an answer that took long is no trip.
-            known.trip = if trip < known.trip { trip } else { known.trip + (trip - known.trip) / 8 };
-        });
+        self.change(|known| remember(&mut known.trips, trip, TRIPS));
     }
 
     /// What is known.
@@ -183,7 +187,7 @@ impl KeepAlive {
             hinted: known.hinted,
             closes_after: known.closes.iter().min().copied(),
             outlasted: known.outlasted,
-            trip: known.trip,
+            trip: known.trip(),
             reuse: known.reuse(),
             proven: known.proven(),
             requests: (most != u32::MAX).then_some(most),
@@ -216,7 +220,7 @@ struct Known {
     closes: VecDeque<Duration>,
     doubts: u8,
     outlasted: Duration,
-    trip: Duration,
+    trips: VecDeque<Duration>,
     /// After how many requests the last connections ended that the peer closed at once.
     ended_after: VecDeque<u32>,
     requests_doubts: u8,
@@ -232,7 +236,7 @@ impl Default for Known {
             closes: VecDeque::new(),
             doubts: 0,
             outlasted: Duration::ZERO,
-            trip: Duration::from_millis(1),
+            trips: VecDeque::new(),
             ended_after: VecDeque::new(),
             requests_doubts: 0,
             carried: 0,
@@ -247,9 +251,13 @@ impl Known {
         said.into_iter().flatten().min()
     }
 
+    fn trip(&self) -> Duration {
+        self.trips.iter().min().copied().unwrap_or(SUPPOSED_TRIP)
+    }
+
     /// So much earlier a connection is given up. Never more than half of what there is.
     fn before(&self, limit: Duration) -> Duration {
-        let margin = self.trip.min(limit / 4) + SCHEDULING + limit / 32;
+        let margin = self.trip().min(limit / 4) + SCHEDULING + limit / 32;
         limit - margin.min(limit / 2)
     }
 
@@ -303,19 +311,19 @@ impl Known {
 
     fn closed(&mut self, age: Duration, requests: u32) {
         if age < AT_ONCE {
-            remember(&mut self.ended_after, requests);
+            remember(&mut self.ended_after, requests, REMEMBERED);
             self.carried = self.carried.min(requests.saturating_sub(1));
             self.requests_doubts = 0;
         } else {
-            remember(&mut self.closes, age);
+            remember(&mut self.closes, age, REMEMBERED);
             self.outlasted = age;
             self.doubts = 0;
         }
     }
 }
 
-fn remember<T>(last: &mut VecDeque<T>, one: T) {
-    if last.len() == REMEMBERED {
+fn remember<T>(last: &mut VecDeque<T>, one: T, most: usize) {
+    if last.len() == most {
         last.pop_front();
     }
     last.push_back(one);
@@ -400,6 +408,16 @@ mod tests {
         assert!(peer.proven() < ms(1000), "a close before what was configured is believed");
         peer.configure(Configured { timeout: None, requests: None, most_idle: ms(100) });
         assert_eq!((peer.reuse(), peer.proven()), (ms(100), ms(100)));
+    }
+
+    #[test]
+    fn what_was_kept_warm_says_nothing_of_what_was_used() {
+        let peer = peer();
+        peer.closed(ms(50), 1);
+        let known = peer.report();
+        (0..100).for_each(|_| peer.lives(ms(60_000), 0));
+        peer.closed(ms(1), 0);
+        assert_eq!(peer.report(), known);
     }
 
     #[test]

@@ -57,6 +57,7 @@ struct Kept {
 struct Pool {
     endpoint: Arc<Endpoint>,
     /// The one used last comes last.
+    #[expect(clippy::vec_box, reason = "a connection stays where it is from its opening to its close")]
     idle: Vec<Box<Kept>>,
     dials: Arc<Semaphore>,
     /// The shortest exchange since the keeper last looked.
@@ -437,7 +438,7 @@ impl Pool {
         if self.endpoint.is_leaving() {
             self.idle.clear();
         }
-        if let Some(oldest) = self.idle.first()
+        if let Some(oldest) = self.idle.iter().find(|kept| kept.requests > 0)
             && oldest.conn.reader.is_quiet()
         {
             peer.lives(oldest.age(now), oldest.requests);

@@ -87,7 +87,7 @@ async fn attempts(
     started: Instant,
 ) -> Result<Answered<Tunnel>> {
     let retries = way.destination.route.retries;
-    let mut body = Replay::new(body, if retries == 0 { 0 } else { REPLAY });
+    let mut body = Replay::new(body, REPLAY);
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
     let mut tries = 0;
     let mut repeated = false;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
@@ -30,6 +31,10 @@ use crate::tls;
 
 /// How long a worker without requests holds on to a snapshot that was replaced.
 const LET_GO: Duration = Duration::from_millis(500);
+
+/// How long a connection may take to say its first word when connections are to end: one that has just
+/// been accepted has it on its way.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Addresses without an upstream that a worker remembers.
 const MAX_ADDRESSES: usize = 4096;
@@ -218,8 +223,8 @@ impl Worker {
         }
     }
 
-    /// Waits for `work`, but not beyond the time when connections of this direction are to end, nor
-    /// longer than one may idle.
+    /// Waits for a connection's first word, which is `work`, but no longer than one may idle, and hardly
+    /// beyond the time when connections of this direction are to end.
     pub(super) async fn unless_closing<T>(
         &self,
         direction: Direction,
@@ -229,7 +234,9 @@ impl Worker {
         tokio::select! {
             biased;
             done = work => done,
-            () = self.closing(direction) => Err(Error::new(Reason::DrainDraining, "silent until the end")),
+            () = self.closing(direction).then(|()| tokio::time::sleep(LAST_WORD)) => {
+                Err(Error::new(Reason::DrainDraining, "silent until the end"))
+            }
             () = tokio::time::sleep(idle) => Err(Error::new(Reason::HttpDownstreamGone, "silent for http.idle_timeout")),
         }
     }
@@ -271,47 +278,60 @@ impl Drop for Busy {
     }
 }
 
-/// Accepts connections, and gives each to the worker that has the fewest.
+/// Accepts connections until those of this direction are to end.
 async fn accept(
     worker: Rc<Worker>,
     workers: Rc<Vec<mpsc::UnboundedSender<Accept>>>,
     direction: Direction,
     listener: TcpListener,
 ) {
-    let metrics = worker.shared.ground.metrics.clone();
     let closing = worker.ending(direction).token.clone();
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
-            // Only once the queue is empty: whoever is in it was told that we listen.
-            () = closing.cancelled() => return,
+            () = closing.cancelled() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        match accepted {
+            Ok((stream, _)) => place(&worker, &workers, direction, stream),
             Err(error) => {
                 // Out of descriptors, or a connection that died in the queue: neither is the
                 // listener's end.
                 tracing::warn!(%error, direction = direction.name(), "accept");
                 tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
             }
-        };
-        let least = (0..workers.len()).min_by_key(|i| (metrics.connections(*i), *i != worker.index));
-        let least = least.unwrap_or(worker.index);
-        // Counted first and looked at then: two workers that accept at once must not both find room.
-        let accepted = metrics.accepted(direction, least);
-        let most = worker.mesh().max_connections(direction);
-        if metrics.open(direction) > most {
-            let why = format!("{}.max_connections ({most}) are open", direction.name());
-            worker.refused(direction, &Error::new(Reason::ListenFull, why));
-            continue;
         }
-        if least == worker.index {
-            spawn_local(serve(worker.clone(), direction, stream, accepted));
-        } else if let Ok(stream) = stream.into_std() {
-            let _ = workers[least].send(Accept { stream, direction, accepted });
+    }
+    // Whoever is in the queue was told that we listen, and what the runtime knows of it may be old: the
+    // kernel is asked until it has no more.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, _)) = listener.accept() {
+        if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            place(&worker, &workers, direction, stream);
         }
+    }
+}
+
+/// Gives a connection to the worker that has the fewest.
+fn place(
+    worker: &Rc<Worker>,
+    workers: &[mpsc::UnboundedSender<Accept>],
+    direction: Direction,
+    stream: TcpStream,
+) {
+    let metrics = &worker.shared.ground.metrics;
+    let least = (0..workers.len()).min_by_key(|i| (metrics.connections(*i), *i != worker.index));
+    let least = least.unwrap_or(worker.index);
+    // Counted first and looked at then: two workers that accept at once must not both find room.
+    let accepted = metrics.accepted(direction, least);
+    let most = worker.mesh().max_connections(direction);
+    if metrics.open(direction) > most {
+        let why = format!("{}.max_connections ({most}) are open", direction.name());
+        worker.refused(direction, &Error::new(Reason::ListenFull, why));
+    } else if least == worker.index {
+        spawn_local(serve(worker.clone(), direction, stream, accepted));
+    } else if let Ok(stream) = stream.into_std() {
+        let _ = workers[least].send(Accept { stream, direction, accepted });
     }
 }
 

@@ -95,7 +95,8 @@ fn next<H: Handler>(
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(None)),
                 Poll::Pending => {
                     let over = Pin::new(&mut *closing).poll(cx).is_ready() || patience.poll(cx).is_ready();
-                    return if over { Poll::Ready(Err(None)) } else { Poll::Pending };
+                    // A request may have begun to arrive that the runtime will tell of next.
+                    return if over && reader.is_quiet() { Poll::Ready(Err(None)) } else { Poll::Pending };
                 }
             }
         }
@@ -233,4 +234,114 @@ fn abort<T>(conn: Conn) -> Ended<T> {
         half.forget();
     }
     Ended::Closed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::{Read, Write};
+    use std::rc::Rc;
+
+    use http::StatusCode;
+    use tokio::task::{spawn_local, yield_now};
+
+    use super::*;
+    use crate::http::closing::Closing;
+    use crate::http::{Bounds, Length, RequestHead, ResponseHead};
+
+    const BOUNDS: Bounds = Bounds {
+        head_bytes: 64 << 10,
+        fields: 100,
+        streams: 1000,
+        least: None,
+        head_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(10),
+    };
+
+    #[derive(Default)]
+    struct Empty {
+        closing: Rc<Closing>,
+        served: Cell<u32>,
+    }
+
+    impl Handler for Empty {
+        type Tunnel = ();
+
+        async fn handle(
+            &self,
+            _: &mut RequestHead,
+            _: &mut Body<'_>,
+            respond: &mut Responder<'_>,
+        ) -> Next<()> {
+            self.served.set(self.served.get() + 1);
+            let head = ResponseHead { length: Length::Sized(0), ..ResponseHead::new(StatusCode::OK) };
+            respond.head(head).expect("the client is there");
+            crate::http::pump::pump(&mut Body::Empty, respond, BOUNDS.body_timeout).await.expect("taken");
+            Next::Request
+        }
+
+        async fn tunnel(&self, (): (), _: &mut Body<'_>, _: &mut Responder<'_>) {}
+
+        fn refused(&self, _: &Error) {}
+
+        fn bounds(&self) -> Bounds {
+            BOUNDS
+        }
+
+        fn shares_connections(&self) -> bool {
+            false
+        }
+
+        fn is_draining(&self) -> bool {
+            false
+        }
+
+        fn closing(&self) -> Closed {
+            self.closing.wait()
+        }
+    }
+
+    /// What a client reads until the end, whose connection idles when the word is said; `sends` it has
+    /// sent just before, so that the kernel has it and the runtime has not looked again.
+    fn at_the_word(sends: &[u8]) -> (String, u32) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .expect("a runtime");
+        runtime.block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let mut client =
+                std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+            let (server, _) = listener.accept().expect("accepted");
+            server.set_nonblocking(true).expect("a socket");
+            let handler = Rc::new(Empty::default());
+            let serving = spawn_local({
+                let (handler, stream) = (handler.clone(), TcpStream::from_std(server).expect("a socket"));
+                async move { drop(serve(stream, &*handler).await) }
+            });
+            // Long enough for it to find nothing, and to wait.
+            for _ in 0..1000 {
+                yield_now().await;
+            }
+            client.write_all(sends).expect("sent");
+            handler.closing.say();
+            serving.await.expect("it does not panic");
+            let mut answers = String::new();
+            client.read_to_string(&mut answers).expect("an orderly end");
+            (answers, handler.served.get())
+        })
+    }
+
+    #[test]
+    fn an_idle_connection_is_closed_at_the_word() {
+        assert_eq!(at_the_word(b""), (String::new(), 0));
+    }
+
+    #[test]
+    fn one_with_a_request_that_has_arrived_is_not() {
+        let (answers, served) = at_the_word(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert!(answers.starts_with("HTTP/1.1 200 "), "{answers:?}");
+        assert_eq!(served, 1);
+    }
 }

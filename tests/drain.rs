@@ -1,23 +1,30 @@
 //! A sidecar that is told to stop costs no request: not of the callers that are in the mesh, not
-//! of those outside, not of its own application.
+//! of those outside, not of its own application, for as long as that is there.
 
 mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::thread::sleep;
 use std::time::Duration;
 
-use support::client::get;
+use futures_util::FutureExt;
+use http::Request;
+use support::app::App;
+use support::client::{get, request, send};
 use support::dns::Dns;
 use support::eventually;
-use support::lab::Pod;
+use support::lab::{Lab, Pod};
 use support::load::Load;
-use support::shop::{PATIENCE, PORT, Shop, endpoints};
+use support::shop::{NAME, PATIENCE, PORT, Shop, endpoints};
 use support::sidecar::Sidecar;
 
 /// In-flight requests outlast `drain.accept`, and end before `drain.timeout` does.
-const DRAIN: &str = "drain: { accept: 2s, timeout: 8s }\n";
+const DRAIN: &str = "drain: { accept: 2s, timeout: 60s }\n";
 const SLOW: &str = "/wait/5000";
+
+/// Longer than a sidecar takes to believe that an application has gone of which there is no sign.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// A connection of a client that knows nothing of meshes and keeps it open.
 struct KeepAlive(TcpStream);
@@ -58,7 +65,7 @@ impl KeepAlive {
 fn drained(stop: impl Fn(&mut Dns, &Shop, &Sidecar)) {
     let (shop, mut dns) = Shop::new(1);
     let (stranger, one) = (shop.lab.pod("stranger"), &shop.one);
-    let apps = [&shop.one, &shop.two].map(|pod| pod.app(pod.addresses(PORT)[0]));
+    let apps = [one, &shop.two].map(|pod| pod.app(pod.addresses(PORT)[0]));
     let elsewhere = stranger.app(stranger.addresses(PORT)[0]);
     let mut draining = one.sidecar(&shop.orders(one, DRAIN));
     let _two = shop.two.sidecar(&shop.orders(&shop.two, ""));
@@ -99,6 +106,10 @@ fn drained(stop: impl Fn(&mut Dns, &Shop, &Sidecar)) {
     let slow = slow.finish();
     slow.assert_all_ok();
     assert!(slow.pods[one.name()] > 0, "{slow:?}");
+    sleep(QUIET);
+    assert_eq!(outbound().expect("its own requests go out while it is there"), 200);
+    let [app, _two] = apps;
+    app.kill();
     let status = draining.wait(PATIENCE);
     assert!(status.success(), "{status}");
     assert!(draining.log().contains("nothing is in flight"), "it ran out of time");
@@ -124,4 +135,190 @@ fn the_drain_door_after_dns_has_heard() {
         endpoints(dns, &[&shop.two]);
         assert_eq!(sidecar.post("/drain").status, 202);
     });
+}
+
+/// A pod with rules, whose application listens on [`PORT`].
+struct Called {
+    one: Pod,
+    stranger: Pod,
+    address: SocketAddr,
+    elsewhere: App,
+    _lab: Lab,
+}
+
+impl Called {
+    fn new() -> (Self, App) {
+        let lab = Lab::new();
+        let (one, stranger) = (lab.pod("one"), lab.pod("stranger"));
+        one.init();
+        let app = one.app(one.addresses(PORT)[0]);
+        let elsewhere = stranger.app(stranger.addresses(PORT)[0]);
+        (Self { one, stranger, address: app.address(), elsewhere, _lab: lab }, app)
+    }
+
+    /// Its sidecar, through which a stranger has called it.
+    fn sidecar(&self, drain: &str) -> Sidecar<'_> {
+        let sidecar = self.one.sidecar(drain);
+        let answer = self.stranger.enter(|| get(self.address, "one", "/"));
+        assert_eq!(answer.expect("an answer").status, 200);
+        sidecar
+    }
+
+    /// A call of the application at `one`.
+    fn calls_out(&self) -> bool {
+        let answer = self.one.enter(|| get(self.elsewhere.address(), "elsewhere", "/"));
+        answer.is_ok_and(|answer| answer.status == 200)
+    }
+
+    fn until_inbound_is_closed(&self) {
+        eventually(PATIENCE, "the inbound side to close", || {
+            self.stranger.enter(|| get(self.address, "one", "/")).is_err().then_some(())
+        });
+    }
+}
+
+#[test]
+fn an_application_that_takes_its_time_makes_its_last_call() {
+    let (called, app) = Called::new();
+    let mut sidecar = called.sidecar("drain: { accept: 0s, timeout: 60s }\n");
+    sidecar.terminate();
+    called.until_inbound_is_closed();
+    sleep(QUIET);
+    assert!(sidecar.process().ended().is_none(), "it left before its application");
+    assert!(called.calls_out(), "the last call failed");
+    app.kill();
+    assert!(sidecar.wait(PATIENCE).success());
+    assert!(sidecar.log().contains("no sign of the application"), "{}", sidecar.log());
+}
+
+#[test]
+fn an_application_that_only_calls_is_seen_by_its_connections() {
+    let (called, _app) = Called::new();
+    // Nobody has called it: that it listens means nothing.
+    let mut sidecar = called.one.sidecar("drain: { accept: 0s, timeout: 60s }\n");
+    let mut open = KeepAlive::open(&called.one, called.elsewhere.address());
+    open.get();
+    sidecar.terminate();
+    sleep(QUIET);
+    open.get();
+    sleep(QUIET);
+    assert!(sidecar.process().ended().is_none(), "it left before its application");
+    drop(open);
+    assert!(sidecar.wait(PATIENCE).success());
+}
+
+#[test]
+fn an_application_that_never_stops_is_waited_for_no_longer_than_the_timeout() {
+    let (called, _app) = Called::new();
+    let mut sidecar = called.sidecar("drain: { accept: 0s, timeout: 2s }\n");
+    sidecar.terminate();
+    assert!(sidecar.wait(PATIENCE).success());
+    let still = format!("the application is still there: it listens on {}", called.address);
+    assert!(sidecar.log().contains(&still), "{}", sidecar.log());
+}
+
+/// What has this much time is never waited for.
+const PATIENT: &str = "drain: { accept: 10m, timeout: 10m }\n";
+
+fn quits_after(words: &[&str]) {
+    let (called, app) = Called::new();
+    let mut sidecar = called.sidecar(PATIENT);
+    let slow = Load { path: SLOW.into(), requests: Some(4), ..Load::new(called.address, "one") };
+    let slow = slow.start(&called.stranger);
+    eventually(PATIENCE, "slow requests", || (app.waiting() == 4).then_some(()));
+    assert_eq!(sidecar.post_probe("/quit").status, 404);
+    assert_eq!(sidecar.probe("/ready").status, 200);
+    for word in words {
+        assert_eq!(sidecar.post(word).status, 202);
+    }
+    slow.finish().assert_all_ok();
+    assert!(sidecar.wait(PATIENCE).success());
+    assert!(sidecar.log().contains("nothing is in flight, and the application is not waited for"));
+}
+
+#[test]
+fn quit_finishes_what_is_in_flight_and_waits_for_nobody() {
+    quits_after(&["/quit"]);
+}
+
+#[test]
+fn quit_shortens_a_drain() {
+    quits_after(&["/drain", "/quit"]);
+}
+
+#[test]
+fn a_long_stream_is_told_early_and_finishes() {
+    let (called, app) = Called::new();
+    let h2 = called.one.h2_app(called.one.addresses(PORT + 1)[0]);
+    let to = h2.address();
+    let mut sidecar = called.sidecar("drain: { accept: 0s, timeout: 60s }\n");
+    let status = called.stranger.start(move || async move {
+        let stream = tokio::net::TcpStream::connect(to).await.expect("connected");
+        let (mut sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        let connection = tokio::spawn(connection);
+        let long = Request::get(format!("http://one{SLOW}")).body(()).expect("valid");
+        let (mut answer, _) = sender.send_request(long, true).expect("an open connection");
+        let told = loop {
+            match sender.clone().ready().await {
+                Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(error) => break error,
+            }
+        };
+        assert!(told.is_go_away() && told.reason() == Some(h2::Reason::NO_ERROR), "{told:?}");
+        assert!((&mut answer).now_or_never().is_none(), "it was told with its answer, not before");
+        let status = answer.await.expect("an answer").status();
+        connection.await.expect("it does not panic").expect("an end without an error");
+        status
+    });
+    eventually(PATIENCE, "the long stream", || (h2.waiting() == 1).then_some(()));
+    sidecar.terminate();
+    assert_eq!(status.join(), 200);
+    drop((app, h2));
+    assert!(sidecar.wait(PATIENCE).success());
+}
+
+#[test]
+fn what_is_left_at_the_timeout_sees_an_end() {
+    const FOREVER: &str = "/wait/600000";
+    let (shop, _dns) = Shop::new(60);
+    let one = &shop.one;
+    let stranger = shop.lab.pod("stranger");
+    let [http1, http2, opaque] = [PORT, PORT + 1, PORT + 2].map(|port| one.addresses(port)[0]);
+    let (app, h2_app) = (one.app(http1), one.h2_app(http2));
+    let _greeting = one.greeting_app(opaque, b"hello");
+    let mut sidecar = one.sidecar(&shop.orders(one, "drain: { accept: 0s, timeout: 3s }\n"));
+    let _caller = shop.caller.sidecar(&shop.calls("", ""));
+
+    // Which may not be repeated.
+    let post = |host: &'static str| request("POST", host, FOREVER, "");
+    let plain = stranger.start(move || send(http1, post("one")));
+    let h2 = stranger.start(move || {
+        let mut request = post("http://one");
+        *request.uri_mut() = format!("http://one{FOREVER}").parse().expect("valid");
+        *request.version_mut() = http::Version::HTTP_2;
+        request.headers_mut().remove("host");
+        send(http2, request)
+    });
+    let mesh = shop.caller.start(move || send(Shop::vip(), post(NAME)));
+    let tunnel = stranger.start(move || async move {
+        let mut stream = tokio::net::TcpStream::connect(opaque).await.expect("connected");
+        let mut said = Vec::new();
+        let end = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut said).await;
+        (said, end.is_ok())
+    });
+    eventually(PATIENCE, "all to be open", || {
+        let open = sidecar.metric("pannier_tcp_open", &[r#"upstream="application""#]);
+        (app.waiting() == 2 && h2_app.waiting() == 1 && open == 1.0).then_some(())
+    });
+    sidecar.terminate();
+    assert!(sidecar.wait(PATIENCE).success());
+    assert!(sidecar.log().contains("drain.timeout ran out with requests in flight"), "{}", sidecar.log());
+
+    for (what, ended) in [("HTTP/1", plain.join()), ("HTTP/2", h2.join())] {
+        let error = ended.expect_err(what);
+        assert_ne!(error.kind(), std::io::ErrorKind::TimedOut, "{what}: silence");
+    }
+    let refused = mesh.join().expect("the caller's sidecar answers");
+    assert_eq!((refused.status.as_u16(), refused.refused()), (502, Some("upstream.reset")));
+    assert_eq!(tunnel.join(), (b"hello".to_vec(), true));
 }

@@ -1,4 +1,4 @@
-//! The operator's door: readiness, metrics, configuration and drain over plain HTTP/1.1.
+//! The operator's door: readiness, metrics, configuration, drain and end over plain HTTP/1.1.
 //!
 //! There are two: **admin**, for whoever is inside the pod, and **probes**, for the cluster, which
 //! has health and metrics and nothing else. Both run on the control runtime, so nothing asked here
@@ -40,6 +40,10 @@ pub trait View: Send + Sync + 'static {
 
     /// Begins to drain, as SIGTERM does. Asked again, it changes nothing.
     fn drain(&self);
+
+    /// Ends once what is in flight has finished, waiting for nobody else. It shortens a drain that has
+    /// begun.
+    fn quit(&self);
 }
 
 /// Whether the sidecar can serve.

@@ -36,7 +36,7 @@ struct Page {
     answer: fn(&Pages) -> Answer,
 }
 
-static PAGES: [Page; 8] = [
+static PAGES: [Page; 9] = [
     Page {
         path: "/",
         method: Method::GET,
@@ -89,9 +89,16 @@ static PAGES: [Page; 8] = [
     Page {
         path: "/drain",
         method: Method::POST,
-        about: "finish what is in flight, then end, as SIGTERM does",
+        about: "let callers learn, finish what is in flight, then end with the application, as SIGTERM does",
         on_probes: false,
         answer: Pages::drain,
+    },
+    Page {
+        path: "/quit",
+        method: Method::POST,
+        about: "finish what is in flight, then end, whether the application has gone or not",
+        on_probes: false,
+        answer: Pages::quit,
     },
 ];
 
@@ -154,6 +161,11 @@ impl Pages {
     fn drain(&self) -> Answer {
         self.view.drain();
         text(StatusCode::ACCEPTED, "draining\n".into())
+    }
+
+    fn quit(&self) -> Answer {
+        self.view.quit();
+        text(StatusCode::ACCEPTED, "quitting\n".into())
     }
 }
 

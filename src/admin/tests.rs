@@ -19,6 +19,7 @@ struct Pod {
     readiness: Mutex<Readiness>,
     upstreams: Mutex<Value>,
     drains: AtomicUsize,
+    quits: AtomicUsize,
 }
 
 impl View for Pod {
@@ -40,6 +41,17 @@ impl View for Pod {
 
     fn drain(&self) {
         self.drains.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn quit(&self) {
+        self.quits.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Pod {
+    /// How often it was asked to drain, and to quit.
+    fn asked(&self) -> (usize, usize) {
+        (self.drains.load(Ordering::Relaxed), self.quits.load(Ordering::Relaxed))
     }
 }
 
@@ -103,7 +115,7 @@ async fn each_page_answers() {
     }
     assert!(get(served.admin, "/config").await.contains("content-type: application/json\r\n"));
     let index = get(served.admin, "/").await;
-    for path in ["/live", "/ready", "/metrics", "/config", "/upstreams", "/limits", "/drain"] {
+    for path in ["/live", "/ready", "/metrics", "/config", "/upstreams", "/limits", "/drain", "/quit"] {
         assert!(body(&index).contains(path), "{index}");
     }
 }
@@ -114,14 +126,16 @@ async fn the_probes_door_has_health_and_metrics_alone() {
     for path in ["/", "/live", "/ready", "/metrics"] {
         assert_status(&get(served.probes, path).await, 200);
     }
-    for path in ["/config", "/upstreams", "/limits", "/drain"] {
+    for path in ["/config", "/upstreams", "/limits", "/drain", "/quit"] {
         let answer = get(served.probes, path).await;
         assert_status(&answer, 404);
         assert!(!body(&answer).contains("/config"), "{answer}");
     }
-    let drain = format!("POST /drain HTTP/1.1\r\nHost: {}\r\n\r\n", served.probes);
-    assert_status(&exchange(served.probes, drain).await, 404);
-    assert_eq!(served.pod.drains.load(Ordering::Relaxed), 0);
+    for path in ["/drain", "/quit"] {
+        let post = format!("POST {path} HTTP/1.1\r\nHost: {}\r\n\r\n", served.probes);
+        assert_status(&exchange(served.probes, post).await, 404);
+    }
+    assert_eq!(served.pod.asked(), (0, 0));
 }
 
 #[tokio::test]
@@ -159,17 +173,20 @@ async fn metrics_are_openmetrics() {
 }
 
 #[tokio::test]
-async fn only_a_post_drains() {
+async fn only_a_post_drains_or_quits() {
     let served = served();
-    let head = |method: &str| format!("{method} /drain HTTP/1.1\r\nHost: {}\r\n\r\n", served.admin);
-    for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
-        let answer = exchange(served.admin, head(method)).await;
-        assert_status(&answer, 405);
-        assert!(answer.contains("allow: POST\r\n"), "{answer}");
+    for (path, asked) in [("/drain", (1, 0)), ("/quit", (1, 1))] {
+        let before = served.pod.asked();
+        let head = |method: &str| format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n\r\n", served.admin);
+        for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
+            let answer = exchange(served.admin, head(method)).await;
+            assert_status(&answer, 405);
+            assert!(answer.contains("allow: POST\r\n"), "{answer}");
+        }
+        assert_eq!(served.pod.asked(), before);
+        assert_status(&exchange(served.admin, head("POST")).await, 202);
+        assert_eq!(served.pod.asked(), asked);
     }
-    assert_eq!(served.pod.drains.load(Ordering::Relaxed), 0);
-    assert_status(&exchange(served.admin, head("POST")).await, 202);
-    assert_eq!(served.pod.drains.load(Ordering::Relaxed), 1);
 
     let answer = exchange(served.admin, "POST /ready HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 405 ") && answer.contains("allow: GET, HEAD\r\n"), "{answer}");
@@ -243,7 +260,7 @@ async fn a_client_that_has_said_all_is_still_answered() {
 async fn a_web_page_cannot_use_the_admin_door() {
     let served = served();
     let admin = served.admin;
-    let post = |host: &str, fields: &str| format!("POST /drain HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n");
+    let post = |host: &str, fields: &str| format!("POST /quit HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n");
     for refused in [
         post("evil.example", ""),
         post("localhost.evil.example:15000", ""),
@@ -257,7 +274,7 @@ async fn a_web_page_cannot_use_the_admin_door() {
     ] {
         assert_status(&exchange(admin, &refused).await, 403);
     }
-    assert_eq!(served.pod.drains.load(Ordering::Relaxed), 0);
+    assert_eq!(served.pod.asked(), (0, 0));
     for host in ["localhost", "LOCALHOST:15000", "127.0.0.1:15000", "[::1]:15000", "[::1]"] {
         let answer = exchange(admin, format!("GET /config HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         assert_status(&answer, 200);

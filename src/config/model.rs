@@ -503,6 +503,6 @@ impl fmt::Debug for Redis {
 pub struct Drain {
     /// How long new connections are still served, while endpoints learn. Default 5s.
     pub accept: Time,
-    /// How long requests in flight may take to finish after that. Default 30s.
+    /// How long requests in flight may take to finish after that, and the application to go. Default 30s.
     pub timeout: Time,
 }

@@ -1,10 +1,11 @@
 //! Interception: how a connection that the kernel redirected to us tells where it was meant to
-//! go, and the rules that redirect it.
+//! go, the rules that redirect it, and what the kernel says is listened on beside us.
 //!
 //! It promises that an original destination is only ever the kernel's word, never the peer's,
 //! and that what `pannier init` installs redirects every TCP connection of the pod exactly once.
 
 pub mod install;
+pub mod listening;
 pub mod rules;
 
 use std::cell::RefCell;

@@ -3,22 +3,31 @@
 //! 1. Readiness goes off. New connections are still served, since endpoints take a while to learn;
 //!    answers to callers ask them to connect elsewhere.
 //! 2. After `drain.accept`, inbound listeners close, connections to callers are ended once they
-//!    are idle, and those between sidecars by GOAWAY. What the application sends is served on, so
+//!    are idle, and those that carry streams by GOAWAY. What the application sends is served on, so
 //!    that its own shutdown calls succeed.
-//! 3. When nothing is in flight, or after `drain.timeout`, the process ends.
+//! 3. When nothing is in flight and the application has gone, or after `drain.timeout`, the process
+//!    ends.
+//!
+//! Whoever asks to quit waits neither for callers to learn nor for the application; what is
+//! in flight is finished all the same.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::application::sign;
 use super::worker::Shared;
 use crate::config::model::{self, Direction};
 
 /// How often it is looked at whether all has finished.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long there must have been no sign of the application until it is believed to have gone. It may
+/// be between two connections, or never have been called.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How long the application may take to read its last answers.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -28,6 +37,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(super) struct Drain {
     draining: AtomicBool,
     asked: Notify,
+    quitting: CancellationToken,
     /// Cancelled when the inbound side closes.
     pub inbound: CancellationToken,
     /// Cancelled when the outbound side closes.
@@ -40,6 +50,12 @@ impl Drain {
         if !self.draining.swap(true, Ordering::Relaxed) {
             self.asked.notify_one();
         }
+    }
+
+    /// Begins, or goes on, without waiting for those who are only expected to learn or to go.
+    pub(super) fn quit(&self) {
+        self.quitting.cancel();
+        self.begin();
     }
 
     /// Whether it has begun.
@@ -65,18 +81,14 @@ impl Drain {
 /// Goes through the end, as `config` says.
 pub(super) async fn drain(shared: &Shared, config: &model::Drain) {
     tracing::info!(accept = %config.accept, timeout = %config.timeout, "draining");
-    sleep(config.accept.0).await;
+    let _ = timeout(config.accept.0, shared.drain.quitting.cancelled()).await;
     shared.drain.inbound.cancel();
-    let finished = timeout(config.timeout.0, async {
-        while !is_idle(shared) {
-            sleep(LOOK).await;
+    match timeout(config.timeout.0, finished(shared)).await {
+        Ok(()) if shared.drain.quitting.is_cancelled() => {
+            tracing::info!("drained: nothing is in flight, and the application is not waited for");
         }
-    });
-    match finished.await {
-        Ok(()) => tracing::info!("drained: nothing is in flight"),
-        Err(_) => {
-            tracing::warn!(in_flight = shared.in_flight(), "drain.timeout ran out with requests in flight")
-        }
+        Ok(()) => tracing::info!("drained: nothing is in flight, and there is no sign of the application"),
+        Err(_) => say_what_is_left(shared),
     }
     shared.drain.outbound.cancel();
     // The last answers leave their buffers, and the application's connections are closed in order.
@@ -88,6 +100,31 @@ pub(super) async fn drain(shared: &Shared, config: &model::Drain) {
     .await;
 }
 
-fn is_idle(shared: &Shared) -> bool {
-    shared.inbound_connections() == 0 && shared.in_flight() == 0
+/// Waits until nothing is in flight, and until the application has gone unless it is asked to quit.
+async fn finished(shared: &Shared) {
+    let mut accepted = None;
+    let mut quiet_since = Instant::now();
+    loop {
+        let is_idle = shared.inbound_connections() == 0 && shared.in_flight() == 0;
+        if is_idle && shared.drain.quitting.is_cancelled() {
+            return;
+        }
+        // A connection may have been too short to be seen open.
+        let now = Some(shared.ground.metrics.accepted_ever(Direction::Outbound));
+        let is_silent = std::mem::replace(&mut accepted, now) == now;
+        if !is_idle || !is_silent || sign(shared).is_some() {
+            quiet_since = Instant::now();
+        } else if quiet_since.elapsed() >= QUIET {
+            return;
+        }
+        sleep(LOOK).await;
+    }
+}
+
+fn say_what_is_left(shared: &Shared) {
+    match (shared.in_flight(), sign(shared)) {
+        (0, None) => tracing::info!("drain.timeout ran out, with nothing in flight"),
+        (0, Some(sign)) => tracing::warn!("drain.timeout ran out and the application is still there: {sign}"),
+        (in_flight, _) => tracing::warn!(in_flight, "drain.timeout ran out with requests in flight"),
+    }
 }

@@ -3,6 +3,7 @@
 //! intercept (is it ours to take) → detect (our mTLS, or what else) → tls (who is calling) → http
 //! (one reading) → authorize → limit → pool → exchange with the application, where it listens.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -90,7 +91,13 @@ impl Met {
     }
 
     fn stages(&self, caller: Option<SpiffeId>) -> Inbound {
-        Inbound { target: self.target, source: self.source, told: Inbound::told(&caller), caller }
+        Inbound {
+            target: self.target,
+            source: self.source,
+            told: Inbound::told(&caller),
+            caller,
+            taken: Cell::new(false),
+        }
     }
 }
 
@@ -203,6 +210,8 @@ struct Inbound {
     caller: Option<SpiffeId>,
     /// What the application is told of the caller.
     told: Option<HeaderValue>,
+    /// Whether the application has taken a request of this connection.
+    taken: Cell<bool>,
 }
 
 impl Stages for Inbound {
@@ -236,7 +245,11 @@ impl Stages for Inbound {
         }
         let destination = application(worker, mesh, self.target);
         let way = Way { destination, source: self.source, h2 };
-        forward(worker, &way, head, body, respond).await
+        let next = forward(worker, &way, head, body, respond).await?;
+        if !self.taken.replace(true) {
+            worker.served(self.target);
+        }
+        Ok(next)
     }
 
     fn is_from_sidecar(&self) -> bool {

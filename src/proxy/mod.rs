@@ -3,6 +3,7 @@
 //!
 //! Read `outbound` and `inbound` first: each is one direction's stages, in order.
 
+mod application;
 mod connection;
 pub mod detect;
 mod drain;

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::application::Served;
 use super::drain::{self, Drain};
 use super::listen::{self, Listeners, Unbound};
 use super::mesh::{Ground, Mesh};
@@ -138,6 +139,7 @@ impl Sidecar {
             mesh: ArcSwap::from_pointee(mesh),
             tls: tls::Current::new(tls),
             drain: Drain::default(),
+            served: Served::default(),
             ground,
             ports,
             listeners,

@@ -114,6 +114,9 @@ pub(super) async fn carry(
     };
     match opened {
         Ok(opened) => {
+            if let (Direction::Inbound, Some(application)) = (direction, &destination.pinned) {
+                worker.served(application.address);
+            }
             let counted = destination.route.tcp.open(worker.index);
             relay(downstream, Bytes::new(), opened, &counted).await;
         }

@@ -156,6 +156,10 @@ impl admin::View for View {
     fn drain(&self) {
         self.shared.drain.begin();
     }
+
+    fn quit(&self) {
+        self.shared.drain.quit();
+    }
 }
 
 fn reports(mesh: &Mesh) -> Vec<LimitReport> {

@@ -2,7 +2,7 @@
 //! workers but counts and the snapshot.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio_util::sync::CancellationToken;
 
+use super::application::Served;
 use super::drain::Drain;
 use super::mesh::{Ground, Mesh, Route};
 use super::{inbound, outbound};
@@ -51,6 +52,8 @@ pub(super) struct Shared {
     pub tls: tls::Current,
     /// Whether we are about to end.
     pub drain: Drain,
+    /// Where the application has taken traffic.
+    pub served: Served,
     /// Counts, names and leases.
     pub ground: Ground,
     /// Every port that we listen on.
@@ -127,6 +130,7 @@ pub(super) struct Worker {
     pub pools: Rc<Pools>,
     mesh: RefCell<Snapshot>,
     addresses: RefCell<HashMap<SocketAddr, Arc<Endpoint>>>,
+    served: RefCell<HashSet<SocketAddr>>,
     inbound: Ending,
     outbound: Ending,
 }
@@ -194,6 +198,7 @@ impl Worker {
             pools: Rc::new(Pools::new(shared.tls.clone(), index, shared.alarms.clone())),
             mesh: RefCell::new(Rc::new(shared.mesh.load_full())),
             addresses: RefCell::default(),
+            served: RefCell::default(),
             inbound: Ending::new(shared.drain.inbound.child_token()),
             outbound: Ending::new(shared.drain.outbound.child_token()),
             shared,
@@ -251,6 +256,14 @@ impl Worker {
     pub(super) fn refused(&self, direction: Direction, error: &Error) {
         tracing::debug!(direction = direction.name(), side = ?error.reason.side(), %error, "refused");
         self.shared.ground.metrics.refused(direction, self.index, error.reason);
+    }
+
+    /// Notes that the application took a connection's traffic at this address. What all workers know is
+    /// touched only by what is new to this one.
+    pub(super) fn served(&self, application: SocketAddr) {
+        if self.served.borrow_mut().insert(application) {
+            self.shared.served.note(application);
+        }
     }
 
     /// The endpoint of an address that belongs to no upstream.

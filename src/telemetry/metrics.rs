@@ -127,6 +127,11 @@ impl Metrics {
         self.workers.iter().map(|worker| worker.open[direction as usize].load(Relaxed)).sum()
     }
 
+    /// How many connections of one direction were ever accepted, all workers together.
+    pub fn accepted_ever(&self, direction: Direction) -> u64 {
+        self.workers.iter().map(|worker| worker.accepted[direction as usize].load(Relaxed)).sum()
+    }
+
     /// Counts a reload: whether the new configuration was applied, or refused with the old one
     /// running on.
     pub fn reload(&self, ok: bool) {
@@ -397,6 +402,7 @@ mod tests {
         assert_eq!((metrics.connections(0), metrics.connections(1)), (2, 0));
         drop(first);
         assert_eq!(metrics.connections(0), 1);
+        assert_eq!((metrics.open(OUT), metrics.accepted_ever(OUT)), (0, 1));
         drop(second);
         let labels = [("direction", "outbound"), ("worker", "0")];
         let got = openmetrics::parse(&metrics.encode());

@@ -46,9 +46,14 @@ redis: { url: \"redis://someone:hunter2@127.0.0.1:9\" }
     let posted = send(sidecar.at("admin"), request("POST", "localhost", "/config", "")).await;
     assert_eq!(posted.expect("an answer").status, 405);
     let probes = sidecar.at("probes");
-    for (path, status) in
-        [("/live", 200), ("/ready", 200), ("/metrics", 200), ("/config", 404), ("/drain", 404)]
-    {
+    for (path, status) in [
+        ("/live", 200),
+        ("/ready", 200),
+        ("/metrics", 200),
+        ("/config", 404),
+        ("/drain", 404),
+        ("/quit", 404),
+    ] {
         assert_eq!(get(probes, "localhost", path).await.expect("an answer").status, status, "{path}");
     }
 }

@@ -350,7 +350,7 @@ async fn a_tunnel_is_counted_while_it_is_open() {
 }
 
 #[tokio::test]
-async fn a_drain_waits_for_a_tunnel() {
+async fn an_end_waits_for_a_tunnel() {
     let app = switching(async |mut raw: Raw| {
         while let Some(line) = raw.line().await {
             raw.send(line).await;
@@ -364,7 +364,8 @@ async fn a_drain_waits_for_a_tunnel() {
     for _ in 0..3 {
         raw.send("still here\n").await;
         assert_eq!(raw.until(b"\n").await, "still here\n");
-        pair.orders.post("/drain").await;
+        // Whose application stays, and whose is seen by the tunnel alone.
+        pair.orders.post("/quit").await;
         pair.caller.post("/drain").await;
         tokio::time::sleep(A_WHILE).await;
     }

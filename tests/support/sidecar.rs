@@ -124,6 +124,12 @@ impl Sidecar<'_> {
         self.admin("GET", path)
     }
 
+    /// `POST` on its probes door.
+    pub(crate) fn post_probe(&self, path: &str) -> Answer {
+        let answer = self.pod.enter(|| client::send(PROBES, request("POST", "probes", path, "")));
+        answer.unwrap_or_else(|e| panic!("POST {path} on the probes door of {}: {e}", self.pod.name()))
+    }
+
     /// `POST` on its admin door.
     pub(crate) fn post(&self, path: &str) -> Answer {
         self.admin("POST", path)

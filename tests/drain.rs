@@ -1,5 +1,6 @@
 //! A sidecar that is told to stop costs no request: not of the callers that are in the mesh, not
-//! of those outside, not of its own application, for as long as that is there.
+//! of those outside, not of its own application, for as long as that is there. Beside a job it ends
+//! when the job does.
 
 mod support;
 
@@ -321,4 +322,89 @@ fn what_is_left_at_the_timeout_sees_an_end() {
     let refused = mesh.join().expect("the caller's sidecar answers");
     assert_eq!((refused.status.as_u16(), refused.refused()), (502, Some("upstream.reset")));
     assert_eq!(tunnel.join(), (b"hello".to_vec(), true));
+}
+
+/// What calls `elsewhere` through the sidecar's own address, as a shell can.
+const CALL: &str = r"call() {
+    exec 3<>/dev/tcp/127.0.0.1/15001 &&
+    printf 'GET %s HTTP/1.1\r\nhost: elsewhere.test\r\nconnection: close\r\n\r\n' $1 >&3 &&
+    head -1 <&3 | grep -q '^HTTP/1.1 200'
+}
+";
+
+/// A pod whose sidecar knows the application of another.
+struct Job {
+    pod: Pod,
+    elsewhere: App,
+    _other: Pod,
+    _lab: Lab,
+}
+
+impl Job {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let (pod, other) = (lab.pod("job"), lab.pod("other"));
+        let elsewhere = other.app(other.addresses(PORT)[0]);
+        Self { pod, elsewhere, _other: other, _lab: lab }
+    }
+
+    fn config(&self) -> String {
+        let elsewhere = self.elsewhere.address();
+        format!(
+            "upstreams: {{ elsewhere: {{ address: \"elsewhere.test:80\", endpoints: [\"{elsewhere}\"] }} }}
+{PATIENT}"
+        )
+    }
+
+    fn starts(&self, program: &[&str]) -> Sidecar<'_> {
+        self.pod.sidecar_with(&self.config(), program)
+    }
+
+    fn starts_script(&self, script: &str) -> Sidecar<'_> {
+        self.starts(&["bash", "-c", &format!("{CALL}{script}")])
+    }
+}
+
+#[test]
+fn a_job_ends_with_its_own_code() {
+    let job = Job::new();
+    // One after the other in the same pod: nothing of the last is left that would be in the way.
+    for (script, code) in [("call / && exit 3", 3), ("call /", 0), ("call / && kill -KILL $$", 137)] {
+        let mut run = job.starts_script(script);
+        assert_eq!(run.wait(PATIENCE).code(), Some(code), "{script}: {}", run.log());
+    }
+    assert_eq!(job.elsewhere.requests().len(), 3);
+}
+
+#[test]
+fn a_job_that_is_told_to_stop_makes_its_last_call() {
+    let job = Job::new();
+    let script =
+        "trap 'sleep 3; call /last && exit 7; exit 1' TERM; echo it is up; while :; do sleep 0.1; done";
+    let mut run = job.starts_script(script);
+    run.process()
+        .until(PATIENCE, "the application to be up", |run| run.log().contains("it is up").then_some(()));
+    assert_eq!(run.probe("/ready").status, 200);
+    run.terminate();
+    eventually(PATIENCE, "/ready to say no", || (run.probe("/ready").status == 503).then_some(()));
+    assert_eq!(run.wait(PATIENCE).code(), Some(7), "{}", run.log());
+    assert_eq!(job.elsewhere.requests().len(), 1);
+}
+
+#[test]
+fn what_cannot_be_started_is_said_as_shells_do() {
+    let job = Job::new();
+    for (program, code) in [("/no/such/program", 127), ("/etc/passwd", 126)] {
+        let mut run = job.starts(&[program]);
+        assert_eq!(run.wait(PATIENCE).code(), Some(code), "{}", run.log());
+        assert!(run.log().contains(&format!("cannot start {program}: ")), "{}", run.log());
+    }
+}
+
+#[test]
+fn without_a_sidecar_no_application_is_started() {
+    let job = Job::new();
+    let mut run = job.pod.sidecar_with("workers: none\n", &["echo", "it has started"]);
+    assert_eq!(run.wait(PATIENCE).code(), Some(1));
+    assert!(run.log().contains("workers") && !run.log().contains("it has started"), "{}", run.log());
 }

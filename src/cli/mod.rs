@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 pub mod init;
 pub mod proxy;
+pub mod run;
 pub mod schema;
 
 use std::process::ExitCode;
@@ -17,11 +18,13 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "pannier", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 it worked; 1 it failed, or the configuration is wrong; 2 the command line is wrong, or a file cannot be read."
+    after_help = "Exit codes: 0 it worked; 1 it failed, or the configuration is wrong; 2 the command line is wrong, or a file cannot be read. `run` ends with its command's."
 )]
 enum Command {
     /// Run the sidecar
     Proxy(proxy::Args),
+    /// Run the sidecar and the application, and end with the application
+    Run(run::Args),
     /// Redirect this pod's traffic to the sidecar (needs NET_ADMIN)
     Init(init::Args),
     /// Say what a configuration means, or where it is wrong
@@ -40,6 +43,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Command::parse() {
         Command::Proxy(args) => proxy::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Init(args) => init::run(args),
         Command::Check { file } => check::run(&file),
         Command::Schema => schema::run(),

@@ -6,10 +6,11 @@
 //!    are idle, and those that carry streams by GOAWAY. What the application sends is served on, so
 //!    that its own shutdown calls succeed.
 //! 3. When nothing is in flight and the application has gone, or after `drain.timeout`, the process
-//!    ends.
+//!    ends. An application that we started is waited for however long it takes, and `drain.timeout`
+//!    then is for what it has left behind.
 //!
-//! Whoever asks to quit waits neither for callers to learn nor for the application; what is
-//! in flight is finished all the same.
+//! Whoever asks to quit waits neither for callers to learn nor for an application that we did not
+//! start; what is in flight is finished all the same.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -78,12 +79,19 @@ impl Drain {
     }
 }
 
-/// Goes through the end, as `config` says.
-pub(super) async fn drain(shared: &Shared, config: &model::Drain) {
+/// Goes through the end, as `config` says. `ended` is cancelled when the application that we started
+/// has ended; none: it is not ours.
+pub(super) async fn drain(shared: &Shared, config: &model::Drain, ended: Option<&CancellationToken>) {
     tracing::info!(accept = %config.accept, timeout = %config.timeout, "draining");
     let _ = timeout(config.accept.0, shared.drain.quitting.cancelled()).await;
     shared.drain.inbound.cancel();
+    if let Some(ended) = ended {
+        ended.cancelled().await;
+    }
     match timeout(config.timeout.0, finished(shared)).await {
+        Ok(()) if ended.is_some() => {
+            tracing::info!("drained: nothing is in flight, and the application has ended")
+        }
         Ok(()) if shared.drain.quitting.is_cancelled() => {
             tracing::info!("drained: nothing is in flight, and the application is not waited for");
         }

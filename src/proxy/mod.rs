@@ -4,6 +4,7 @@
 //! Read `outbound` and `inbound` first: each is one direction's stages, in order.
 
 mod application;
+mod child;
 mod connection;
 pub mod detect;
 mod drain;
@@ -19,4 +20,5 @@ mod tunnel;
 mod view;
 mod worker;
 
-pub use sidecar::{Fatal, Sidecar, run};
+pub use child::NotStarted;
+pub use sidecar::{Fatal, Sidecar, run, run_application};

@@ -1,19 +1,22 @@
 //! The process: reads the configuration, binds the listeners, starts the workers, and then, on the
 //! control thread, follows changes, signals and the operator until the end.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use arc_swap::ArcSwap;
-use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::application::Served;
+use super::child::{Child, NotStarted, Relay};
 use super::drain::{self, Drain};
 use super::listen::{self, Listeners, Unbound};
 use super::mesh::{Ground, Mesh};
@@ -52,18 +55,21 @@ pub enum Fatal {
     /// An address cannot be listened on.
     #[error("{0}")]
     Listen(#[from] Unbound),
+    /// The application cannot be started.
+    #[error("{0}")]
+    Application(#[from] NotStarted),
     /// The system refused something.
     #[error("{what}: {error}")]
     System {
         /// What was asked of it.
         what: &'static str,
         /// What it said.
-        error: std::io::Error,
+        error: io::Error,
     },
 }
 
 impl Fatal {
-    fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+    fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| Fatal::System { what, error }
     }
 }
@@ -71,14 +77,40 @@ impl Fatal {
 /// Runs a sidecar with the configuration at `path` until it has been told to stop and has drained.
 /// Blocks; this thread becomes the control thread.
 pub fn run(path: &Path) -> Result<(), Fatal> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Fatal::system("the control runtime"))?;
-    runtime.block_on(async {
-        let sidecar = Sidecar::start(path)?;
-        sidecar.follow().await
+    control_runtime()?.block_on(async {
+        Sidecar::start(path)?.follow(None).await;
+        Ok(())
     })
+}
+
+/// As [`run`], with the application that `command` starts once the sidecar serves. It is told to stop
+/// when the sidecar is; the sidecar ends when it has ended, however it did, and this returns how.
+pub fn run_application(path: &Path, command: Command) -> Result<ExitStatus, Fatal> {
+    control_runtime()?.block_on(async {
+        let relay = Relay::new().map_err(Fatal::system("signals"))?;
+        let sidecar = Sidecar::start(path)?;
+        let application = match Child::start(command, relay) {
+            Ok(application) => application,
+            Err(error) => {
+                sidecar.end();
+                return Err(error.into());
+            }
+        };
+        let (shared, ended) = (sidecar.shared.clone(), CancellationToken::new());
+        let waited = async {
+            let status = application.wait().await;
+            ended.cancel();
+            shared.drain.quit();
+            status
+        };
+        let ((), status) = tokio::join!(sidecar.follow(Some(&ended)), waited);
+        Ok(status)
+    })
+}
+
+fn control_runtime() -> Result<Runtime, Fatal> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().map_err(Fatal::system("the control runtime"))
 }
 
 /// A running sidecar, held by the control thread.
@@ -89,10 +121,28 @@ pub struct Sidecar {
     view: Arc<View>,
     mesh_names: Arc<MeshNames>,
     rotation: Option<AbortHandle>,
-    workers: Vec<thread::JoinHandle<std::io::Result<()>>>,
+    workers: Vec<thread::JoinHandle<io::Result<()>>>,
     end: CancellationToken,
+    signals: Signals,
     _doors: admin::Doors,
     _dns: dns::Server,
+}
+
+/// What the process is told.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
 }
 
 impl Sidecar {
@@ -101,6 +151,7 @@ impl Sidecar {
         if !path.exists() {
             return Err(Fatal::Missing(path.to_owned()));
         }
+        let signals = Signals::new().map_err(Fatal::system("signals"))?;
         // Before the first read, so that no change is missed.
         let watcher =
             Watcher::new(&[path.to_owned()]).map_err(Fatal::system("watching the configuration"))?;
@@ -164,37 +215,41 @@ impl Sidecar {
             rotation,
             workers,
             end,
+            signals,
             _doors: doors,
             _dns: dns,
         })
     }
 
-    /// Follows changes and signals until the end.
-    pub async fn follow(mut self) -> Result<(), Fatal> {
-        let signals = |kind| signal(kind).map_err(Fatal::system("signals"));
-        let mut hangup = signals(SignalKind::hangup())?;
-        let mut terminate = signals(SignalKind::terminate())?;
-        let mut interrupt = signals(SignalKind::interrupt())?;
+    /// Follows changes and signals until the end. `ended` is cancelled when the application that we
+    /// started has ended; none: it is not ours.
+    pub async fn follow(mut self, ended: Option<&CancellationToken>) {
         loop {
             tokio::select! {
                 () = self.watcher.changed() => self.reload(),
-                _ = hangup.recv() => self.reload(),
-                _ = terminate.recv() => self.shared.drain.begin(),
-                _ = interrupt.recv() => self.shared.drain.begin(),
+                _ = self.signals.hangup.recv() => self.reload(),
+                _ = self.signals.terminate.recv() => self.shared.drain.begin(),
+                _ = self.signals.interrupt.recv() => self.shared.drain.begin(),
                 () = self.shared.drain.begun() => break,
             }
         }
         let config = self.shared.mesh.load().model.drain.clone();
         tokio::select! {
-            () = drain::drain(&self.shared, &config) => {}
-            // A second word means now.
-            _ = interrupt.recv() => tracing::warn!("interrupted while draining"),
+            () = drain::drain(&self.shared, &config, ended) => {}
+            // A second word means now; to an application of ours, which decides what it means.
+            _ = self.signals.interrupt.recv(), if ended.is_none() => {
+                tracing::warn!("interrupted while draining");
+            }
         }
+        self.end();
+    }
+
+    /// Ends the workers, and with them whatever connections are left.
+    fn end(self) {
         self.end.cancel();
-        for worker in self.workers.drain(..) {
+        for worker in self.workers {
             let _ = worker.join();
         }
-        Ok(())
     }
 
     /// Takes the configuration as it is now, or keeps the running one and says what is wrong.
@@ -275,7 +330,7 @@ fn start_workers(
     shared: &Arc<Shared>,
     listeners: Vec<Vec<(Direction, std::net::TcpListener)>>,
     end: &CancellationToken,
-) -> Result<Vec<thread::JoinHandle<std::io::Result<()>>>, Fatal> {
+) -> Result<Vec<thread::JoinHandle<io::Result<()>>>, Fatal> {
     let (ways, handed): (Vec<_>, Vec<_>) = listeners.iter().map(|_| mpsc::unbounded_channel()).unzip();
     let mut threads = Vec::with_capacity(listeners.len());
     for (index, (listeners, handed)) in listeners.into_iter().zip(handed).enumerate() {

@@ -107,14 +107,14 @@ limits: [{ name: all, rate: fast }]
 fn the_command_line_helps_and_its_exit_codes_tell() {
     let (code, said, _) = ran(&["--help"]);
     assert_eq!(code, 0);
-    for word in ["proxy", "init", "check", "schema", "Exit codes"] {
+    for word in ["proxy", "run", "init", "check", "schema", "Exit codes"] {
         assert!(said.contains(word), "{said}");
     }
-    for command in ["proxy", "init", "check", "schema"] {
+    for command in ["proxy", "run", "init", "check", "schema"] {
         assert_eq!(ran(&[command, "--help"]).0, 0, "{command}");
     }
     assert!(ran(&["--version"]).1.contains(env!("CARGO_PKG_VERSION")));
-    for wrong in [&[][..], &["prxy"], &["check"], &["proxy", "--confg", "x"]] {
+    for wrong in [&[][..], &["prxy"], &["check"], &["proxy", "--confg", "x"], &["run"], &["run", "true"]] {
         assert_eq!(ran(wrong).0, 2, "{wrong:?}");
     }
     let (code, said, _) = ran(&["schema"]);

@@ -46,6 +46,15 @@ impl Pod {
 
     /// As [`sidecar`](Self::sidecar), without waiting: for one that is not going to be ready.
     pub(crate) fn sidecar_starting(&self, yaml: &str) -> Sidecar<'_> {
+        self.sidecar_as("proxy", yaml, &[])
+    }
+
+    /// Starts a sidecar that runs this application, and waits for neither.
+    pub(crate) fn sidecar_with(&self, yaml: &str, application: &[&str]) -> Sidecar<'_> {
+        self.sidecar_as("run", yaml, &[&["--"], application].concat())
+    }
+
+    fn sidecar_as(&self, how: &str, yaml: &str, more: &[&str]) -> Sidecar<'_> {
         // A directory of its own, as a mounted ConfigMap is.
         let dir = self.dir().join("config");
         std::fs::create_dir_all(&dir).expect("the pod's directory");
@@ -53,7 +62,7 @@ impl Pod {
         std::fs::write(&config, yaml).expect("the pod's directory");
         let binary = self.binary().display().to_string();
         let mut command = self.namespace().command(&binary, SIDECAR_UID);
-        command.args(["proxy", "--config"]).arg(&config);
+        command.args([how, "--config"]).arg(&config).args(more);
         Sidecar { pod: self, process: self.process(command, "pannier"), config }
     }
 

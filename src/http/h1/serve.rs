@@ -257,6 +257,7 @@ mod tests {
         head_timeout: Duration::from_secs(10),
         body_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(10),
+        age: Duration::from_secs(3600),
     };
 
     #[derive(Default)]

@@ -137,23 +137,34 @@ impl KeepAlive {
         self.known().configured.most_idle
     }
 
+    /// Whether it is configured how many requests its peer takes on a connection.
+    pub fn knows_requests(&self) -> bool {
+        self.known().configured.requests.is_some()
+    }
+
     /// Whether its limit is known only from what it does.
     pub fn is_learning(&self) -> bool {
         let known = self.known();
-        known.configured.timeout.is_none() && known.hinted.is_none()
+        let said = known.configured.timeout.into_iter().chain(known.hinted).min();
+        let shown = known.closes.iter().min();
+        // What its closes have shown below what is said may be over, too.
+        said.is_none_or(|said| shown.is_some_and(|shown| *shown < said))
     }
 
     /// Notes what the peer says of itself.
     pub fn hinted(&self, hint: Hint) {
         if hint.timeout != 0 && self.hinted.load(Ordering::Relaxed) != hint.timeout {
-            self.hinted.store(hint.timeout, Ordering::Relaxed);
-            self.change(|known| known.hinted = Some(Duration::from_secs(hint.timeout.into())));
+            self.change(|known| {
+                known.hint(hint.timeout);
+                self.hinted.store(known.hinted_now(), Ordering::Relaxed);
+            });
         }
     }
 
     /// Notes that a connection which had carried `requests` and idled for `age` is open and silent. Costs
-    /// two comparisons if that is nothing new.
-    pub fn lives(&self, age: Duration, requests: u32) {
+    /// two comparisons if that is nothing new. `doubted` says whether it has cast doubt on what is known
+    /// already, which each does once.
+    pub fn lives(&self, age: Duration, requests: u32, doubted: &mut bool) {
         if requests == 0 {
             // How long a peer waits for the first request is another matter.
             return;
@@ -161,7 +172,7 @@ impl KeepAlive {
         let old = age.as_micros() as u64 <= self.news.load(Ordering::Relaxed);
         let counted = age < AT_ONCE || requests <= self.news_requests.load(Ordering::Relaxed);
         if !(old && counted) {
-            self.change(|known| known.lives(age, requests));
+            self.change(|known| known.lives(age, requests, doubted));
         }
     }
 
@@ -216,6 +227,8 @@ impl KeepAlive {
 struct Known {
     configured: Configured,
     hinted: Option<Duration>,
+    /// How often in a row more was hinted.
+    more_hinted: u8,
     /// How long the last connections had idled that the peer closed for that.
     closes: VecDeque<Duration>,
     doubts: u8,
@@ -233,6 +246,7 @@ impl Default for Known {
         Self {
             configured: Configured { timeout: None, requests: None, most_idle: Duration::MAX },
             hinted: None,
+            more_hinted: 0,
             closes: VecDeque::new(),
             doubts: 0,
             outlasted: Duration::ZERO,
@@ -245,6 +259,22 @@ impl Default for Known {
 }
 
 impl Known {
+    /// Takes a hint: one of less at once, since one address may be of many peers; one of more when all have
+    /// said so for a while.
+    fn hint(&mut self, seconds: u32) {
+        let hint = Duration::from_secs(seconds.into());
+        self.more_hinted = if self.hinted.is_some_and(|now| now < hint) { self.more_hinted + 1 } else { 0 };
+        if self.more_hinted == 0 || self.more_hinted >= DOUBTS {
+            self.hinted = Some(hint);
+            self.more_hinted = 0;
+        }
+    }
+
+    /// The hint that holds, in seconds.
+    fn hinted_now(&self) -> u32 {
+        self.hinted.map_or(0, |hint| u32::try_from(hint.as_secs()).unwrap_or(u32::MAX))
+    }
+
     /// How long the peer keeps an idle connection, as far as anything says so.
     fn limit(&self) -> Option<Duration> {
         let said = [self.configured.timeout, self.hinted, self.closes.iter().min().copied()];
@@ -292,7 +322,8 @@ impl Known {
         if let Some(configured) = self.configured.requests {
             return self.ended_after.iter().min().map_or(configured, |shown| configured.min(*shown));
         }
-        let tried = if self.carried < FEW_REQUESTS { self.carried + 1 } else { self.carried * 2 };
+        let tried =
+            if self.carried < FEW_REQUESTS { self.carried + 1 } else { self.carried.saturating_mul(2) };
         self.ended_after.iter().min().map_or(tried, |shown| tried.min(*shown))
     }
 
@@ -300,13 +331,19 @@ impl Known {
         self.ended_after.iter().min().map_or(self.carried, |shown| self.carried.min(shown - 1))
     }
 
-    fn lives(&mut self, age: Duration, requests: u32) {
+    fn lives(&mut self, age: Duration, requests: u32, doubted: &mut bool) {
         self.outlasted = self.outlasted.max(age);
-        forget(&mut self.closes, &mut self.doubts, |least| age > least);
+        let mut doubts = false;
+        if !*doubted {
+            doubts |= forget(&mut self.closes, &mut self.doubts, |least| age > least);
+        }
         if age >= AT_ONCE {
             self.carried = self.carried.max(requests);
-            forget(&mut self.ended_after, &mut self.requests_doubts, |least| requests >= least);
+            if !*doubted {
+                doubts |= forget(&mut self.ended_after, &mut self.requests_doubts, |least| requests >= least);
+            }
         }
+        *doubted |= doubts;
     }
 
     fn closed(&mut self, age: Duration, requests: u32) {
@@ -329,16 +366,17 @@ fn remember<T>(last: &mut VecDeque<T>, one: T, most: usize) {
     last.push_back(one);
 }
 
-/// Doubts the least of `last` if it was `outlasted`, and forgets it after so many doubts.
-fn forget<T: Ord + Copy>(last: &mut VecDeque<T>, doubts: &mut u8, outlasted: impl FnOnce(T) -> bool) {
-    let Some(least) = last.iter().min().copied() else { return };
-    if outlasted(least) {
+/// Doubts the least of `last` if it was `outlasted`, and forgets it after so many doubts. Whether it did.
+fn forget<T: Ord + Copy>(last: &mut VecDeque<T>, doubts: &mut u8, outlasted: impl FnOnce(T) -> bool) -> bool {
+    let least = last.iter().min().copied().filter(|least| outlasted(*least));
+    if let Some(least) = least {
         *doubts += 1;
         if *doubts >= DOUBTS {
             *doubts = 0;
             last.retain(|one| *one != least);
         }
     }
+    least.is_some()
 }
 
 #[cfg(test)]
@@ -354,6 +392,11 @@ mod tests {
         let peer = KeepAlive::new();
         peer.trip(Duration::from_micros(100));
         peer
+    }
+
+    /// Another connection lives.
+    fn lives(peer: &KeepAlive, age: Duration, requests: u32) {
+        peer.lives(age, requests, &mut false);
     }
 
     #[test]
@@ -388,10 +431,10 @@ mod tests {
     #[test]
     fn a_peer_that_closes_nothing_is_trusted_as_long_as_it_has_shown() {
         let peer = peer();
-        peer.lives(ms(100), 1);
+        lives(&peer, ms(100), 1);
         assert!(peer.proven() > ms(80) && peer.proven() < ms(90), "{:?}", peer.proven());
         assert_eq!(peer.reuse(), CAUTIOUS);
-        peer.lives(ms(60_000), 1);
+        lives(&peer, ms(60_000), 1);
         assert!(peer.reuse() > ms(57_000) && peer.proven() == peer.reuse());
     }
 
@@ -415,7 +458,7 @@ mod tests {
         let peer = peer();
         peer.closed(ms(50), 1);
         let known = peer.report();
-        (0..100).for_each(|_| peer.lives(ms(60_000), 0));
+        (0..100).for_each(|_| lives(&peer, ms(60_000), 0));
         peer.closed(ms(1), 0);
         assert_eq!(peer.report(), known);
     }
@@ -435,9 +478,29 @@ mod tests {
         peer.closed(ms(200), 1);
         assert!(peer.reuse() < ms(200), "at the first close");
         for _ in 0..DOUBTS {
-            peer.lives(ms(700), 1);
+            lives(&peer, ms(700), 1);
         }
         assert!(peer.reuse() > ms(900), "{:?}", peer.reuse());
+    }
+
+    #[test]
+    fn one_connection_doubts_once() {
+        let peer = peer();
+        peer.closed(ms(200), 1);
+        let mut doubted = false;
+        (0..100).for_each(|n| peer.lives(ms(300 + n), 1, &mut doubted));
+        assert!(peer.reuse() < ms(200), "however long it lives");
+    }
+
+    #[test]
+    fn the_least_hint_of_many_peers_at_one_address_holds() {
+        let peer = peer();
+        for timeout in [65, 5, 65, 5, 65] {
+            peer.hinted(Hint { timeout, max: None });
+        }
+        assert!(peer.proven() < ms(5000));
+        (0..DOUBTS).for_each(|_| peer.hinted(Hint { timeout: 65, max: None }));
+        assert!(peer.proven() > ms(60_000), "all have said so for a while");
     }
 
     #[test]
@@ -454,9 +517,9 @@ mod tests {
         let peer = peer();
         for n in 1..=4 {
             assert!(!peer.surely_takes_more(n));
-            peer.lives(ms(1), n);
+            lives(&peer, ms(1), n);
             assert!(!peer.surely_takes_more(n), "so soon that proves nothing");
-            peer.lives(ms(6), n);
+            lives(&peer, ms(6), n);
             assert!(peer.surely_takes_more(n));
         }
         // After the fifth it closes.
@@ -473,7 +536,7 @@ mod tests {
     #[test]
     fn many_requests_are_trusted_in_doubling_steps() {
         let peer = peer();
-        peer.lives(ms(6), FEW_REQUESTS);
+        lives(&peer, ms(6), FEW_REQUESTS);
         assert!(peer.surely_takes_more(2 * FEW_REQUESTS - 1));
         assert!(!peer.surely_takes_more(2 * FEW_REQUESTS));
     }
@@ -481,14 +544,14 @@ mod tests {
     #[test]
     fn a_restart_is_forgotten() {
         let peer = peer();
-        peer.lives(ms(60_000), 50);
+        lives(&peer, ms(60_000), 50);
         for n in 1..6 {
             peer.closed(ms(10 * n), 3);
             peer.closed(Duration::ZERO, n as u32);
         }
         assert!(peer.reuse() < ms(10));
         for _ in 0..200 {
-            peer.lives(ms(400), 60);
+            lives(&peer, ms(400), 60);
         }
         assert!(peer.reuse() >= ms(380), "{:?}", peer.report());
         assert!(peer.surely_takes_more(60));

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -32,6 +33,8 @@ pub struct Handed {
     pub requests: u32,
     /// Requests after which its peer has said that it ends.
     pub most: u32,
+    /// How long it had idled.
+    pub idled: Duration,
 }
 
 /// What somebody waits for.
@@ -68,9 +71,19 @@ impl Waiting {
 }
 
 impl Queue {
-    /// Whether nobody waits.
+    /// Whether nobody waits. Who has given up counts until somebody looks.
     pub(super) fn is_empty(&self) -> bool {
         self.length.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether somebody waits still.
+    pub(super) fn is_waited_in(&self) -> bool {
+        !self.is_empty() && {
+            let mut waiting = self.waiting();
+            waiting.retain(|one| !one.give.is_closed());
+            self.length.store(waiting.len(), Ordering::SeqCst);
+            !waiting.is_empty()
+        }
     }
 
     /// Waits behind the others.

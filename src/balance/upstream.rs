@@ -10,7 +10,7 @@ use tokio::sync::{SetOnce, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::room::{Handed, Queue, Room, Wanted};
+use super::room::{Handed, Queue, Room, Waiting, Wanted};
 use super::{Configured, Endpoint, None, least_saturated};
 use crate::config::units::HostPort;
 use crate::dns::{self, Answer, EndpointSource, Resolution, Resolver, State};
@@ -257,7 +257,7 @@ impl Upstream {
 
     /// Whether somebody waits for room.
     pub fn is_waited_for(&self) -> bool {
-        !self.live.queue.is_empty()
+        self.live.queue.is_waited_in()
     }
 
     /// That nobody has given a connection back in time.
@@ -442,20 +442,13 @@ impl Open {
 
     /// Whether somebody waits for this connection, or for its room.
     pub fn is_waited_for(&self) -> bool {
-        !self.live.queue.is_empty()
+        self.live.queue.is_waited_in()
     }
 
-    /// Hands a connection that has carried `requests` to who has waited longest, if it suits him: by
-    /// `hand`, as what counts it. What does not suit is to be closed, which makes room.
-    pub fn hand_on(self, requests: u32, hand: impl FnOnce() -> Option<Handed>) {
-        let suits = |first: &super::room::Waiting| {
-            first.endpoint.id == self.endpoint.id
-                && match first.wanted {
-                    Wanted::Used => true,
-                    Wanted::Proven => self.endpoint.keep_alive.surely_takes_more(requests),
-                    Wanted::New => false,
-                }
-        };
+    /// Hands a connection to who has waited longest, if it `suits` what he wants: by `hand`, as what counts
+    /// it. What does not suit is closed, which makes room.
+    pub fn hand_on(self, suits: impl Fn(Wanted) -> bool, hand: impl FnOnce() -> Option<Handed>) {
+        let suits = |first: &Waiting| first.endpoint.id == self.endpoint.id && suits(first.wanted);
         if let Some(first) = self.live.queue.first_if(suits) {
             first.give(Room { handed: hand(), open: self });
         }

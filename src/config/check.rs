@@ -169,8 +169,9 @@ impl<'a> Checker<'a, '_> {
         self.not_zero(&root.key("outbound").key("connect_timeout"), model.outbound.connect_timeout);
         self.not_zero(&root.key("inbound").key("connect_timeout"), model.inbound.connect_timeout);
         for (name, upstream) in &model.upstreams {
-            let place = root.key("upstreams").key(name).key("connect_timeout");
-            self.not_zero(&place, upstream.connect_timeout);
+            let place = root.key("upstreams").key(name);
+            self.not_zero(&place.key("connect_timeout"), upstream.connect_timeout);
+            self.not_zero(&place.key("peer_timeout"), upstream.peer_timeout);
         }
         for (route, place) in model.routes.iter().zip(root.key("routes").items()) {
             if route.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
@@ -428,6 +429,7 @@ impl<'a> Checker<'a, '_> {
         self.not_zero(&place.key("header_timeout"), http.header_timeout);
         self.not_zero(&place.key("body_timeout"), http.body_timeout);
         self.not_zero(&place.key("idle_timeout"), http.idle_timeout);
+        self.not_zero(&place.key("max_connection_age"), http.max_connection_age);
     }
 }
 

@@ -27,13 +27,15 @@ pub enum Responder<'a> {
 }
 
 /// An answer on an HTTP/1 connection.
-#[derive(Debug)]
 pub struct Answer<'a> {
     pub(super) writer: &'a mut Writer,
     pub(super) method: Method,
     pub(super) version: Version,
     /// Whether the connection ends with this answer.
     pub(super) close: bool,
+    /// Whether it is to, whatever the request says: asked when the answer begins, which may be long after
+    /// its request has.
+    pub(super) retires: &'a dyn Fn() -> bool,
     /// For how many seconds the client is told that the connection is kept; 0: nothing is said.
     pub(super) kept: u32,
     /// The client waits for 100 (Continue) before it sends its body.
@@ -42,6 +44,15 @@ pub struct Answer<'a> {
     /// Whether its end has been written into the buffer, and whether all of it has left.
     pub(super) ended: bool,
     pub(super) done: bool,
+}
+
+impl std::fmt::Debug for Answer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer")
+            .field("method", &self.method)
+            .field("begun", &self.begun)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Responder<'_> {
@@ -65,7 +76,8 @@ impl Responder<'_> {
             Responder::H1(answer) => {
                 answer.begun = true;
                 let endless = head.length == Length::Stream && answer.version == Version::HTTP_10;
-                answer.close |= answer.expects || (endless && head.may_have_body(&answer.method));
+                answer.close |=
+                    answer.expects || (answer.retires)() || (endless && head.may_have_body(&answer.method));
                 let kept = if answer.close { Keeps::Not } else { Keeps::For(answer.kept) };
                 answer.writer.response(&head, &answer.method, answer.version, kept);
                 Ok(())
@@ -165,7 +177,7 @@ impl Responder<'_> {
         let Responder::H1(answer) = self else { return false };
         let unsent = answer.writer.take_back();
         if unsent {
-            (answer.begun, answer.ended) = (false, false);
+            (answer.begun, answer.ended, answer.done) = (false, false, false);
         }
         unsent
     }

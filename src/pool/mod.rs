@@ -17,7 +17,7 @@ mod watch;
 pub use dial::{Dial, Stream, dial, never_pauses, tune};
 pub use evidence::has_left;
 pub use plain::{Lease, Need};
-pub use streams::Streams;
+pub use streams::{Streams, Use};
 pub use watch::Alarm;
 
 use std::rc::Rc;
@@ -116,9 +116,11 @@ impl Pools {
             let calls = self.plain.alarm.take();
             self.plain.look_at(&calls.disturbed);
             for upstream in calls.wanted {
-                while upstream.is_waited_for()
-                    && (self.plain.give_one(&upstream) || self.shared.give_one(&upstream))
-                {}
+                while upstream.is_waited_for() && self.plain.give_one(&upstream) {}
+                if upstream.is_waited_for() {
+                    // It makes room when it has ended, for one of those who wait: each has said so.
+                    self.shared.give_one(&upstream);
+                }
             }
         }
     }

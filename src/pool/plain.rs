@@ -23,6 +23,12 @@ use crate::http::h1::{self, Hint};
 /// a request that may be sent again: the runtime has looked since.
 const LOOKED_AT: Duration = Duration::from_millis(5);
 
+/// What a close may take to be noticed beyond the round trip.
+const SOON: Duration = Duration::from_millis(10);
+
+/// What is kept of a peer's own word: a connection is used until so much before its end.
+const SAID_MARGIN: Duration = Duration::from_millis(20);
+
 /// Connections that a worker opens to one endpoint at the same time: so many that come back at once
 /// after a restart do not all shake hands together.
 const DIALS: usize = 16;
@@ -49,6 +55,10 @@ struct Kept {
     most: u32,
     /// How long it had idled before this request; none: it was opened for it.
     idled: Option<Duration>,
+    /// How long its peer has said that it keeps it, if it has.
+    said: Option<Duration>,
+    /// Whether it has cast doubt on what is known of its peer, since it idles.
+    doubted: bool,
     /// Since when it has been idle.
     since: Instant,
 }
@@ -67,6 +77,8 @@ struct Pool {
     missed: Option<(Arc<Upstream>, Dial)>,
     misses: u32,
     missed_before: u32,
+    /// Whether one is being opened that no request waits for.
+    warming: bool,
 }
 
 /// A worker's HTTP/1 connections.
@@ -100,10 +112,13 @@ impl Lease {
         self.0.idled.is_none()
     }
 
-    /// Notes that the peer had closed it before it took this request.
-    pub fn was_stale(&self) {
-        if let Some(idled) = self.0.idled {
-            self.0.open.endpoint().keep_alive.closed(idled, self.0.requests);
+    /// Notes that it was lost, `after` the request was sent, if that is because the peer had closed it
+    /// already: nothing has come back, and no later than that could.
+    pub fn was_lost(&self, after: Duration) {
+        let peer = &self.0.open.endpoint().keep_alive;
+        let crossed = after <= 2 * peer.report().trip + SOON;
+        if let Some(idled) = self.0.idled.filter(|_| crossed && self.0.conn.reader.is_untouched()) {
+            peer.closed(idled, self.0.requests);
         }
     }
 
@@ -125,8 +140,13 @@ impl Kept {
         self.requests >= self.most || !self.open.endpoint().keep_alive.takes_more(self.requests)
     }
 
-    fn suits(&self, need: Need) -> bool {
-        !self.is_spent()
+    /// Whether it may be used for what needs as much, after it has idled for `age`.
+    fn suits(&self, need: Need, age: Duration) -> bool {
+        let peer = &self.open.endpoint().keep_alive;
+        let limit = if need == Need::Usable { peer.reuse() } else { peer.proven() };
+        let said = self.said.map_or(Duration::MAX, |said| said - (said / 16 + SAID_MARGIN).min(said));
+        age < limit.min(said)
+            && !self.is_spent()
             && match need {
                 Need::Usable => true,
                 // One that was kept warm has shown nothing yet.
@@ -151,14 +171,22 @@ impl Kept {
 
     /// Gives it to whoever has waited longest for it, or closes it for them.
     fn hand_on(self: Box<Self>) {
+        let idled = self.age(Instant::now());
+        let quiet = self.conn.reader.is_quiet();
+        let [usable, proven] = [Need::Usable, Need::Proven].map(|need| quiet && self.suits(need, idled));
+        let suits = |wanted| match wanted {
+            Wanted::Used => usable,
+            Wanted::Proven => proven,
+            Wanted::New => false,
+        };
         let Kept { conn: h1::Conn { reader, writer }, open, requests, most, .. } = *self;
         let written = writer.written().get();
         let hand = move || {
             let (stream, read) = reader.reunite(writer)?;
             let stream = stream.into_std().ok().filter(|_| read.is_empty())?;
-            Some(Handed { stream, written, requests, most })
+            Some(Handed { stream, written, requests, most, idled })
         };
-        open.hand_on(requests, hand);
+        open.hand_on(suits, hand);
     }
 }
 
@@ -175,6 +203,9 @@ impl Plain {
             Need::Proven => endpoint.keep_alive.proven(),
             Need::New => return None,
         };
+        if limit.is_zero() {
+            return None;
+        }
         let mut pools = self.pools.borrow_mut();
         let idle = &mut pools.get_mut(&endpoint.id)?.idle;
         let least = idle.len().saturating_sub(PASSED_OVER);
@@ -191,9 +222,10 @@ impl Plain {
                 continue;
             }
             if asked {
-                endpoint.keep_alive.lives(age, idle[at].requests);
+                let kept = &mut idle[at];
+                endpoint.keep_alive.lives(age, kept.requests, &mut kept.doubted);
             }
-            if idle[at].suits(need) {
+            if idle[at].suits(need, age) {
                 let mut kept = idle.remove(at);
                 kept.idled = Some(age);
                 return Some(Lease(kept));
@@ -217,11 +249,11 @@ impl Plain {
             Need::New => Wanted::New,
         };
         let Room { handed, open } = self.room(upstream, endpoint, wanted).await?;
-        if let Some(Handed { stream, written, requests, most }) = handed
+        if let Some(Handed { stream, written, requests, most, idled }) = handed
             && let Ok(stream) = TcpStream::from_std(stream)
         {
             let conn = h1::Conn::resume(stream, written);
-            return Ok(Lease(self.kept(conn, open, requests, most, Some(Duration::ZERO))));
+            return Ok(Lease(self.kept(conn, open, requests, most, Some(idled))));
         }
         let dials = self.missed(upstream, endpoint, dial);
         let _permit = self.turn(dials, upstream, endpoint).await?;
@@ -304,29 +336,42 @@ impl Plain {
         let peer = &endpoint.keep_alive;
         if let Some(idled) = kept.idled {
             // That it was answered shows it better than any look.
-            peer.lives(idled.max(LOOKED_AT), kept.requests);
+            let Kept { requests, doubted, .. } = &mut *kept;
+            peer.lives(idled.max(LOOKED_AT), *requests, doubted);
         }
-        kept.requests += 1;
+        kept.doubted = false;
+        kept.requests = kept.requests.saturating_add(1);
         if let Some(hint) = hint {
             peer.hinted(hint);
+            if hint.timeout != 0 {
+                let said = Duration::from_secs(hint.timeout.into());
+                kept.said = Some(kept.said.map_or(said, |before| before.min(said)));
+            }
             // Of some it is what is left, of others what there was at first: so the first counts, and
             // its end.
-            let most = hint.max.map_or(u32::MAX, |max| if max == 0 { 0 } else { kept.requests - 1 + max });
+            let most = hint
+                .max
+                .map_or(u32::MAX, |max| if max == 0 { 0 } else { (kept.requests - 1).saturating_add(max) });
             kept.most = kept.most.min(most);
         }
-        if endpoint.is_leaving() || kept.is_spent() {
+        kept.conn.reader.rest();
+        kept.since = now;
+        // One that is spent only by what its peer has shown is kept to see whether that still holds.
+        let shows = kept.is_spent() && kept.requests < kept.most && !peer.knows_requests();
+        if endpoint.is_leaving() || (kept.is_spent() && !shows) {
             return;
         }
         if kept.open.is_waited_for() {
             return kept.hand_on();
         }
-        kept.conn.reader.rest();
-        kept.since = now;
         if !kept.watch() {
             return kept.ended(now);
         }
         let mut pools = self.pools.borrow_mut();
         let pool = pools.entry(endpoint.id).or_insert_with(|| Pool::new(&endpoint));
+        if shows && pool.idle.iter().any(|other| other.is_spent()) {
+            return;
+        }
         if kept.idled.is_some() {
             pool.trip = pool.trip.min(trip);
         }
@@ -344,7 +389,8 @@ impl Plain {
         let id = self.next.get();
         self.next.set(id + 1);
         let bell = bell(Place { endpoint: open.endpoint().id, id }, &self.alarm);
-        Box::new(Kept { conn, open, id, bell, requests, most, idled, since: Instant::now() })
+        let since = Instant::now();
+        Box::new(Kept { conn, open, id, bell, requests, most, idled, said: None, doubted: false, since })
     }
 
     /// Whether nothing is kept for any endpoint.
@@ -397,22 +443,40 @@ impl Plain {
             if let Some((upstream, dial)) = pool.is_cold(now) {
                 cold.push((upstream, pool.endpoint.clone(), dial));
             }
-            !pool.idle.is_empty() || pool.missed.is_some()
+            let dials = pool.dials.available_permits() < DIALS;
+            !pool.idle.is_empty() || pool.missed.is_some() || pool.warming || dials
         });
         cold
     }
 
     /// Opens a connection that no request waits for, if there is room for it.
     pub(super) async fn warm(&self, upstream: Arc<Upstream>, endpoint: Arc<Endpoint>, dial: Dial) {
-        let Some(open) = upstream.open(&endpoint) else { return };
-        let Ok(stream) = dial::tcp(&upstream, &endpoint, dial).await else { return };
-        let kept = self.kept(h1::Conn::new(stream), open, 0, u32::MAX, None);
-        if kept.open.is_waited_for() {
-            return kept.hand_on();
+        let kept = self.opened_ahead(&upstream, &endpoint, dial).await;
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools.entry(endpoint.id).or_insert_with(|| Pool::new(&endpoint));
+        pool.warming = false;
+        match kept {
+            Some(kept) if kept.open.is_waited_for() => kept.hand_on(),
+            Some(kept) if kept.watch() => pool.idle.push(kept),
+            _ => {}
         }
-        if kept.watch() {
-            let mut pools = self.pools.borrow_mut();
-            pools.entry(endpoint.id).or_insert_with(|| Pool::new(&endpoint)).idle.push(kept);
+    }
+
+    async fn opened_ahead(
+        &self,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        dial: Dial,
+    ) -> Option<Box<Kept>> {
+        let dials = self.pools.borrow().get(&endpoint.id)?.dials.clone();
+        let _permit = dials.try_acquire_owned().ok()?;
+        let open = upstream.open(endpoint)?;
+        match dial::tcp(upstream, endpoint, dial).await {
+            Ok(stream) => Some(self.kept(h1::Conn::new(stream), open, 0, u32::MAX, None)),
+            Err(_) => {
+                endpoint.failed();
+                None
+            }
         }
     }
 }
@@ -427,6 +491,7 @@ impl Pool {
             missed: None,
             misses: 0,
             missed_before: 0,
+            warming: false,
         }
     }
 
@@ -438,17 +503,23 @@ impl Pool {
         if self.endpoint.is_leaving() {
             self.idle.clear();
         }
-        if let Some(oldest) = self.idle.iter().find(|kept| kept.requests > 0)
-            && oldest.conn.reader.is_quiet()
-        {
-            peer.lives(oldest.age(now), oldest.requests);
+        // The oldest shows how long one is kept, and one that is spent whether it had to be.
+        let spent = self.idle.iter().position(|kept| kept.is_spent());
+        let oldest = self.idle.iter().position(|kept| kept.requests > 0);
+        for at in [oldest, spent].into_iter().flatten() {
+            let kept = &mut *self.idle[at];
+            if kept.conn.reader.is_quiet() {
+                peer.lives(kept.since.elapsed(), kept.requests, &mut kept.doubted);
+            }
         }
         let (limit, most) = (peer.reuse(), peer.most_idle());
         let mut observers = u32::from(peer.is_learning());
         self.idle.retain(|kept| {
             let age = kept.age(now);
             let old = age >= limit;
-            let stays = !kept.is_spent() && (!old || (observers > 0 && age < most));
+            // It has shown what it was kept for.
+            let shown = kept.is_spent() && age >= LOOKED_AT;
+            let stays = !shown && (!old || (observers > 0 && age < most));
             observers -= u32::from(stays && old);
             stays
         });
@@ -464,7 +535,9 @@ impl Pool {
         }
         let limit = self.endpoint.keep_alive.reuse();
         let ready = self.idle.iter().any(|kept| kept.age(now) < limit);
-        missed.filter(|_| !ready && !self.endpoint.is_paused() && !self.endpoint.is_leaving())
+        let wanted = !ready && !self.warming && !self.endpoint.is_paused() && !self.endpoint.is_leaving();
+        self.warming |= wanted && missed.is_some();
+        missed.filter(|_| wanted)
     }
 }
 

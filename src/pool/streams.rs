@@ -47,6 +47,10 @@ struct Sharer {
     peer_timeout: Duration,
     /// How long nobody may use it.
     most_idle: Duration,
+    /// It was asked, and has not answered in time: nothing is put on it until it has been heard.
+    suspect: Rc<Cell<bool>>,
+    /// Its silence had lasted for too long already when it was last looked at.
+    overdue: Rc<Cell<bool>>,
 }
 
 /// A connection on which streams are opened.
@@ -55,8 +59,12 @@ pub enum Streams {
     /// To another sidecar.
     Mesh(mesh::Link),
     /// HTTP/2.
-    H2(h2::Sender),
+    H2(h2::Sender, Use),
 }
+
+/// Counts those who use a connection, its pool among them.
+#[derive(Debug, Clone, Default)]
+pub struct Use(Rc<()>);
 
 /// A connection with more of its streams open than this share gets another beside it.
 const NEARLY_FULL: f64 = 0.8;
@@ -72,7 +80,7 @@ impl Sharer {
         self.closed.get()
             || match &self.streams {
                 Streams::Mesh(link) => link.is_over(),
-                Streams::H2(_) => false,
+                Streams::H2(..) => false,
             }
     }
 
@@ -80,15 +88,15 @@ impl Sharer {
     fn is_busy(&self) -> bool {
         match &self.streams {
             Streams::Mesh(link) => link.fullness() > NEARLY_FULL || link.blocked_for() > BLOCKED,
-            Streams::H2(_) => false,
+            Streams::H2(..) => false,
         }
     }
 
     /// Whether so little was heard of it lately that it is asked first.
     fn is_doubtful(&self, now: Instant) -> bool {
         match &self.streams {
-            Streams::Mesh(link) => link.silent_for(now) > PAUSE,
-            Streams::H2(_) => false,
+            Streams::Mesh(link) => link.silent_for(now) > PAUSE.min(self.peer_timeout / 2),
+            Streams::H2(..) => false,
         }
     }
 
@@ -96,26 +104,31 @@ impl Sharer {
     fn is_forgotten(&self, now: Instant) -> bool {
         match &self.streams {
             Streams::Mesh(link) => self.is_idle() && link.silent_for(now) > self.most_idle,
-            Streams::H2(_) => false,
+            Streams::H2(..) => false,
         }
     }
 
     /// Asks a peer that is silent and owes us something whether it still lives, and gives it up if it
-    /// does not say so either.
+    /// does not say so either. Seen twice: we may have been kept from hearing it ourselves.
     fn look_after(&self, now: Instant) {
         let Streams::Mesh(link) = &self.streams else { return };
-        let silent = if link.is_owed() { link.silent_for(now) } else { Duration::ZERO };
-        if silent > self.peer_timeout {
+        if !self.is_doubtful(now) {
+            self.suspect.set(false);
+        }
+        let half = self.peer_timeout / 2;
+        let overdue = link.is_owed() && link.asked_for(now) > half;
+        if overdue && self.overdue.get() {
             link.give_up("the peer was silent for peer_timeout");
-        } else if silent > self.peer_timeout / 2 {
+        } else if link.is_owed() && link.silent_for(now) > half {
             link.ask();
         }
+        self.overdue.set(overdue);
     }
 
     fn is_idle(&self) -> bool {
         match &self.streams {
             Streams::Mesh(link) => link.fullness() == 0.0,
-            Streams::H2(_) => false,
+            Streams::H2(_, uses) => Rc::strong_count(&uses.0) == 1,
         }
     }
 }
@@ -179,10 +192,12 @@ impl Shareds {
             match streams {
                 Streams::Mesh(link) if !link.is_over() => return Ok(Streams::Mesh(link)),
                 Streams::Mesh(_) => {}
-                Streams::H2(sender) => {
+                Streams::H2(sender, uses) => {
                     if let Ok(sender) = sender.ready().await {
-                        return Ok(Streams::H2(sender));
+                        return Ok(Streams::H2(sender, uses));
                     }
+                    // It takes no more, though it may still finish what it has.
+                    self.drop_h2(endpoint, dial, &uses);
                 }
             }
             self.drop_closed(endpoint, dial);
@@ -192,19 +207,30 @@ impl Shareds {
             .upstream(&upstream.spec.name))
     }
 
-    /// Asks a connection that was silent for a while whether it still lives; ends it if it does not say so.
+    /// Asks a connection that was silent for a while whether it still lives. One that does not say so in
+    /// time gets nothing new; what it has waits on, for `peer_timeout`.
     async fn prove(&self, endpoint: &Endpoint, dial: Dial) {
         let doubtful = {
-            let shared = self.shared.borrow();
+            let (shared, now) = (self.shared.borrow(), Instant::now());
             let multiplexed = shared.get(&(endpoint.id, dial.secure.is_some()));
-            let now = Instant::now();
-            multiplexed.and_then(|m| m.open.iter().find(|s| !s.is_over() && s.is_doubtful(now)).cloned())
+            let asks = |s: &&Sharer| !s.is_over() && s.is_doubtful(now) && !s.suspect.get();
+            multiplexed.and_then(|multiplexed| multiplexed.open.iter().find(asks).cloned())
         };
-        if let Some(Sharer { streams: Streams::Mesh(link), .. }) = doubtful
+        if let Some(Sharer { streams: Streams::Mesh(link), suspect, .. }) = doubtful
             && timeout(PROBE, link.answers()).await.is_err()
         {
             tracing::debug!(endpoint = %endpoint.address, "a connection does not answer after a pause");
-            link.give_up("it did not answer after a pause");
+            suspect.set(true);
+        }
+    }
+
+    fn drop_h2(&self, endpoint: &Endpoint, dial: Dial, used: &Use) {
+        if let Some(multiplexed) = self.shared.borrow_mut().get_mut(&(endpoint.id, dial.secure.is_some())) {
+            let is_it = |sharer: &Sharer| match &sharer.streams {
+                Streams::H2(_, uses) => Rc::ptr_eq(&uses.0, &used.0),
+                Streams::Mesh(_) => false,
+            };
+            multiplexed.open.retain(|sharer| !is_it(sharer));
         }
     }
 
@@ -259,19 +285,18 @@ impl Shareds {
         });
     }
 
-    /// Ends a connection to an upstream that carries nothing; false if there is none.
-    pub(super) fn give_one(&self, upstream: &Upstream) -> bool {
+    /// Ends a connection to an upstream that carries nothing, if there is one.
+    pub(super) fn give_one(&self, upstream: &Upstream) {
         let mut shared = self.shared.borrow_mut();
         for endpoint in upstream.endpoints().iter() {
             for secure in [true, false] {
                 let Some(multiplexed) = shared.get_mut(&(endpoint.id, secure)) else { continue };
                 if let Some(at) = multiplexed.open.iter().position(Sharer::is_idle) {
                     multiplexed.open.remove(at);
-                    return true;
+                    return;
                 }
             }
         }
-        false
     }
 }
 
@@ -340,8 +365,9 @@ async fn open(
             ended.set(true);
             drop(open);
         });
-        Streams::H2(sender)
+        Streams::H2(sender, Use::default())
     };
     let (peer_timeout, most_idle) = (upstream.spec.peer_timeout, upstream.spec.keep_alive.most_idle);
-    Ok(Sharer { streams, endpoint, closed, peer_timeout, most_idle })
+    let (suspect, overdue) = (Rc::default(), Rc::default());
+    Ok(Sharer { streams, endpoint, closed, peer_timeout, most_idle, suspect, overdue })
 }

@@ -188,3 +188,49 @@ async fn one_is_kept_warm_for_those_who_would_wait() {
         })
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_on_requests_that_was_none_is_forgotten() {
+    let local = LocalSet::new();
+    local
+        .run_until(async {
+            let (address, _open) = server().await;
+            let (upstream, pools) = (upstream(address, 100), pools());
+            let endpoint = only_endpoint(&upstream).await;
+            // Three crashes, each after a connection's first request.
+            (0..3).for_each(|_| endpoint.keep_alive.closed(Duration::ZERO, 1));
+            assert!(!endpoint.keep_alive.takes_more(1));
+            let mut requests = 0;
+            while !endpoint.keep_alive.takes_more(1) {
+                requests += 1;
+                assert!(requests < 100, "{:?}", endpoint.keep_alive.report());
+                let lease = lease(&pools, &upstream, &endpoint, Need::Usable).await;
+                pools.put(lease, Duration::from_millis(1), None, Instant::now());
+                assert!(upstream.connections() <= 3, "{}", upstream.connections());
+                sleep(Duration::from_millis(150)).await;
+            }
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_to_one_who_waits_is_what_he_may_use() {
+    let local = LocalSet::new();
+    local
+        .run_until(async {
+            let (address, _open) = server().await;
+            let (upstream, pools) = (upstream(address, 1), pools());
+            let endpoint = only_endpoint(&upstream).await;
+            // Nothing is proven of it yet, so that one for a request that may not be sent twice is new,
+            // though another is given back.
+            let held = lease(&pools, &upstream, &endpoint, Need::Usable).await;
+            let waiting = spawn_local({
+                let (pools, upstream, endpoint) = (pools.clone(), upstream.clone(), endpoint.clone());
+                async move { lease(&pools, &upstream, &endpoint, Need::Proven).await.is_new() }
+            });
+            sleep(Duration::from_millis(50)).await;
+            pools.put(held, Duration::from_millis(1), None, Instant::now());
+            assert!(waiting.await.unwrap());
+        })
+        .await;
+}

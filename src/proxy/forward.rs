@@ -205,7 +205,7 @@ async fn attempt(
         Some(streams) => {
             let done = match streams {
                 Streams::Mesh(link) => exchange::over_mesh(link, head, body, respond, &terms).await?,
-                Streams::H2(sender) => {
+                Streams::H2(sender, _in_use) => {
                     Box::pin(exchange::over_h2(sender, head, body, respond, &terms)).await?
                 }
             };
@@ -228,7 +228,7 @@ async fn attempt(
                 Ok(done) => done,
                 Err(error) => {
                     if error.retry != Retry::Never {
-                        lease.was_stale();
+                        lease.was_lost(now.elapsed());
                     }
                     return Err(error);
                 }

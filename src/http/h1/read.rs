@@ -42,6 +42,8 @@ pub struct Reader {
     seen: usize,
     /// How much the next read asks for: grows while reads come back full.
     ask: usize,
+    /// Nothing has been read since it last rested.
+    untouched: bool,
 }
 
 /// Why no head could be read.
@@ -57,7 +59,7 @@ pub enum HeadError {
 
 impl Reader {
     pub(super) fn new(half: OwnedReadHalf) -> Self {
-        Self { half, buf: BytesMut::new(), seen: 0, ask: SMALL_BUFFER }
+        Self { half, buf: BytesMut::new(), seen: 0, ask: SMALL_BUFFER, untouched: true }
     }
 
     /// Waits for the next byte without holding a buffer.
@@ -118,6 +120,11 @@ impl Reader {
         )
     }
 
+    /// Whether nothing has been read since the connection last [rested](Self::rest).
+    pub fn is_untouched(&self) -> bool {
+        self.untouched
+    }
+
     /// The connection.
     pub fn stream(&self) -> &TcpStream {
         self.half.as_ref()
@@ -125,6 +132,7 @@ impl Reader {
 
     /// Gives the buffer back, since nothing is expected for a while.
     pub fn rest(&mut self) {
+        self.untouched = true;
         self.buf = BytesMut::new();
     }
 
@@ -241,6 +249,7 @@ impl Reader {
             // It keeps nothing between two polls but the buffer itself.
             (ready!(pin!(self.half.read_buf(&mut self.buf)).poll(cx))?, room)
         };
+        self.untouched &= read == 0;
         self.ask = if read < room { SMALL_BUFFER } else { (self.ask * 2).min(LARGE_BUFFER) };
         Poll::Ready(Ok(read))
     }

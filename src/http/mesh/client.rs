@@ -72,6 +72,11 @@ impl Link {
         self.0.within(|state| state.silent_for(now))
     }
 
+    /// How long it has been asked in vain by `now`.
+    pub fn asked_for(&self, now: Instant) -> Duration {
+        self.0.within(|state| state.asked_for(now))
+    }
+
     /// Whether the peer owes us something.
     pub fn is_owed(&self) -> bool {
         self.0.within(|state| state.is_owed())

@@ -2,17 +2,19 @@
 //! arrived for whom, and how it ends.
 
 mod arriving;
+mod life;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::FixedState;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::frame::{self, Header, Kind, Settings};
 use super::{Code, Lost, budget};
@@ -81,7 +83,7 @@ pub(super) struct State {
     /// The last stream that we take, once we are ending.
     takes: Option<u32>,
     /// When the peer was last heard, how often it was, and who waits for the next time.
-    heard: tokio::time::Instant,
+    heard: Instant,
     times_heard: u64,
     listening: Vec<Waker>,
     /// When the PING on its way left, and the shortest that one took.
@@ -148,7 +150,7 @@ impl Shared {
             keeps_credit: false,
             peer_takes: None,
             takes: None,
-            heard: tokio::time::Instant::now(),
+            heard: Instant::now(),
             times_heard: 0,
             listening: Vec::new(),
             pinged: Some(Instant::now()),
@@ -204,18 +206,6 @@ impl Shared {
 }
 
 impl State {
-    /// Ready once the peer has said what it takes, with whether it has.
-    pub(super) fn poll_greeted(&mut self, cx: &Context<'_>) -> Poll<Result<(), Arc<str>>> {
-        match (&self.ended, &self.peer) {
-            (Some(why), _) => Poll::Ready(Err(why.clone())),
-            (None, Some(_)) => Poll::Ready(Ok(())),
-            (None, None) => {
-                self.greeting = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-
     /// Streams that are open.
     pub(super) fn open(&self) -> usize {
         self.streams.len()
@@ -224,56 +214,6 @@ impl State {
     /// Streams that the peer serves at once.
     pub(super) fn most(&self) -> usize {
         self.peer.map_or(ASSUMED_STREAMS, |peer| peer.streams) as usize
-    }
-
-    /// Whether no stream may be opened any more.
-    pub(super) fn is_ending(&self) -> bool {
-        self.ended.is_some() || self.peer_takes.is_some() || self.last >= u32::MAX / 2
-    }
-
-    /// Notes that something of the peer has arrived.
-    pub(super) fn hears(&mut self) {
-        self.heard = tokio::time::Instant::now();
-        self.times_heard += 1;
-        self.listening.drain(..).for_each(Waker::wake);
-    }
-
-    /// How long nothing of the peer had arrived by `now`.
-    pub(super) fn silent_for(&self, now: tokio::time::Instant) -> Duration {
-        now.saturating_duration_since(self.heard)
-    }
-
-    /// Asks the peer to say something, if it has not been asked already.
-    pub(super) fn ask(&mut self) {
-        if self.pinged.is_none() && self.ended.is_none() {
-            self.pinged = Some(Instant::now());
-            self.pings += 1;
-            frame::put_ping(&mut self.out.tail, false);
-        }
-    }
-
-    /// Whether the peer owes us something: an answer, or that it has heard us.
-    pub(super) fn is_owed(&self) -> bool {
-        self.ended.is_none() && (self.pinged.is_some() || !self.streams.is_empty())
-    }
-
-    /// How often something of the peer has arrived.
-    pub(super) fn times_heard(&self) -> u64 {
-        self.times_heard
-    }
-
-    /// Ready once something has been heard beyond so many `times`, or the connection has ended.
-    pub(super) fn poll_heard(&mut self, times: u64, cx: &Context<'_>) -> Poll<()> {
-        if self.times_heard > times || self.ended.is_some() {
-            return Poll::Ready(());
-        }
-        self.listening.push(cx.waker().clone());
-        Poll::Pending
-    }
-
-    /// Why it has ended, if it has.
-    pub(super) fn ended(&self) -> Option<Arc<str>> {
-        self.ended.clone()
     }
 
     /// How long the peer has taken nothing of what we write.
@@ -457,39 +397,6 @@ impl State {
             (false, Some(_)) => self.blocked = None,
             _ => {}
         }
-    }
-
-    /// Says that we are ending, and to open no more streams. What is on its way is still taken.
-    pub(super) fn say_goodbye(&mut self) {
-        frame::put_goaway(&mut self.out.tail, u32::MAX, Code::NO_ERROR);
-        frame::put_ping(&mut self.out.tail, false);
-        self.pinged = Some(Instant::now());
-        self.pings += 1;
-        self.takes = Some(u32::MAX);
-    }
-
-    /// Says that the connection ends here and now. Streams up to the last one that was taken may have
-    /// been processed.
-    pub(super) fn break_off(&mut self, code: Code) {
-        frame::put_goaway(&mut self.out.tail, self.last, code);
-    }
-
-    /// Whether every stream has ended, after a goodbye that the peer has heard.
-    pub(super) fn has_parted(&self) -> bool {
-        self.takes.is_some_and(|last| last != u32::MAX) && self.streams.is_empty()
-    }
-
-    /// Ends the connection: every stream that has not ended is lost.
-    pub(super) fn fail(&mut self, why: Arc<str>) {
-        for (id, stream) in &mut self.streams {
-            if stream.lost.is_none() && !(stream.arrived && stream.left) {
-                let untaken = self.side == Side::Client && self.peer_takes.is_some_and(|last| *id > last);
-                stream.lost = Some(if untaken { Lost::Untaken } else { Lost::Connection(why.clone()) });
-            }
-            stream.wake();
-        }
-        self.ended.get_or_insert(why);
-        self.greeting.take().into_iter().chain(self.listening.drain(..)).for_each(Waker::wake);
     }
 }
 

@@ -227,7 +227,7 @@ async fn between_sidecars() {
     let issue = |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}"));
     let orders = issue("orders").yaml()
         + &format!(
-            "application: {}\ninbound: {{ mtls: strict }}\ndrain: {{ accept: 500ms, timeout: 3s }}\n",
+            "application: {}\ninbound: {{ mtls: strict }}\ndrain: {{ accept: 500ms, timeout: 1s }}\n",
             app.address
         );
     let mut sidecars =

@@ -26,8 +26,9 @@ const LOOKED_AT: Duration = Duration::from_millis(5);
 /// What a close may take to be noticed beyond the round trip.
 const SOON: Duration = Duration::from_millis(10);
 
-/// What is kept of a peer's own word: a connection is used until so much before its end.
-const SAID_MARGIN: Duration = Duration::from_millis(20);
+/// So much before the end that a peer has given one connection that one is not used any more, beyond the
+/// same share of it that is kept of every limit.
+const SAID_MARGIN: Duration = Duration::from_millis(10);
 
 /// Connections that a worker opens to one endpoint at the same time: so many that come back at once
 /// after a restart do not all shake hands together.
@@ -144,7 +145,7 @@ impl Kept {
     fn suits(&self, need: Need, age: Duration) -> bool {
         let peer = &self.open.endpoint().keep_alive;
         let limit = if need == Need::Usable { peer.reuse() } else { peer.proven() };
-        let said = self.said.map_or(Duration::MAX, |said| said - (said / 16 + SAID_MARGIN).min(said));
+        let said = self.said.map_or(Duration::MAX, |said| said - (said / 32 + SAID_MARGIN).min(said));
         age < limit.min(said)
             && !self.is_spent()
             && match need {
@@ -372,9 +373,7 @@ impl Plain {
         if shows && pool.idle.iter().any(|other| other.is_spent()) {
             return;
         }
-        if kept.idled.is_some() {
-            pool.trip = pool.trip.min(trip);
-        }
+        pool.trip = pool.trip.min(trip);
         pool.idle.push(kept);
     }
 

@@ -224,11 +224,13 @@ async fn attempt(
                 }
             };
             this.reused = !lease.is_new();
+            // The time that opening took is no part of a round trip.
+            let sent = if this.reused { now } else { Instant::now() };
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
                 Ok(done) => done,
                 Err(error) => {
                     if error.retry != Retry::Never {
-                        lease.was_lost(now.elapsed());
+                        lease.was_lost(sent.elapsed());
                     }
                     return Err(error);
                 }
@@ -238,7 +240,7 @@ async fn attempt(
             if done.tunnel.is_some() {
                 tunnel = Some(Box::new(Switched::Connection(lease)));
             } else if done.reusable {
-                worker.pools.put(lease, at - now, done.hint, at);
+                worker.pools.put(lease, at - sent, done.hint, at);
             }
             Answered { status: done.status, at, tunnel }
         }

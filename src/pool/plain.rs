@@ -158,6 +158,26 @@ impl Kept {
             }
     }
 
+    /// Notes that it has carried a request, and what its peer said with the answer.
+    fn served(&mut self, hint: Option<Hint>) {
+        let peer = &self.open.endpoint().keep_alive;
+        if let Some(idled) = self.idled {
+            // That it was answered shows better than any look that it lived.
+            peer.lives(idled.max(LOOKED_AT), self.requests, &mut self.doubted);
+        }
+        self.doubted = false;
+        self.requests = self.requests.saturating_add(1);
+        let Some(hint) = hint else { return };
+        peer.hinted(hint);
+        if hint.timeout != 0 {
+            let said = Duration::from_secs(hint.timeout.into());
+            self.said = Some(self.said.map_or(said, |before| before.min(said)));
+        }
+        // Of some it is what is left, of others what there was at first: so the first counts, and its end.
+        let most = |max: u32| if max == 0 { 0 } else { (self.requests - 1).saturating_add(max) };
+        self.most = self.most.min(hint.max.map_or(u32::MAX, most));
+    }
+
     /// Has its bell rung when anything happens to it; false if something has already.
     fn watch(&self) -> bool {
         self.conn.reader.poll_disturbed(&mut Context::from_waker(&self.bell)).is_pending()
@@ -333,33 +353,13 @@ impl Plain {
     /// `hint`.
     pub(super) fn put(&self, lease: Lease, trip: Duration, hint: Option<Hint>, now: Instant) {
         let Lease(mut kept) = lease;
-        let endpoint = kept.open.endpoint().clone();
-        let peer = &endpoint.keep_alive;
-        if let Some(idled) = kept.idled {
-            // That it was answered shows it better than any look.
-            let Kept { requests, doubted, .. } = &mut *kept;
-            peer.lives(idled.max(LOOKED_AT), *requests, doubted);
-        }
-        kept.doubted = false;
-        kept.requests = kept.requests.saturating_add(1);
-        if let Some(hint) = hint {
-            peer.hinted(hint);
-            if hint.timeout != 0 {
-                let said = Duration::from_secs(hint.timeout.into());
-                kept.said = Some(kept.said.map_or(said, |before| before.min(said)));
-            }
-            // Of some it is what is left, of others what there was at first: so the first counts, and
-            // its end.
-            let most = hint
-                .max
-                .map_or(u32::MAX, |max| if max == 0 { 0 } else { (kept.requests - 1).saturating_add(max) });
-            kept.most = kept.most.min(most);
-        }
+        kept.served(hint);
         kept.conn.reader.rest();
         kept.since = now;
         // One that is spent only by what its peer has shown is kept to see whether that still holds.
-        let shows = kept.is_spent() && kept.requests < kept.most && !peer.knows_requests();
-        if endpoint.is_leaving() || (kept.is_spent() && !shows) {
+        let spent = kept.is_spent();
+        let shows = spent && kept.requests < kept.most && !kept.open.endpoint().keep_alive.knows_requests();
+        if kept.open.endpoint().is_leaving() || (spent && !shows) {
             return;
         }
         if kept.open.is_waited_for() {
@@ -369,7 +369,8 @@ impl Plain {
             return kept.ended(now);
         }
         let mut pools = self.pools.borrow_mut();
-        let pool = pools.entry(endpoint.id).or_insert_with(|| Pool::new(&endpoint));
+        let endpoint = kept.open.endpoint();
+        let pool = pools.entry(endpoint.id).or_insert_with(|| Pool::new(endpoint));
         if shows && pool.idle.iter().any(|other| other.is_spent()) {
             return;
         }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Version};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use super::parse::{ParsedRequest, Refused};
 use super::{Conn, HeadError, Reader};
@@ -43,14 +42,15 @@ pub enum Ended<T> {
 pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunnel> {
     let mut conn = Conn::new(stream);
     let mut closing = handler.closing();
-    let retires = Instant::now().checked_add(handler.bounds().lifetime());
+    let bounds = handler.bounds();
+    let (mut lifetime, kept) = (Deadline::new(bounds.lifetime()), hint(bounds.idle_timeout));
     let end = loop {
-        let parsed = match next(&mut conn.reader, &mut closing, handler).await {
-            Ok(parsed) => parsed,
+        let (parsed, stays) = match next(&mut conn.reader, &mut closing, &mut lifetime, handler).await {
+            Ok((parsed, is_old)) => (parsed, Stays { is_old, kept }),
             Err(None) => return Ended::Closed,
             Err(Some(error)) => break End::Refuse(error),
         };
-        if let ControlFlow::Break(end) = Box::pin(one(&mut conn, parsed, handler, retires)).await {
+        if let ControlFlow::Break(end) = Box::pin(one(&mut conn, parsed, handler, stays)).await {
             break end;
         }
     };
@@ -68,6 +68,14 @@ pub async fn serve<H: Handler>(stream: TcpStream, handler: &H) -> Ended<H::Tunne
     }
 }
 
+/// What becomes of a connection after a request.
+struct Stays {
+    /// It is to be the last.
+    is_old: bool,
+    /// For how many seconds its client is told that it is kept.
+    kept: u32,
+}
+
 /// What a connection comes to after its last request.
 enum End<T> {
     Refuse(Error),
@@ -76,12 +84,14 @@ enum End<T> {
     Tunnel(T),
 }
 
-/// The next request's head; none if there will be no other, an error if it cannot be read.
+/// The next request's head, and whether the connection is so old that it is the last; none if there will
+/// be no other, an error if it cannot be read.
 fn next<H: Handler>(
     reader: &mut Reader,
     closing: &mut Closed,
+    lifetime: &mut Deadline,
     handler: &H,
-) -> impl Future<Output = Result<ParsedRequest, Option<Error>>> {
+) -> impl Future<Output = Result<(ParsedRequest, bool), Option<Error>>> {
     let mut begun = reader.has_leftover();
     let bounds = handler.bounds();
     let mut patience = Deadline::new(if begun { bounds.head_timeout } else { bounds.idle_timeout });
@@ -101,7 +111,7 @@ fn next<H: Handler>(
             }
         }
         match reader.poll_request(cx, &handler.bounds()) {
-            Poll::Ready(Ok(parsed)) => Poll::Ready(Ok(parsed)),
+            Poll::Ready(Ok(parsed)) => Poll::Ready(Ok((parsed, lifetime.poll(cx).is_ready()))),
             Poll::Ready(Err(HeadError::Closed | HeadError::Lost(_))) => Poll::Ready(Err(None)),
             Poll::Ready(Err(HeadError::Refused(refused))) => Poll::Ready(Err(Some(refusal(refused)))),
             Poll::Pending => match patience.poll(cx) {
@@ -125,7 +135,7 @@ fn one<H: Handler>(
     conn: &mut Conn,
     mut parsed: ParsedRequest,
     handler: &H,
-    retires: Option<Instant>,
+    stays: Stays,
 ) -> impl Future<Output = ControlFlow<End<H::Tunnel>>> {
     async move {
         let ParsedRequest { head, keep_alive } = &mut parsed;
@@ -137,8 +147,8 @@ fn one<H: Handler>(
             method: head.method.clone(),
             version: head.version,
             close: !*keep_alive,
-            retires: &|| handler.is_draining() || retires.is_some_and(|at| Instant::now() >= at),
-            kept: hint(handler.bounds().idle_timeout),
+            retires: &|| stays.is_old || handler.is_draining(),
+            kept: stays.kept,
             expects: expects && !head.length.is_empty(),
             begun: false,
             ended: false,

@@ -28,9 +28,11 @@ impl State {
         self.ended.is_some() || self.peer_takes.is_some() || self.last >= u32::MAX / 2
     }
 
-    /// Notes that something of the peer has arrived.
+    /// Notes that something of the peer has arrived. When that was, only those ask who open streams.
     pub(in crate::http::mesh) fn hears(&mut self) {
-        self.heard = Instant::now();
+        if self.side == Side::Client {
+            self.heard = Instant::now();
+        }
         self.times_heard += 1;
         self.listening.drain(..).for_each(Waker::wake);
     }

@@ -8,6 +8,7 @@
 
 mod dial;
 mod evidence;
+mod kept;
 mod plain;
 mod streams;
 #[cfg(test)]
@@ -16,7 +17,7 @@ mod watch;
 
 pub use dial::{Dial, Stream, dial, never_pauses, tune};
 pub use evidence::has_left;
-pub use plain::{Lease, Need};
+pub use kept::{Lease, Need};
 pub use streams::{Streams, Use};
 pub use watch::Alarm;
 

@@ -33,6 +33,8 @@ pub struct Handed {
     pub requests: u32,
     /// Requests after which its peer has said that it ends.
     pub most: u32,
+    /// How long its peer has said that it keeps it, if it has.
+    pub said: Option<Duration>,
     /// How long it had idled.
     pub idled: Duration,
 }

@@ -153,12 +153,12 @@ impl Kept {
             Wanted::Proven => proven,
             Wanted::New => false,
         };
-        let Kept { conn: h1::Conn { reader, writer }, open, requests, most, .. } = *self;
+        let Kept { conn: h1::Conn { reader, writer }, open, requests, most, said, .. } = *self;
         let written = writer.written().get();
         let hand = move || {
             let (stream, read) = reader.reunite(writer)?;
             let stream = stream.into_std().ok().filter(|_| read.is_empty())?;
-            Some(Handed { stream, written, requests, most, idled })
+            Some(Handed { stream, written, requests, most, said, idled })
         };
         open.hand_on(suits, hand);
     }

@@ -64,40 +64,16 @@ impl Plain {
 
     /// The idle connection to `endpoint` that was used most recently before `now`, of those that suit.
     pub(super) fn idle(&self, endpoint: &Endpoint, need: Need, now: Instant) -> Option<Lease> {
-        let limit = match need {
-            Need::Usable => endpoint.keep_alive.reuse(),
-            Need::Proven => endpoint.keep_alive.proven(),
-            Need::New => return None,
-        };
-        if limit.is_zero() {
-            return None;
-        }
         let mut pools = self.pools.borrow_mut();
-        let idle = &mut pools.get_mut(&endpoint.id)?.idle;
-        let least = idle.len().saturating_sub(PASSED_OVER);
-        for at in (least..idle.len()).rev() {
-            let age = idle[at].age(now);
-            // What lies below has idled longer.
-            if age >= limit {
-                return None;
+        let pool = pools.get_mut(&endpoint.id)?;
+        match need {
+            Need::Usable => pool.latest(need, endpoint.keep_alive.reuse(), now),
+            Need::Proven => {
+                let found = pool.latest(need, endpoint.keep_alive.proven(), now);
+                found.or_else(|| pool.proves(now))
             }
-            let reader = &idle[at].conn.reader;
-            let asked = need != Need::Usable || age >= LOOKED_AT;
-            if !reader.seems_quiet() || (asked && !reader.is_quiet()) {
-                idle.remove(at).ended(now);
-                continue;
-            }
-            if asked {
-                let kept = &mut idle[at];
-                endpoint.keep_alive.lives(age, kept.requests, &mut kept.doubted);
-            }
-            if idle[at].suits(need, age) {
-                let mut kept = idle.remove(at);
-                kept.idled = Some(age);
-                return Some(Lease(kept));
-            }
+            Need::New => None,
         }
-        None
     }
 
     /// A connection to `endpoint` when none was idle: a new one, or with its upstream at its maximum one
@@ -115,11 +91,13 @@ impl Plain {
             Need::New => Wanted::New,
         };
         let Room { handed, open } = self.room(upstream, endpoint, wanted).await?;
-        if let Some(Handed { stream, written, requests, most, idled }) = handed
+        if let Some(Handed { stream, written, requests, most, said, idled }) = handed
             && let Ok(stream) = TcpStream::from_std(stream)
         {
             let conn = h1::Conn::resume(stream, written);
-            return Ok(Lease(self.kept(conn, open, requests, most, Some(idled))));
+            let mut kept = self.kept(conn, open, requests, most, Some(idled));
+            kept.said = said;
+            return Ok(Lease(kept));
         }
         let dials = self.missed(upstream, endpoint, dial);
         let _permit = self.turn(dials, upstream, endpoint).await?;
@@ -338,6 +316,54 @@ impl Pool {
             missed_before: 0,
             warming: false,
         }
+    }
+
+    /// The connection that was used last, of those that suit and have idled for less than `limit`.
+    fn latest(&mut self, need: Need, limit: Duration, now: Instant) -> Option<Lease> {
+        let least = self.idle.len().saturating_sub(PASSED_OVER);
+        for at in (least..self.idle.len()).rev() {
+            let age = self.idle[at].age(now);
+            // What lies below has idled longer.
+            if age >= limit {
+                return None;
+            }
+            let reader = &self.idle[at].conn.reader;
+            let asked = need != Need::Usable || age >= LOOKED_AT;
+            if !reader.seems_quiet() || (asked && !reader.is_quiet()) {
+                self.idle.remove(at).ended(now);
+                continue;
+            }
+            if asked {
+                let kept = &mut self.idle[at];
+                self.endpoint.keep_alive.lives(age, kept.requests, &mut kept.doubted);
+            }
+            if self.idle[at].suits(need, age) {
+                let mut kept = self.idle.remove(at);
+                kept.idled = Some(age);
+                return Some(Lease(kept));
+            }
+        }
+        None
+    }
+
+    /// For a request that may not be sent twice, and finds none that suits: looks at what those show that
+    /// have idled for a while, so that as many are opened only once. One of them may suit then.
+    fn proves(&mut self, now: Instant) -> Option<Lease> {
+        let shown = self.idle.partition_point(|kept| kept.age(now) >= LOOKED_AT);
+        let (oldest, latest) = (0, shown.checked_sub(1)?);
+        for at in [latest, oldest] {
+            let kept = &mut *self.idle[at];
+            if kept.conn.reader.is_quiet() {
+                self.endpoint.keep_alive.lives(kept.age(now), kept.requests, &mut kept.doubted);
+            }
+        }
+        let kept = &self.idle[latest];
+        let age = kept.age(now);
+        (kept.suits(Need::Proven, age) && kept.conn.reader.is_quiet()).then(|| {
+            let mut kept = self.idle.remove(latest);
+            kept.idled = Some(age);
+            Lease(kept)
+        })
     }
 
     fn tidy(&mut self, now: Instant) {

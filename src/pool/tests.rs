@@ -234,3 +234,31 @@ async fn what_is_given_to_one_who_waits_is_what_he_may_use() {
         })
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_that_is_sent_only_what_may_not_be_sent_twice_is_soon_none() {
+    let local = LocalSet::new();
+    local
+        .run_until(async {
+            let (address, _open) = server().await;
+            let (upstream, pools) = (upstream(address, u32::MAX), pools());
+            let endpoint = only_endpoint(&upstream).await;
+            let mut opened = Vec::new();
+            for _ in 0..500 {
+                let mut leases = Vec::new();
+                for _ in 0..20 {
+                    leases.push(lease(&pools, &upstream, &endpoint, Need::Proven).await);
+                }
+                opened.push(leases.iter().filter(|lease| lease.is_new()).count());
+                sleep(Duration::from_millis(1)).await;
+                let now = Instant::now();
+                for lease in leases {
+                    pools.put(lease, Duration::from_millis(1), None, now);
+                }
+            }
+            let all: usize = opened.iter().sum();
+            assert!(all <= 1000, "{all} of 10,000 requests were on connections of their own");
+            assert_eq!(opened[300..].iter().sum::<usize>(), 0, "after a while none is");
+        })
+        .await;
+}

@@ -8,7 +8,7 @@ use super::model::*;
 use super::problem::did_you_mean;
 use super::syntax::{self, HostPattern};
 use super::tree::{Fault, Kind, Mark, Node, index, push_key};
-use super::units::{Host, HostPort, OneOrMany, Size, Time};
+use super::units::{EndpointName, Host, HostPort, OneOrMany, Size, Time};
 
 /// Checks a model that was read from the tree below `root`.
 pub(super) fn check(model: &Model, root: &Node, faults: &mut Vec<Fault>) {
@@ -163,7 +163,10 @@ impl<'a> Checker<'a, '_> {
     /// Times that must not be zero.
     fn times(&mut self, model: &Model) {
         let root = self.root.clone();
-        self.not_zero(&root.key("dns").key("timeout"), model.dns.timeout);
+        let dns = root.key("dns");
+        self.not_zero(&dns.key("timeout"), model.dns.timeout);
+        self.not_zero(&dns.key("resolution_timeout"), model.dns.resolution_timeout);
+        self.not_zero(&dns.key("recheck"), model.dns.recheck);
         self.not_zero(&root.key("outbound").key("detect_timeout"), model.outbound.detect_timeout);
         self.not_zero(&root.key("inbound").key("detect_timeout"), model.inbound.detect_timeout);
         self.not_zero(&root.key("outbound").key("connect_timeout"), model.outbound.connect_timeout);
@@ -196,7 +199,21 @@ impl<'a> Checker<'a, '_> {
             let message = format!("`min_ttl` ({}) is above `max_ttl` ({})", dns.min_ttl, dns.max_ttl);
             self.fault(&place.key(key), message);
         }
-        for (server, place) in dns.servers.iter().zip(place.key("servers").items()) {
+        self.dns_servers(&dns.servers, &place.key("servers"));
+        for (domain, servers) in &dns.domains {
+            let place = place.key("domains").key(domain);
+            if !matches!(domain.parse(), Ok(Host::Name(_))) {
+                self.fault(&place, format!("`{domain}` is not a domain; expected one as `endpoints.mesh`"));
+            }
+            if servers.is_empty() {
+                self.fault(&place, "expected at least one server");
+            }
+            self.dns_servers(servers, &place);
+        }
+    }
+
+    fn dns_servers(&mut self, servers: &[SocketAddr], place: &Place<'_>) {
+        for (server, place) in servers.iter().zip(place.items()) {
             if server.port() == 0 {
                 self.fault(&place, "the port is 0; expected the server's, usually 53");
             }
@@ -255,14 +272,15 @@ impl<'a> Checker<'a, '_> {
         }
     }
 
-    fn endpoints(&mut self, place: &Place<'_>, endpoints: &OneOrMany<HostPort>) {
+    fn endpoints(&mut self, place: &Place<'_>, endpoints: &OneOrMany<EndpointName>) {
         let list = endpoints.as_slice();
         if list.is_empty() {
             self.fault(place, "an empty list has no endpoint; leave it out to balance over `address`");
         }
         for (i, endpoint) in list.iter().enumerate() {
             let place = place.item(i);
-            if list.len() > 1 && matches!(endpoint.host, Host::Name(_)) {
+            let is_address = matches!(endpoint, EndpointName::At(HostPort { host: Host::Address(_), .. }));
+            if list.len() > 1 && !is_address {
                 self.fault(&place, "a list is of `ip:port`; expected one name alone, or addresses");
             }
             if list[..i].contains(endpoint) {

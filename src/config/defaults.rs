@@ -1,11 +1,12 @@
 //! The defaults of the configuration, in one place: what a careful operator would choose.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::model::*;
-use super::units::{ByteRate, OneOrMany, Rate, Size, Time};
+use super::units::{ByteRate, OneOrMany, Percent, Rate, Size, Time};
 
 /// Ports of protocols in which the server speaks first, or that are known not to be HTTP: SMTP,
 /// submission, MySQL, PostgreSQL, Redis, Elasticsearch transport, memcached.
@@ -42,10 +43,17 @@ impl Default for Dns {
     fn default() -> Self {
         Self {
             servers: Vec::new(),
+            domains: BTreeMap::new(),
             min_ttl: seconds(0),
             max_ttl: seconds(300),
+            max_negative_ttl: seconds(30),
+            jitter: Percent(5),
             stale: seconds(3600),
             timeout: seconds(2),
+            resolution_timeout: seconds(10),
+            answer_timeout: Time(Duration::from_millis(1800)),
+            recheck: seconds(10),
+            mixed_case: false,
         }
     }
 }
@@ -110,6 +118,7 @@ impl Upstream {
         Self {
             address,
             endpoints: None,
+            slow_start: Self::default_slow_start(),
             mtls: None,
             capacity: Self::default_capacity(),
             max_in_flight: None,
@@ -123,6 +132,10 @@ impl Upstream {
 
     pub(super) fn default_capacity() -> NonZeroU32 {
         NonZeroU32::new(1024).expect("not zero")
+    }
+
+    pub(super) fn default_slow_start() -> Time {
+        seconds(10)
     }
 
     pub(super) fn default_connect_timeout() -> Time {

@@ -15,8 +15,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::text::{addresses, socket, socket_list};
-use super::units::{Addresses, ByteRate, OneOrMany, Rate, Time};
+use super::text::{addresses, socket, socket_list, socket_lists};
+use super::units::{Addresses, ByteRate, OneOrMany, Percent, Rate, Time};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
 pub use upstream::{KeepAlive, Upstream};
 
@@ -113,14 +113,37 @@ pub struct Dns {
     /// Servers to ask. Default: those of `/etc/resolv.conf`.
     #[serde(deserialize_with = "socket_list")]
     pub servers: Vec<SocketAddr>,
+    /// Servers for the names at and below a domain, the longest domain first: where the mesh's
+    /// endpoint zone is, as `endpoints.mesh: [10.96.0.20:53]`. Default: none.
+    #[serde(deserialize_with = "socket_lists")]
+    pub domains: BTreeMap<String, Vec<SocketAddr>>,
     /// The shortest time an answer is kept, whatever its TTL. Default 0s.
     pub min_ttl: Time,
     /// The longest time an answer is kept, whatever its TTL. Default 5m.
     pub max_ttl: Time,
-    /// How long an expired answer serves while no server answers (RFC 8767). Default 1h.
+    /// The longest time that "there is no such name" is believed, whatever its SOA says
+    /// (RFC 2308). Default 30s.
+    pub max_negative_ttl: Time,
+    /// The share of its TTL by which a refresh comes earlier or later than another's, so that
+    /// names learned together are not asked for together. Default 5%.
+    pub jitter: Percent,
+    /// How long an expired answer serves while no server answers: the maximum stale timer of
+    /// RFC 8767. Default 1h.
     pub stale: Time,
-    /// How long one query may take. Default 2s.
+    /// How long one query to one server may take. Default 2s.
     pub timeout: Time,
+    /// How long all queries for one answer may take, over all servers: the query resolution
+    /// timer of RFC 8767. Default 10s.
+    pub resolution_timeout: Time,
+    /// How long a query of the pod waits before it gets an expired answer: the client response
+    /// timer of RFC 8767. Requests never wait for a name that is known. Default 1800ms.
+    pub answer_timeout: Time,
+    /// The longest pause before a name that could not be refreshed is asked for again: the
+    /// failure recheck timer of RFC 8767. Default 10s.
+    pub recheck: Time,
+    /// Whether names are asked for in letters of mixed case, which the server has to repeat: a
+    /// forger would have to guess them too. Some servers do not repeat them. Default false.
+    pub mixed_case: bool,
 }
 
 /// Mutual TLS towards an upstream.

@@ -2,6 +2,7 @@
 //! words of their own for what was expected; written as text; described to the schema.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::model::KeyPart;
-use super::units::{Addresses, ByteRate, HostPort, OneOrMany, Rate, Size, Time};
+use super::units::{Addresses, ByteRate, EndpointName, HostPort, OneOrMany, Percent, Rate, Size, Time};
 
 /// A type that is written as text: reads it with its own words for what was expected, writes it,
 /// and describes it to the schema.
@@ -64,10 +65,20 @@ textual!(ByteRate, "bytes per time, as `600/m` or `240/s`, or `off`", {
     "description": "Bytes per time: 600/m, 240/s; or off",
     "pattern": "^([0-9]+/(s|m|h|d)|off)$"
 });
+textual!(Percent, "a share, as `5%`", {
+    "type": "string",
+    "description": "A share: 5%",
+    "pattern": "^([0-9]|[1-9][0-9]|100)%$"
+});
 textual!(HostPort, "`host:port`, as `orders.shop:8080` or `[fd00::7]:80`", {
     "type": "string",
     "description": "host:port",
     "pattern": "^.+:[0-9]+$"
+});
+textual!(EndpointName, "`host:port`, as `orders-headless.shop:8080`, or an SRV name, as `_http._tcp.orders.shop`", {
+    "type": "string",
+    "description": "host:port, or an SRV name: _http._tcp.orders.shop",
+    "pattern": "^(.+:[0-9]+|_.+)$"
 });
 textual!(KeyPart, "`caller`, `host`, `method` or `header:NAME`", {
     "type": "string",
@@ -126,6 +137,15 @@ pub(super) fn socket<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 /// `deserialize_with` of a list of socket addresses.
 pub(super) fn socket_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
     Vec::<Socket>::deserialize(deserializer).map(|list| list.into_iter().map(|socket| socket.0).collect())
+}
+
+/// `deserialize_with` of lists of socket addresses by domain, each one address or a list.
+pub(super) fn socket_lists<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Vec<SocketAddr>>, D::Error> {
+    let lists = BTreeMap::<String, OneOrMany<Socket>>::deserialize(deserializer)?;
+    let sockets = |list: OneOrMany<Socket>| list.as_slice().iter().map(|socket| socket.0).collect();
+    Ok(lists.into_iter().map(|(domain, list)| (domain, sockets(list))).collect())
 }
 
 /// `deserialize_with` of [`Addresses`].

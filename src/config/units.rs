@@ -32,6 +32,17 @@ pub struct Rate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteRate(pub Option<Rate>);
 
+/// A share: `0%` to `100%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Percent(pub u8);
+
+impl Percent {
+    /// As a part of 1.
+    pub fn of_one(self) -> f64 {
+        f64::from(self.0) / 100.0
+    }
+}
+
 /// A DNS name or address, with a port: `orders.shop:8080`, `10.0.0.7:80`, `[fd00::7]:80`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort {
@@ -48,6 +59,16 @@ pub enum Host {
     Name(String),
     /// An address.
     Address(IpAddr),
+}
+
+/// What an upstream's endpoints are found by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndpointName {
+    /// A name or address, and the port that its addresses listen on.
+    At(HostPort),
+    /// The name of SRV records (RFC 2782), which bring ports along: in lower case, without a final
+    /// dot, beginning with `_`.
+    Srv(String),
 }
 
 /// One value, or a list of them.
@@ -235,6 +256,24 @@ impl fmt::Display for ByteRate {
     }
 }
 
+impl FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a share; expected `0%` to `100%`");
+        match split_digits(text).ok_or_else(wrong)? {
+            (number, "%") => number.parse().ok().filter(|n| *n <= 100).map(Percent).ok_or_else(wrong),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
 impl FromStr for HostPort {
     type Err = String;
 
@@ -245,6 +284,29 @@ impl FromStr for HostPort {
         let port = parse_port(port).map_err(wrong)?;
         let host = host.parse().map_err(|why: &str| wrong(why))?;
         Ok(HostPort { host, port })
+    }
+}
+
+impl FromStr for EndpointName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.starts_with('_') || text.contains(':') {
+            return text.parse().map(EndpointName::At);
+        }
+        match text.parse() {
+            Ok(Host::Name(name)) => Ok(EndpointName::Srv(name)),
+            _ => Err(format!("`{text}` is not an SRV name; expected one as `_http._tcp.orders.shop`")),
+        }
+    }
+}
+
+impl fmt::Display for EndpointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EndpointName::At(host) => host.fmt(f),
+            EndpointName::Srv(name) => f.write_str(name),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Answer, Resolver, State};
-use crate::config::units::{Host, HostPort};
+use crate::config::units::{EndpointName, Host, HostPort};
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,12 +39,12 @@ pub enum EndpointSource {
     /// A list that never changes.
     Static(Arc<[Target]>),
     /// Names, each with the port that its addresses listen on, and addresses among them.
-    Dns(Arc<[HostPort]>),
+    Dns(Arc<[EndpointName]>),
 }
 
 impl EndpointSource {
     /// The source that an upstream's `endpoints`, or its `address`, stand for.
-    pub fn new(endpoints: &[HostPort]) -> Self {
+    pub fn new(endpoints: &[EndpointName]) -> Self {
         let fixed: Option<Vec<Target>> = endpoints.iter().map(fixed).collect();
         match fixed {
             Some(mut targets) => {
@@ -59,7 +59,10 @@ impl EndpointSource {
     pub fn has_port(&self, port: u16) -> bool {
         match self {
             EndpointSource::Static(targets) => targets.iter().any(|target| target.address.port() == port),
-            EndpointSource::Dns(hosts) => hosts.iter().any(|host| host.port == port),
+            EndpointSource::Dns(hosts) => hosts.iter().any(|name| match name {
+                EndpointName::At(host) => host.port == port,
+                EndpointName::Srv(_) => true,
+            }),
         }
     }
 
@@ -89,7 +92,10 @@ struct Part {
 }
 
 impl Part {
-    fn watch(host: &HostPort, resolver: &Arc<Resolver>) -> Self {
+    fn watch(name: &EndpointName, resolver: &Arc<Resolver>) -> Self {
+        let EndpointName::At(host) = name else {
+            return Self { port: 0, answer: resolver.constant(Answer::pending()) };
+        };
         let answer = match &host.host {
             Host::Name(name) => resolver.watch(name),
             Host::Address(address) => resolver.constant(Answer::literal(*address)),
@@ -154,10 +160,12 @@ fn rank(state: &State) -> u8 {
     }
 }
 
-fn fixed(endpoint: &HostPort) -> Option<Target> {
-    match endpoint.host {
-        Host::Address(ip) => Some(Target { address: SocketAddr::new(ip, endpoint.port), weight: 1 }),
-        Host::Name(_) => None,
+fn fixed(endpoint: &EndpointName) -> Option<Target> {
+    match endpoint {
+        EndpointName::At(HostPort { host: Host::Address(ip), port }) => {
+            Some(Target { address: SocketAddr::new(*ip, *port), weight: 1 })
+        }
+        _ => None,
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::balance::{Configured, Spec};
 use crate::config::model;
-use crate::config::units::HostPort;
+use crate::config::units::{EndpointName, HostPort};
 use crate::dns::{EndpointSource, Resolver};
 
 const KEPT: Duration = Duration::from_secs(5);
@@ -41,7 +41,7 @@ fn upstream(address: SocketAddr, max_connections: u32) -> Arc<Upstream> {
     let at: HostPort = address.to_string().parse().unwrap();
     let spec = Spec {
         name: "orders".into(),
-        source: EndpointSource::new(std::slice::from_ref(&at)),
+        source: EndpointSource::new(&[EndpointName::At(at.clone())]),
         address: at,
         peer: None,
         may_fall_back: false,

@@ -13,7 +13,7 @@ use crate::auth;
 use crate::balance::{Configured, Endpoint, Spec, Upstream};
 use crate::config::HostPattern;
 use crate::config::model::{self, Direction, InboundMtls, Model, MtlsMode, OnMismatch};
-use crate::config::units::{Host, HostPort, Time};
+use crate::config::units::{EndpointName, Host, HostPort, Time};
 use crate::dns::{EndpointSource, Resolver};
 use crate::http::Bounds;
 use crate::limit::{self, Limits};
@@ -235,14 +235,14 @@ fn spec(model: &Model, name: &str, upstream: &model::Upstream, tls: Option<&Tls>
         Some(id) => id.parse().ok().map(Peer::Id),
         None => tls.map(|tls| Peer::TrustDomain(tls.id().trust_domain().to_owned())),
     };
-    let endpoints = match &upstream.endpoints {
-        Some(endpoints) => endpoints.as_slice(),
-        None => std::slice::from_ref(&upstream.address),
+    let source = match &upstream.endpoints {
+        Some(endpoints) => EndpointSource::new(endpoints.as_slice()),
+        None => EndpointSource::new(&[EndpointName::At(upstream.address.clone())]),
     };
     Spec {
         name: name.into(),
         address: upstream.address.clone(),
-        source: EndpointSource::new(endpoints),
+        source,
         peer: peer.filter(|_| mode != MtlsMode::Off),
         may_fall_back: mode == MtlsMode::Prefer,
         capacity: upstream.capacity.get(),

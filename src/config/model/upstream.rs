@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::units::{HostPort, OneOrMany, Time};
+use super::super::units::{EndpointName, HostPort, OneOrMany, Time};
 use super::Mtls;
 
 /// A service that this pod calls.
@@ -16,9 +16,14 @@ pub struct Upstream {
     /// original destinations.
     pub address: HostPort,
     /// What requests are balanced over: a name that resolves to every endpoint (a headless
-    /// Service) with the target port, or a list of `ip:port`. Default: `address`.
+    /// Service) with the target port, the name of SRV records (`_http._tcp.orders.shop`, which
+    /// brings ports, priorities and weights along), or a list of `ip:port`. Default: `address`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub endpoints: Option<OneOrMany<HostPort>>,
+    pub endpoints: Option<OneOrMany<EndpointName>>,
+    /// How long an endpoint that joins others takes less than its share: from a tenth to all of
+    /// it. Default 10s; `0s`: its whole share at once.
+    #[serde(default = "Upstream::default_slow_start")]
+    pub slow_start: Time,
     /// Mutual TLS towards its endpoints. Default: `prefer` with an identity, else `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Mtls>,

@@ -1,9 +1,9 @@
 use super::*;
-use crate::config::units::HostPort;
+use crate::config::units::EndpointName;
 use crate::dns::{EndpointSource, Resolution, State};
 
 fn source(endpoints: &[&str]) -> EndpointSource {
-    let endpoints: Vec<HostPort> = endpoints.iter().map(|text| text.parse().expect("host:port")).collect();
+    let endpoints: Vec<EndpointName> = endpoints.iter().map(|text| text.parse().expect("a name")).collect();
     EndpointSource::new(&endpoints)
 }
 

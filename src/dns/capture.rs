@@ -113,7 +113,7 @@ impl Capture {
     /// What the resolver knows, waiting for its first answer as long as one query may take.
     async fn known(&self, name: &str) -> Option<Answer> {
         let mut answer = self.resolver.watch(name);
-        let limit: Duration = self.resolver.asker().timeout;
+        let limit: Duration = self.resolver.asker().resolution_timeout;
         let first = timeout(limit, answer.wait_for(|answer| answer.state != State::Pending)).await;
         first.ok()?.ok().map(|answer| answer.clone())
     }

@@ -12,9 +12,11 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hickory_resolver::proto::op::Message;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
+use super::meaning::Trouble;
 use super::query::Asker;
 use super::server::{Transport, read_message, write_message};
 use super::wire;
@@ -24,22 +26,30 @@ pub(super) async fn forward(asker: &Asker, query: &[u8], transport: Transport) -
     if !wire::is_query(query) {
         return None;
     }
+    let read = Message::from_vec(query).ok();
+    let name = read.and_then(|query| query.queries.first().map(|asked| asked.name.clone()));
+    let limit = asker.servers.timeout();
     let mut ours = query.to_vec();
-    for (index, server) in asker.servers() {
+    for server in asker.servers.of(&name.unwrap_or_default()) {
+        let address = server.address;
+        server.known().asked();
         ours[..2].copy_from_slice(&unpredictable_id().to_be_bytes());
         let answer = match transport {
-            Transport::Udp => over_udp(server, &ours, asker.timeout).await,
+            Transport::Udp => over_udp(address, &ours, limit).await,
             Transport::Tcp => {
-                timeout(asker.timeout, over_tcp(server, &ours)).await.unwrap_or_else(|late| Err(late.into()))
+                timeout(limit, over_tcp(address, &ours)).await.unwrap_or_else(|late| Err(late.into()))
             }
         };
         match answer {
             Ok(mut answer) => {
-                asker.prefer(index);
+                server.known().passed_on();
                 answer[..2].copy_from_slice(&query[..2]);
                 return Some(answer);
             }
-            Err(error) => tracing::debug!(%server, %error, "DNS server did not answer a forwarded query"),
+            Err(error) => {
+                server.known().failed(Trouble::of_io(&error));
+                tracing::debug!(server = %address, %error, "DNS server did not answer a forwarded query");
+            }
         }
     }
     None

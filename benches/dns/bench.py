@@ -42,8 +42,11 @@ SYSTEMS = {
     "nginx": nginx.start,
     "haproxy": haproxy.start,
     "haproxy-held": partial(haproxy.start, held=True),
+    "haproxy-kept": partial(haproxy.start, kept=True),
     "envoy": envoy.start,
 }
+# Systems that are measured only in rows whose name begins so.
+ONLY = {"haproxy-kept": "follow"}
 ENDS = (signal.SIGTERM, signal.SIGINT)
 TICK = 0.01
 
@@ -119,7 +122,8 @@ async def run_lane(bench, backends, systems, rows):
     found = []
     for row in rows:
         print(f"{row.title}: begins", file=sys.stderr)
-        worlds = [World(bench, backends, name, start, row) for name, start in systems.items()]
+        worlds = [World(bench, backends, name, start, row) for name, start in systems.items()
+                  if row.name.startswith(ONLY.get(name, ""))]
         found += await asyncio.gather(*(world.run() for world in worlds))
     return found
 
@@ -140,7 +144,7 @@ def quantiles(values):
 def versions(bench, systems):
     """What was measured."""
     commands = {"pannier": [bench.pannier, "--version"], "nginx": ["nginx", "-v"], "haproxy": ["haproxy", "-v"],
-                "haproxy-held": ["haproxy", "-v"], "envoy": [bench.envoy, "--version"]}
+                "haproxy-held": ["haproxy", "-v"], "haproxy-kept": ["haproxy", "-v"], "envoy": [bench.envoy, "--version"]}
     return {name: version(commands[name]) for name in systems}
 
 

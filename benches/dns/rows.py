@@ -43,9 +43,12 @@ def follow(ttl, changes, lane):
         for old, new in itertools.islice(itertools.cycle(((ONE, TWO), (TWO, ONE))), changes):
             await zone.answered("A", 2 * ttl + 5)
             moved = time.monotonic()
+            was_there = world.backends.reached(world.tag, old) > moved - 1
             zone.records["A"] = [new]
             await asyncio.sleep(calm)
-            took.append(round(max(world.backends.reached(world.tag, old) - moved, 0), 3))
+            # Who never followed the last change has nothing to leave now.
+            if was_there:
+                took.append(round(max(world.backends.reached(world.tag, old) - moved, 0), 3))
         return {"seconds": took, "calm": calm, **world.counts()}
 
     return Row(f"follow-{ttl}", f"a change, TTL {ttl} s", lane, ttl, steps, pause=0.02)
@@ -97,7 +100,8 @@ def denied(kinds, ttl, times, lane):
             zone.denials.clear()
         return {"times": times, **world.counts()}
 
-    return Row("denied-" + "-".join(kinds).lower(), f"one NXDOMAIN, for {' and '.join(kinds)}, {times} times", lane, ttl, steps)
+    title = f"one NXDOMAIN for {' and for '.join(kinds)}" + (f", {times} times" if times > 1 else "")
+    return Row("denied-" + "-".join(kinds).lower(), title, lane, ttl, steps)
 
 
 def family(silent, cold, ttl, seconds, lane):

@@ -7,8 +7,8 @@ from machine import free_port
 from server import NAME
 
 SAYS = ("`resolver` without `valid=`, so that the TTL decides; the name in a variable of `proxy_pass`, so that it is "
-        "resolved while it runs; HTTP/1.1 to the upstream. The free version at hand keeps no connections to a name "
-        "in a variable.")
+        "resolved while it runs; HTTP/1.1 to the upstream. This version keeps no connections to a name in a "
+        "variable. With `ipv6=off`, where there is none, it would not ask for AAAA.")
 
 
 def start(rig, name, resolver, upstream):

@@ -125,9 +125,9 @@ def family(silent, cold, ttl, seconds, lane):
         await asyncio.sleep(seconds)
         return {"first_failure": world.client.first(True, since), "for": seconds, **world.counts(since)}
 
-    when = "at the start" if cold else "while it runs"
-    return Row(f"{silent.lower()}-silent-{'cold' if cold else 'running'}", f"{silent} never answered, {when}", lane, ttl, steps,
-               records, silent_from_start=(silent,) if cold else (), cold=cold)
+    name = f"{silent.lower()}-silent-{'cold' if cold else 'running'}"
+    title = f"{silent} never answered, {'at the start' if cold else 'while it runs'}"
+    return Row(name, title, lane, ttl, steps, records, silent_from_start=(silent,) if cold else (), cold=cold)
 
 
 def said(seconds):

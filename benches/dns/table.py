@@ -86,8 +86,9 @@ def promises(missed):
 def method(result):
     late = result["late_ms"]
     return (f"A system has {CONNECTIONS} client connections, kept alive, which pause between requests; a request fails "
-            f"if it has no 200 in {PATIENCE:g} s. At a start nothing counts before the system listens. Records change just after "
-            f"the system has asked for them, which is the worst moment. The bench's own timers were {late['p50']:.1f} ms late (p99 {late['p99']:.1f}, at most {late['max']:.0f}).")
+            f"if it has no 200 in {PATIENCE:g} s. At a start nothing counts before the system listens. Records change just "
+            "after the system has asked for them, which is the worst moment. The bench's own timers were "
+            f"{late['p50']:.1f} ms late (p99 {late['p99']:.1f}, at most {late['max']:.0f}).")
 
 
 def readme(result):

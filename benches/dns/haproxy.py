@@ -8,7 +8,7 @@ from server import NAME
 
 SAYS = ("`server-template` of 4 with `check`, `resolve-prefer ipv4`, `init-addr none`; a `resolvers` section with its "
         "defaults written out: `timeout resolve 1s`, `timeout retry 1s`, `resolve_retries 3`, and 30 s for each `hold` "
-        "that decides how long a server outlives an answer that is none; `option http-server-close`, a new connection "
+        "that decides how long a server outlives an answer that is none; `accepted_payload_size 4096`; `option http-server-close`, a new connection "
         "for each request, without which it does not leave an old address.")
 SAYS_HELD = "the same with `hold nx`, `other`, `refused` and `timeout` of 1 h. A name that is gone stays for as long."
 SAYS_KEPT = "as the first, with `http-reuse always` for `option http-server-close`; only for what a change does."

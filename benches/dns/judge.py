@@ -15,7 +15,9 @@ def of_row(row):
         yield f"{row['failed']} of {row['requests']:,} requests failed ({kinds})"
     if not row["requests"]:
         yield "no request was sent"
-    worst = max(row.get("seconds", [0]))
+    if "seconds" in row and not row["seconds"]:
+        yield "no change was seen"
+    worst = max(row.get("seconds") or [0])
     if worst > row["ttl"] + GRACE:
         yield f"the old address was used for {worst:.2f} s"
     if row.get("cold") and row["first_success"] is None:

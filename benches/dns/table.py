@@ -7,6 +7,7 @@ import envoy
 import haproxy
 import nginx
 import pannier
+import remarks
 from client import CONNECTIONS, PATIENCE
 
 BEGIN, END = "<!-- dns -->", "<!-- /dns -->"
@@ -46,6 +47,8 @@ def figure(row):
 
 def followed(row):
     """Median and worst. Who was at the old address just before the next change has not followed."""
+    if not row["seconds"]:
+        return f"unseen ({failed(row)} failed)"
     median, worst = (f"over {row['calm']} s" if value >= row["calm"] - 1 else f"{value:.1f} s"
                      for value in (statistics.median(row["seconds"]), max(row["seconds"])))
     return f"{median}, {worst}" + (f" ({failed(row)} failed)" if row["failed"] else "")
@@ -108,6 +111,7 @@ def page(result, missed):
         *lines(rows), "", method(result), "", *promises(missed), "",
         "## How each is configured", "",
         *(f"- {NAMES[name]} ({result['versions'].get(name, '')}): {SAYS[name]}" for name in systems), "",
+        "## What each does", "", remarks.WHY, "",
         "## How requests failed", "", *(list(kinds(result)) or ["None did."]), ""])
 
 

@@ -7,6 +7,7 @@
 mod choice;
 mod endpoint;
 mod keep_alive;
+mod live;
 mod room;
 mod standing;
 mod upstream;

@@ -1,20 +1,19 @@
 //! An upstream: its endpoints as they are now, and what this sidecar has in flight to them.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::sync::{SetOnce, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::endpoint::now_millis;
-use super::room::{Handed, Queue, Room, Waiting, Wanted};
+use super::live::Live;
+use super::room::{Handed, Room, Waiting, Wanted};
 use super::{Configured, Endpoint, None, least_saturated, least_saturated_by_share};
 use crate::config::units::HostPort;
-use crate::dns::{self, Answer, EndpointSource, Resolution, Resolver, State};
+use crate::dns::{self, EndpointSource, Resolution, Resolver, State};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::tls::Peer;
 
@@ -60,41 +59,6 @@ pub struct Upstream {
     /// What the configuration says.
     pub spec: Spec,
     live: Arc<Live>,
-}
-
-/// What lives on when the configuration changes something else.
-#[derive(Debug)]
-struct Live {
-    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
-    /// The addresses of `spec.address`.
-    vips: ArcSwap<Vec<IpAddr>>,
-    /// Endpoints that have left and still serve requests.
-    leaving: ArcSwap<Vec<Arc<Endpoint>>>,
-    resolution: watch::Receiver<Resolution>,
-    address: watch::Receiver<Answer>,
-    /// Set once `address` and the source have both said something.
-    located: SetOnce<()>,
-    /// Whether the source has said anything that is in `endpoints`.
-    heard: watch::Sender<bool>,
-    in_flight: AtomicU32,
-    connections: AtomicU32,
-    max_connections: AtomicU32,
-    /// Who waits for one of those.
-    queue: Queue,
-    capacity: AtomicU32,
-    keep_alive: Mutex<Configured>,
-    is_balanced: bool,
-    slow_start: Mutex<Duration>,
-    /// Until when, in milliseconds of the endpoints' clock, endpoints are not alike: 0: they are;
-    /// `u64::MAX`: their source says so.
-    uneven_until: AtomicU64,
-    follow: AbortHandle,
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.follow.abort();
-    }
 }
 
 impl Upstream {
@@ -249,17 +213,15 @@ impl Upstream {
         self.live.endpoints.load().first().is_some_and(|endpoint| endpoint.standing.is_virtual())
     }
 
-    /// How long a connection to `endpoint` may take: an address of a family that has never answered is
-    /// not waited for while there is one of the other (RFC 8305's Connection Attempt Delay).
-    pub fn connect_timeout(&self, endpoint: &Endpoint) -> Duration {
-        let whole = self.spec.connect_timeout;
+    /// How long TCP to `endpoint` is waited for before an address of the other family is tried: while
+    /// there is one, and this one has never answered (RFC 8305's Connection Attempt Delay).
+    pub fn attempt_delay(&self, endpoint: &Endpoint) -> Option<Duration> {
         if self.live.uneven_until.load(Ordering::Relaxed) == 0 || !endpoint.is_untried() {
-            return whole;
+            return Option::None;
         }
         let second = endpoint.standing.is_second();
         let other = |e: &Arc<Endpoint>| e.standing.is_second() != second && !e.is_paused();
-        let has_other = self.live.endpoints.load().iter().any(other);
-        if has_other { whole.min(ATTEMPT_DELAY) } else { whole }
+        self.live.endpoints.load().iter().any(other).then_some(ATTEMPT_DELAY)
     }
 
     /// Takes a place with one endpoint, whatever its saturation.
@@ -327,157 +289,6 @@ impl Upstream {
     }
 }
 
-impl Live {
-    fn follow(spec: &Spec, resolver: &Arc<Resolver>) -> Arc<Self> {
-        let mut resolution = spec.source.subscribe(resolver);
-        let mut address = resolver.watch(&spec.address.host.to_string());
-        Arc::new_cyclic(|weak: &std::sync::Weak<Live>| {
-            let weak = weak.clone();
-            let (said, dialled) = (resolution.clone(), address.clone());
-            let name = spec.name.clone();
-            let task = async move {
-                loop {
-                    let Some(live) = weak.upgrade() else { return };
-                    let now = resolution.borrow_and_update().clone();
-                    live.publish(&name, &now.endpoints);
-                    let vips = address.borrow_and_update().clone();
-                    // An answer that failed leaves what was known: a name that cannot be asked
-                    // has not moved.
-                    if !vips.addresses.is_empty() {
-                        live.vips.store(Arc::new(vips.addresses.to_vec()));
-                    }
-                    live.heard.send_if_modified(|heard| {
-                        let first = !*heard && !matches!(now.state, State::Pending);
-                        *heard |= first;
-                        first
-                    });
-                    if ![&now.state, &vips.state].contains(&&State::Pending) {
-                        // Set already is as good.
-                        let _ = live.located.set(());
-                    }
-                    drop(live);
-                    let changed = tokio::select! {
-                        changed = resolution.changed() => changed,
-                        changed = address.changed() => changed,
-                    };
-                    if changed.is_err() {
-                        return;
-                    }
-                }
-            };
-            Live {
-                endpoints: ArcSwap::default(),
-                vips: ArcSwap::default(),
-                leaving: ArcSwap::default(),
-                resolution: said,
-                address: dialled,
-                located: SetOnce::new(),
-                heard: watch::Sender::new(false),
-                in_flight: AtomicU32::new(0),
-                connections: AtomicU32::new(0),
-                max_connections: AtomicU32::new(spec.max_connections),
-                queue: Queue::default(),
-                capacity: AtomicU32::new(spec.capacity),
-                keep_alive: Mutex::new(spec.keep_alive),
-                is_balanced: spec.is_balanced,
-                slow_start: Mutex::new(spec.slow_start),
-                uneven_until: AtomicU64::new(0),
-                follow: resolver.handle().spawn(task).abort_handle(),
-            }
-        })
-    }
-
-    /// Counts one connection more, if there may be one.
-    fn take_room(&self) -> bool {
-        let most = self.max_connections.load(Ordering::Relaxed);
-        let more = |open: u32| (open < most).then(|| open + 1);
-        self.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
-    }
-
-    /// Gives the room that there is to those who wait for it.
-    fn serve(self: &Arc<Self>) {
-        while !self.queue.is_empty() && self.take_room() {
-            match self.queue.first() {
-                Some(first) => {
-                    let open = Open::new(self.clone(), first.endpoint.clone());
-                    first.give(Room { handed: Option::None, open });
-                }
-                Option::None => {
-                    self.connections.fetch_sub(1, Ordering::SeqCst);
-                }
-            }
-        }
-    }
-
-    /// Takes the set that the source says, keeping those endpoints that are still in it, and those that
-    /// are in it again and still serve.
-    fn publish(&self, name: &str, targets: &[dns::Target]) {
-        let now = self.endpoints.load_full();
-        let capacity = self.capacity.load(Ordering::Relaxed);
-        let keep_alive = *self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner);
-        let slow_start = *self.slow_start.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut leaving = self.leaving.load().as_ref().clone();
-        leaving.retain(|e| e.in_flight() + e.connections() > 0 || e.just_left());
-        let mut endpoint = |target: &dns::Target| {
-            if let Some(known) = now.iter().find(|e| e.address == target.address) {
-                return known.clone();
-            }
-            let serves =
-                |e: &Arc<Endpoint>| e.address == target.address && e.just_left() && e.connections() > 0;
-            if let Some(at) = leaving.iter().position(serves) {
-                let back = leaving.remove(at);
-                back.rejoin();
-                return back;
-            }
-            let endpoint = Endpoint::new(target.address, capacity);
-            endpoint.keep_alive.configure(keep_alive);
-            if !now.is_empty() {
-                endpoint.standing.join(now_millis());
-            }
-            endpoint
-        };
-        let next: Vec<Arc<Endpoint>> = targets.iter().map(&mut endpoint).collect();
-        let one = targets.iter().filter(|target| !target.second).count() == 1;
-        let is_virtual = one && !self.is_balanced;
-        for (endpoint, target) in next.iter().zip(targets) {
-            endpoint.standing.take(target, is_virtual);
-        }
-        self.uneven_until.store(uneven_until(&next, targets, slow_start), Ordering::Relaxed);
-        if next.iter().map(|e| e.id).eq(now.iter().map(|e| e.id)) {
-            return;
-        }
-        if is_virtual {
-            say_virtual(name, targets);
-        }
-        for endpoint in now.iter().filter(|e| !targets.iter().any(|t| t.address == e.address)) {
-            endpoint.leave();
-            leaving.push(endpoint.clone());
-        }
-        self.leaving.store(Arc::new(leaving));
-        self.endpoints.store(Arc::new(next));
-    }
-}
-
-/// Until when endpoints are not alike: see [`Live::uneven_until`].
-fn uneven_until(endpoints: &[Arc<Endpoint>], targets: &[dns::Target], slow_start: Duration) -> u64 {
-    let says = |target: &dns::Target| (target.weight, target.priority, target.second);
-    if targets.windows(2).any(|pair| says(&pair[0]) != says(&pair[1])) {
-        return u64::MAX;
-    }
-    let warm_at = endpoints.iter().map(|endpoint| endpoint.standing.warm_at(slow_start));
-    warm_at.max().filter(|at| *at > now_millis()).unwrap_or(0)
-}
-
-fn say_virtual(upstream: &str, targets: &[dns::Target]) {
-    let address = targets.first().map(|target| target.address);
-    tracing::info!(
-        upstream,
-        ?address,
-        "has one address: if a Service's, it stands for many endpoints that cannot be told apart. Requests go over \
-         several connections, each replaced after a while; to balance by saturation, set `endpoints`"
-    );
-}
-
 /// A place in the upstream's count, before an endpoint is chosen.
 struct Place(Arc<Upstream>);
 
@@ -522,7 +333,7 @@ pub struct Open {
 }
 
 impl Open {
-    fn new(live: Arc<Live>, endpoint: Arc<Endpoint>) -> Self {
+    pub(super) fn new(live: Arc<Live>, endpoint: Arc<Endpoint>) -> Self {
         endpoint.opened();
         Self { live, endpoint }
     }

@@ -48,8 +48,16 @@ fn outcome(file: &Path) -> (String, String, u8) {
 /// What a model means.
 fn explain(model: &Model) -> String {
     let mut out = String::new();
-    for table in [mtls(model), listeners(model), http(model), routes(model), upstreams(model), limits(model)]
-    {
+    let tables = [
+        mtls(model),
+        listeners(model),
+        dns(model),
+        http(model),
+        routes(model),
+        upstreams(model),
+        limits(model),
+    ];
+    for table in tables {
         table.write(&mut out);
     }
     let warnings = config::warnings(model);
@@ -114,6 +122,21 @@ fn listeners(model: &Model) -> Table {
     if let Some(application) = model.application {
         table.row(["application".into(), application.to_string()]);
     }
+    table
+}
+
+/// Who is asked for names, and how long what they say is kept.
+fn dns(model: &Model) -> Table {
+    let mut table = Table::new("DNS", &[]);
+    let dns = &model.dns;
+    let servers = if dns.servers.is_empty() { "of /etc/resolv.conf".into() } else { list(&dns.servers) };
+    table.row(["servers".into(), servers]);
+    for (domain, servers) in &dns.domains {
+        table.row([format!("for {domain}"), list(servers)]);
+    }
+    table.row(["kept".into(), format!("for the TTL, at least {} and at most {}", dns.min_ttl, dns.max_ttl)]);
+    table.row(["denials kept".into(), format!("as their SOA says, at most {}", dns.max_negative_ttl)]);
+    table.row(["without an answer".into(), format!("what was known serves for {}", dns.stale)]);
     table
 }
 

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -244,8 +245,7 @@ impl Resolver {
     async fn keep(self: Arc<Self>, entry: Arc<Entry>) {
         let mut asker = self.asker.load_full();
         let mut record = Record::new(Instant::now(), entry.sought, asker.bounds);
-        let mut queries = FuturesUnordered::new();
-        let mut in_flight = [false; 2];
+        let mut flights = Flights::default();
         let mut meant = None;
         loop {
             let now = Instant::now();
@@ -253,17 +253,16 @@ impl Resolver {
             if !Arc::ptr_eq(&current, &asker) {
                 record.reconfigure(now, current.bounds);
                 asker = current;
-                queries.clear();
-                in_flight = [false; 2];
+                flights = Flights::default();
             }
             record.lapse(now);
             for &kind in record.kinds() {
-                if !in_flight[kind.place()] && record.is_due(kind, now) {
-                    in_flight[kind.place()] = true;
+                if !flights.is_under_way(kind) && record.is_due(kind, now) {
                     if record.has(kind) {
                         self.totals.refreshes.fetch_add(1, Ordering::Relaxed);
                     }
-                    queries.push(self.ask(asker.clone(), &entry.name, record.anchor(), kind));
+                    let query = self.clone().ask(asker.clone(), entry.clone(), record.anchor(), kind);
+                    flights.0[kind.place()] = Some(query.boxed());
                 }
             }
             if record.anchor() != meant {
@@ -271,11 +270,10 @@ impl Resolver {
                 self.note_meaning(&asker, &entry, meant);
             }
             entry.publish(record.answer(now), record.trouble());
-            let wakes = record.wakes(now, in_flight);
+            let wakes = record.wakes(now, flights.under_way());
             tokio::select! {
-                Some((kind, found)) = queries.next() => {
+                (kind, found) = flights.next() => {
                     let now = Instant::now();
-                    in_flight[kind.place()] = false;
                     let failed = matches!(found.outcome, Outcome::Failed { .. });
                     record.note(now, kind, found);
                     if failed && record.is_stale(now) {
@@ -285,9 +283,9 @@ impl Resolver {
                 () = sleep_until(wakes) => {}
                 () = entry.poke.notified() => {}
                 () = entry.answer.closed() => {
-                    queries.clear();
-                    in_flight = [false; 2];
-                    if self.forget(&entry, record.expires().unwrap_or(now)).await {
+                    flights = Flights::default();
+                    // Boxed: most names never come here, and ten thousand tasks keep no room for it.
+                    if Box::pin(self.forget(&entry, record.expires().unwrap_or(now))).await {
                         return;
                     }
                 }
@@ -295,10 +293,16 @@ impl Resolver {
         }
     }
 
-    async fn ask(&self, asker: Arc<Asker>, name: &str, anchor: Option<usize>, kind: Kind) -> (Kind, Found) {
+    async fn ask(
+        self: Arc<Self>,
+        asker: Arc<Asker>,
+        entry: Arc<Entry>,
+        anchor: Option<usize>,
+        kind: Kind,
+    ) -> (Kind, Found) {
         // It is never closed.
         let _flight = self.flights.acquire().await;
-        (kind, asker.resolve(name, anchor, kind).await)
+        (kind, asker.resolve(&entry.name, anchor, kind).await)
     }
 
     /// Waits until the name is watched again, or its answer has expired and it is forgotten: then
@@ -348,6 +352,36 @@ impl Resolver {
 
     fn meant(&self) -> MutexGuard<'_, HashMap<String, String>> {
         lock(&self.meant)
+    }
+}
+
+/// The queries of one name that are under way, by their kind's place.
+#[derive(Default)]
+struct Flights([Option<BoxFuture<'static, (Kind, Found)>>; 2]);
+
+impl Flights {
+    fn is_under_way(&self, kind: Kind) -> bool {
+        self.0[kind.place()].is_some()
+    }
+
+    fn under_way(&self) -> [bool; 2] {
+        self.0.each_ref().map(Option::is_some)
+    }
+
+    /// The first to end; none does while none is under way.
+    async fn next(&mut self) -> (Kind, Found) {
+        std::future::poll_fn(|context| {
+            for flight in &mut self.0 {
+                if let Some(query) = flight
+                    && let Poll::Ready(ended) = query.poll_unpin(context)
+                {
+                    *flight = None;
+                    return Poll::Ready(ended);
+                }
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 

@@ -41,7 +41,7 @@ pub async fn dial(
     dial: Dial,
     tls: &tls::Current,
 ) -> Result<Stream> {
-    let limit = upstream.connect_timeout(endpoint);
+    let limit = upstream.spec.connect_timeout;
     match timeout(limit, open(upstream, endpoint, dial, tls)).await {
         Ok(opened) => opened,
         Err(_) => Err(failed(
@@ -65,9 +65,13 @@ pub(super) async fn tcp(upstream: &Upstream, endpoint: &Endpoint, as_dialled: Di
 
 async fn open(upstream: &Upstream, endpoint: &Endpoint, dial: Dial, tls: &tls::Current) -> Result<Stream> {
     let address = endpoint.address;
-    let stream = connect(address, dial.source.map(|s| s.towards(address.ip())))
-        .await
-        .map_err(|error| failed(upstream, Reason::PoolConnect, format!("{address}: {error}")))?;
+    let connecting = connect(address, dial.source.map(|s| s.towards(address.ip())));
+    let stream = match upstream.attempt_delay(endpoint) {
+        None => connecting.await,
+        Some(limit) => timeout(limit, connecting).await.unwrap_or_else(|late| Err(late.into())),
+    };
+    let stream =
+        stream.map_err(|error| failed(upstream, Reason::PoolConnect, format!("{address}: {error}")))?;
     let Some(carries) = dial.secure else { return Ok(Either::Left(stream)) };
     let (Some(peer), Some(identity)) = (&upstream.spec.peer, tls.load()) else {
         let why = "mTLS is required, and this sidecar has no identity".to_owned();

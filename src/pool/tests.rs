@@ -19,6 +19,10 @@ const KEPT: Duration = Duration::from_secs(5);
 
 /// Takes connections, and closes those that have idled for [`KEPT`]; how many are open.
 async fn server() -> (SocketAddr, Rc<Cell<u32>>) {
+    server_that_keeps(KEPT).await
+}
+
+async fn server_that_keeps(kept: Duration) -> (SocketAddr, Rc<Cell<u32>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let open = Rc::new(Cell::new(0));
@@ -28,7 +32,7 @@ async fn server() -> (SocketAddr, Rc<Cell<u32>>) {
             let open = counted.clone();
             open.set(open.get() + 1);
             spawn_local(async move {
-                let _ = timeout(KEPT, stream.read(&mut [0])).await;
+                let _ = timeout(kept, stream.read(&mut [0])).await;
                 drop(stream);
                 open.set(open.get() - 1);
             });
@@ -38,12 +42,16 @@ async fn server() -> (SocketAddr, Rc<Cell<u32>>) {
 }
 
 fn upstream(address: SocketAddr, max_connections: u32) -> Arc<Upstream> {
+    upstream_that(address, max_connections, true)
+}
+
+fn upstream_that(address: SocketAddr, max_connections: u32, is_balanced: bool) -> Arc<Upstream> {
     let at: HostPort = address.to_string().parse().unwrap();
     let spec = Spec {
         name: "orders".into(),
         source: EndpointSource::new(&[EndpointName::At(at.clone())]),
         address: at,
-        is_balanced: true,
+        is_balanced,
         slow_start: Duration::ZERO,
         peer: None,
         may_fall_back: false,
@@ -261,6 +269,32 @@ async fn a_stranger_that_is_sent_only_what_may_not_be_sent_twice_is_soon_none() 
             let all: usize = opened.iter().sum();
             assert!(all <= 1000, "{all} of 10,000 requests were on connections of their own");
             assert_eq!(opened[300..].iter().sum::<usize>(), 0, "after a while none is");
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_to_one_of_many_is_replaced_after_a_while_and_others_are_not() {
+    let local = LocalSet::new();
+    let run = async |is_balanced| {
+        let (address, _open) = server_that_keeps(ONE_OF_MANY * 100).await;
+        let (upstream, pools) = (upstream_that(address, u32::MAX, is_balanced), pools());
+        let endpoint = only_endpoint(&upstream).await;
+        assert_eq!(endpoint.standing.is_virtual(), !is_balanced);
+        let (begin, mut opened) = (Instant::now(), 0);
+        while begin.elapsed() < ONE_OF_MANY * 10 {
+            let lease = lease(&pools, &upstream, &endpoint, Need::Usable).await;
+            opened += u32::from(lease.is_new());
+            pools.put(lease, Duration::from_millis(1), None, Instant::now());
+            sleep(Duration::from_millis(500)).await;
+        }
+        opened
+    };
+    local
+        .run_until(async {
+            let of_many = run(false).await;
+            assert!((8..=13).contains(&of_many), "{of_many} in ten times that age");
+            assert_eq!(run(true).await, 1);
         })
         .await;
 }

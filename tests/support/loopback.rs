@@ -56,6 +56,12 @@ impl Loopback {
         Self::begin(format!("{listen}workers: 1\n"), name, yaml).await
     }
 
+    /// As [`start`](Self::start), with a `dns` of these lines.
+    pub(crate) async fn asking(dns: &str, name: &str, yaml: &str) -> Self {
+        let listen = LISTEN.replace("servers: [\"127.0.0.1:9\"]", dns);
+        Self::begin(format!("{listen}workers: 1\n"), name, yaml).await
+    }
+
     async fn begin(fixed: String, name: &str, yaml: &str) -> Self {
         let dir = TempDir::with_prefix("pannier-loopback-").expect("a temporary directory");
         let config = dir.path().join("pannier.yaml");

@@ -1,0 +1,176 @@
+//! What a name costs: an endpoint's choice on the request path, in nanoseconds and allocations, and ten
+//! thousand names in memory, kept fresh by a real server on loopback.
+//!
+//! `cargo run --release --example lookup` prints the figures. What is exact in them, allocations and
+//! bytes, is a test as well.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use pannier::balance::{Configured, Spec, Upstream};
+use pannier::config::model;
+use pannier::config::units::EndpointName;
+use pannier::dns::{EndpointSource, Resolver, Responder, State, Zone};
+use tokio::runtime::{Builder, Runtime};
+
+/// Counts what is allocated, and what of it is in use.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator with the arguments that it came with; the counts beside
+// it touch no memory that is allocated here.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const NAMES: usize = 10_000;
+const MIB: f64 = 1_048_576.0;
+
+/// Lookups that are timed together.
+const LOOKUPS: u32 = 1_000_000;
+
+/// A server and the resolver that asks it, on a runtime of their own each.
+struct Ground {
+    zone: Arc<Zone>,
+    resolver: Arc<Resolver>,
+    control: Runtime,
+    _responder: Responder,
+    _server: Runtime,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let runtime =
+            || Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let (server, control) = (runtime(), runtime());
+        let zone = Zone::new();
+        let responder = Responder::start((Ipv4Addr::LOCALHOST, 0).into(), zone.clone(), server.handle());
+        let responder = responder.expect("a free port");
+        let config = model::Dns { servers: vec![responder.address()], ..Default::default() };
+        let resolver = Resolver::new(&config, control.handle().clone()).expect("a resolver");
+        Self { zone, resolver, control, _responder: responder, _server: server }
+    }
+
+    /// An upstream with so many endpoints, found by name.
+    fn upstream(&self, endpoints: u8) -> Arc<Upstream> {
+        let address = |n| IpAddr::from([10, 0, 0, n]);
+        self.zone.set("orders.shop.mesh", Duration::from_secs(300), (1..=endpoints).map(address));
+        let at: EndpointName = "orders.shop.mesh:8080".parse().expect("a name");
+        let spec = Spec {
+            name: "orders".into(),
+            address: "orders.shop.mesh:8080".parse().expect("a name"),
+            source: EndpointSource::new(&[at]),
+            is_balanced: true,
+            slow_start: Duration::from_secs(10),
+            peer: None,
+            may_fall_back: false,
+            capacity: 1024,
+            max_in_flight: u32::MAX,
+            max_connections: u32::MAX,
+            connect_timeout: Duration::from_secs(2),
+            keep_alive: Configured { timeout: None, requests: None, most_idle: Duration::from_secs(300) },
+            peer_timeout: Duration::from_secs(10),
+        };
+        let upstream = Upstream::new(spec, None, &self.resolver);
+        while upstream.endpoints().len() < endpoints.into() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        upstream
+    }
+}
+
+/// Allocations of many lookups, and how long one took.
+fn lookups(upstream: &Upstream) -> (usize, Duration) {
+    let address: Option<SocketAddr> = upstream.choose(&[]).ok().map(|endpoint| endpoint.address);
+    assert!(address.is_some());
+    let (before, begin) = (ALLOCATIONS.load(Ordering::Relaxed), Instant::now());
+    for _ in 0..LOOKUPS {
+        black_box(black_box(upstream).choose(black_box(&[])).is_ok());
+    }
+    let took = begin.elapsed() / LOOKUPS;
+    (ALLOCATIONS.load(Ordering::Relaxed) - before, took)
+}
+
+/// Bytes that ten thousand names take, all of them answered and followed.
+fn names(ground: &Ground) -> usize {
+    let name = |n: usize| format!("service-{n}.namespace-{}.svc.cluster.local", n % 100);
+    for n in 0..NAMES {
+        ground.zone.set(&name(n), Duration::from_secs(300), [IpAddr::from([10, 1, (n >> 8) as u8, n as u8])]);
+    }
+    let before = IN_USE.load(Ordering::Relaxed);
+    let watched: Vec<_> = (0..NAMES).map(|n| ground.resolver.watch(&name(n))).collect();
+    ground.control.block_on(async {
+        for mut answer in watched.iter().cloned() {
+            let known = answer.wait_for(|answer| answer.state != State::Pending).await;
+            assert_eq!(known.expect("kept").addresses.len(), 1);
+        }
+    });
+    // The other family's denials are in flight still, for a few.
+    while ground.resolver.counts().queries < 2 * NAMES as u64 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let bytes = IN_USE.load(Ordering::Relaxed) - before;
+    drop(watched);
+    bytes
+}
+
+fn main() {
+    let ground = Ground::new();
+    for endpoints in [1, 3, 10, 100] {
+        let (allocations, took) = lookups(&ground.upstream(endpoints));
+        println!(
+            "a lookup among {endpoints:3} endpoints: {:3} ns, {allocations} allocations",
+            took.as_nanos()
+        );
+    }
+    let begin = Instant::now();
+    let bytes = names(&ground);
+    let counts = ground.resolver.counts();
+    println!(
+        "{NAMES} names: {:.1} MiB ({} bytes a name), {} queries in {:.1} s, {} failed",
+        bytes as f64 / MIB,
+        bytes / NAMES,
+        counts.queries,
+        begin.elapsed().as_secs_f64(),
+        counts.failures
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One test: what others allocate beside it would count.
+    #[test]
+    fn a_lookup_allocates_nothing_and_ten_thousand_names_take_little() {
+        let ground = Ground::new();
+        let (allocations, _) = lookups(&ground.upstream(10));
+        // The resolver's own, in the background, are a few at most.
+        assert!(allocations < 100, "{allocations} allocations in {LOOKUPS} lookups");
+        let bytes = names(&ground);
+        assert!(bytes < 20 << 20, "{bytes} bytes");
+        assert_eq!(ground.resolver.counts().failures, 0);
+    }
+}

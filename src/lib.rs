@@ -12,6 +12,7 @@ pub mod http;
 pub mod identity;
 pub mod intercept;
 pub mod limit;
+mod listen;
 pub mod pool;
 pub mod proxy;
 pub mod route;

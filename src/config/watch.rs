@@ -1,10 +1,9 @@
 //! Says when files have changed: the configuration, and the identity's files.
 //!
-//! What is watched is each file's directory, because a Kubernetes ConfigMap or Secret swaps the
-//! `..data` link beside it and a watch on the file itself sees nothing. What counts is content: a
-//! swap to equal content is no change. Every few seconds the files are looked at without having
-//! been told to, so that a lost event, an exhausted inotify or a file system without it costs
-//! seconds, not the change.
+//! What counts is content: a swap of a ConfigMap to equal content is no change. When to look is
+//! [`Events`]' to say.
+
+mod events;
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
@@ -13,21 +12,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::Notify;
-use tokio::time::Instant;
-
-/// Writers are given so long to finish, counted from the last event ..
-const QUIET: Duration = Duration::from_millis(40);
-/// .. and at most so long from the first.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// A writer that has begun is waited for until it closes the file, but no longer than this.
-const WRITING: Duration = Duration::from_millis(600);
-/// How often the files are looked at without an event.
-const POLL: Duration = Duration::from_secs(2);
+pub use events::Events;
 
 /// Watches a set of files. Make it before the files are read for the first time: a change from
 /// then on is reported.
@@ -35,32 +22,16 @@ const POLL: Duration = Duration::from_secs(2);
 pub struct Watcher {
     files: Arc<[PathBuf]>,
     known: Vec<Seen>,
-    directories: Vec<Directory>,
-    /// None where the system has no watches to give: polling alone.
-    inotify: Option<RecommendedWatcher>,
-    signal: Arc<Signal>,
+    events: Events,
+    forced: Arc<AtomicBool>,
     hasher: RandomState,
-    /// An event was taken, and what it means was not looked at yet.
-    pending: bool,
 }
 
 /// Reports a change whether or not there is one, for SIGHUP. Cheap to clone, usable anywhere.
 #[derive(Debug, Clone)]
-pub struct Trigger(Arc<Signal>);
-
-#[derive(Debug, Default)]
-struct Signal {
-    event: Notify,
-    forced: AtomicBool,
-    /// Content was written, and the writer has not closed the file yet.
-    writing: AtomicBool,
-}
-
-/// A watched directory, and which one it was: one that is replaced must be watched anew.
-#[derive(Debug)]
-struct Directory {
-    path: PathBuf,
-    identity: Option<(u64, u64)>,
+pub struct Trigger {
+    forced: Arc<AtomicBool>,
+    waker: events::Waker,
 }
 
 /// A file as it was last seen.
@@ -71,53 +42,34 @@ struct Seen {
 }
 
 /// What changes with a file's content, short of reading it: device, inode, size, both times.
-type Stat = (u64, u64, u64, (i64, i64), (i64, i64));
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat(u64, u64, u64, (i64, i64), (i64, i64));
 
 impl Watcher {
     /// Watches the directories of these files, which need not exist yet. Their directories must.
     pub fn new(paths: &[PathBuf]) -> io::Result<Watcher> {
-        let names: BTreeSet<_> = paths.iter().filter_map(|path| path.file_name()).map(Into::into).collect();
-        let parents: BTreeSet<_> = paths.iter().map(|path| directory_of(path)).collect();
-        let directories = parents.into_iter().map(Directory::open).collect::<io::Result<Vec<_>>>()?;
-
-        let signal = Arc::new(Signal::default());
-        let mut watcher = Watcher {
-            files: paths.into(),
-            known: Vec::new(),
-            directories,
-            inotify: watch_events(names, signal.clone()),
-            signal,
-            hasher: RandomState::new(),
-            pending: false,
-        };
-        for i in 0..watcher.directories.len() {
-            watcher.watch_directory(i);
-        }
-        watcher.known = look(&watcher.files, None, &watcher.hasher);
-        Ok(watcher)
+        let names: BTreeSet<PathBuf> =
+            paths.iter().filter_map(|path| path.file_name()).map(Into::into).collect();
+        let directories: BTreeSet<_> = paths.iter().map(|path| directory_of(path)).collect();
+        let events = Events::new(directories, move |name| names.contains(Path::new(name)))?;
+        let (files, hasher) = (paths.into(), RandomState::new());
+        let known = look(paths, None, &hasher);
+        Ok(Watcher { files, known, events, forced: Arc::default(), hasher })
     }
 
     /// A handle that makes [`changed`](Self::changed) return.
     pub fn trigger(&self) -> Trigger {
-        Trigger(self.signal.clone())
+        Trigger { forced: self.forced.clone(), waker: self.events.waker() }
     }
 
     /// Waits until the content of a file has changed, or a [`Trigger`] was fired. Several changes
     /// in quick succession are one. May be dropped and called again without losing a change.
     pub async fn changed(&mut self) {
         loop {
-            if !self.pending {
-                tokio::select! {
-                    () = self.signal.event.notified() => self.pending = true,
-                    () = tokio::time::sleep(POLL) => self.renew_directories(),
-                }
-            }
-            if self.pending {
-                self.settle().await;
-            }
-            let now = self.look_again().await;
-            self.pending = false;
-            let forced = self.signal.forced.swap(false, Ordering::AcqRel);
+            let told = self.events.next().await;
+            let now = self.look_again(told).await;
+            self.events.looked();
+            let forced = self.forced.swap(false, Ordering::AcqRel);
             let same = self.known.iter().zip(&now).all(|(before, now)| before.content == now.content);
             self.known = now;
             if forced || !same {
@@ -126,54 +78,15 @@ impl Watcher {
         }
     }
 
-    /// Waits for the end of a burst of events.
-    async fn settle(&self) {
-        let begun = Instant::now();
-        loop {
-            let writing = self.signal.writing.load(Ordering::Acquire);
-            let end = begun + if writing { WRITING } else { PATIENCE };
-            let quiet = if writing { end } else { (Instant::now() + QUIET).min(end) };
-            if tokio::time::timeout_at(quiet, self.signal.event.notified()).await.is_err() {
-                self.signal.writing.store(false, Ordering::Release);
-                return;
-            }
-        }
-    }
-
     /// Looks at the files off this thread: a hanging network file system must not stop others.
     /// After an event the content is read; without one, only where the stat has changed.
-    async fn look_again(&self) -> Vec<Seen> {
+    async fn look_again(&self, told: bool) -> Vec<Seen> {
         let (files, hasher) = (self.files.clone(), self.hasher.clone());
-        let before = (!self.pending).then(|| self.known.clone());
+        let before = (!told).then(|| self.known.clone());
         match tokio::task::spawn_blocking(move || look(&files, before.as_deref(), &hasher)).await {
             Ok(seen) => seen,
             // The runtime is shutting down: nothing has changed.
             Err(_) => self.known.clone(),
-        }
-    }
-
-    fn renew_directories(&mut self) {
-        for i in 0..self.directories.len() {
-            let identity = identity_of(&self.directories[i].path).ok();
-            if self.directories[i].identity != identity {
-                self.directories[i].identity = identity;
-                self.watch_directory(i);
-            }
-        }
-    }
-
-    fn watch_directory(&mut self, i: usize) {
-        let path = &self.directories[i].path;
-        if let Some(inotify) = &mut self.inotify {
-            // Not watched any more where the directory is another one: nothing to undo then.
-            let _ = inotify.unwatch(path);
-            if let Err(error) = inotify.watch(path, RecursiveMode::NonRecursive) {
-                tracing::warn!(
-                    "cannot watch {}: {error}; looking every {} seconds instead",
-                    path.display(),
-                    POLL.as_secs()
-                );
-            }
         }
     }
 }
@@ -181,80 +94,49 @@ impl Watcher {
 impl Trigger {
     /// Makes [`Watcher::changed`] return once.
     pub fn fire(&self) {
-        self.0.forced.store(true, Ordering::Release);
-        self.0.event.notify_one();
+        self.forced.store(true, Ordering::Release);
+        self.waker.wake();
     }
 }
 
-impl Directory {
-    fn open(path: PathBuf) -> io::Result<Self> {
-        match identity_of(&path) {
-            Ok(identity) => Ok(Self { path, identity: Some(identity) }),
-            Err(error) => {
-                Err(io::Error::new(error.kind(), format!("cannot watch {}: {error}", path.display())))
-            }
-        }
-    }
-}
-
-fn identity_of(directory: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::metadata(directory)?;
-    if !metadata.is_dir() {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
-    Ok((metadata.dev(), metadata.ino()))
-}
-
-fn directory_of(file: &Path) -> PathBuf {
-    match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.into(),
-        _ => ".".into(),
-    }
-}
-
-/// Starts listening for events about files of these names, and about `..` names, which are
-/// Kubernetes' own. None, with a warning, where the system has no watches to give.
-fn watch_events(names: BTreeSet<PathBuf>, signal: Arc<Signal>) -> Option<RecommendedWatcher> {
-    let concerns = move |event: &notify::Event| {
-        let ours = |path: &PathBuf| {
-            path.file_name().is_some_and(|name| {
-                names.contains(Path::new(name)) || name.as_encoded_bytes().starts_with(b"..")
-            })
-        };
-        // Reading is an event too; ours would wake us for ever.
-        let reading =
-            matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write));
-        event.need_rescan() || (!reading && event.paths.iter().any(ours))
-    };
-    let handler = move |event: notify::Result<notify::Event>| {
-        if event.as_ref().map_or(true, &concerns) {
-            match event.map(|event| event.kind) {
-                Ok(EventKind::Modify(ModifyKind::Data(_))) => signal.writing.store(true, Ordering::Release),
-                _ => signal.writing.store(false, Ordering::Release),
-            }
-            signal.event.notify_one();
-        }
-    };
-    notify::recommended_watcher(handler)
-        .inspect_err(|error| {
-            let seconds = POLL.as_secs();
-            tracing::warn!("cannot watch files: {error}; looking every {seconds} seconds instead");
-        })
-        .ok()
-}
-
-/// Looks at the files. Those whose stat is as `before` are not read again.
-fn look(files: &[PathBuf], before: Option<&[Seen]>, hasher: &RandomState) -> Vec<Seen> {
-    let one = |(i, file): (usize, &PathBuf)| {
-        let stat = std::fs::metadata(file).ok().map(|metadata| {
-            (
+impl Stat {
+    /// That of the file at `path`, or of what a link there leads to.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        std::fs::metadata(path).map(|metadata| {
+            Stat(
                 metadata.dev(),
                 metadata.ino(),
                 metadata.len(),
                 (metadata.mtime(), metadata.mtime_nsec()),
                 (metadata.ctime(), metadata.ctime_nsec()),
             )
-        });
+        })
+    }
+
+    /// Whether the file has been as it is for so long. One that has not may change again within the
+    /// file system's tick, to the same size, and show the same times.
+    pub fn is_older_than(&self, age: Duration) -> bool {
+        let (seconds, nanos) = self.4;
+        let changed = u64::try_from(seconds).ok().zip(u32::try_from(nanos).ok());
+        changed.is_none_or(|(seconds, nanos)| {
+            let then = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+            then.elapsed().is_ok_and(|passed| passed > age)
+        })
+    }
+}
+
+/// Where a file is.
+pub fn directory_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.into(),
+        _ => ".".into(),
+    }
+}
+
+/// Looks at the files. Those whose stat is as `before` are not read again.
+fn look(files: &[PathBuf], before: Option<&[Seen]>, hasher: &RandomState) -> Vec<Seen> {
+    let one = |(i, file): (usize, &PathBuf)| {
+        let stat = Stat::of(file).ok();
         match before.and_then(|before| before.get(i)) {
             Some(before) if before.stat == stat => *before,
             _ => Seen { stat, content: std::fs::read(file).ok().map(|content| hasher.hash_one(content)) },
@@ -357,7 +239,7 @@ mod tests {
         let dir = directory();
         let file = dir.path().join("pannier.yaml");
         let mut watcher = Watcher::new(std::slice::from_ref(&file)).unwrap();
-        watcher.inotify = None;
+        watcher.events.inotify = None;
         fs::write(&file, "a").unwrap();
         sees_change(&mut watcher).await;
     }
@@ -369,7 +251,7 @@ mod tests {
         let watcher = Watcher::new(std::slice::from_ref(&file)).unwrap();
         fs::write(&file, "a").unwrap();
         // No timer is awaited here, so that the paused clock stands and no poll can happen.
-        watcher.signal.event.notified().await;
+        watcher.events.signal.event.notified().await;
     }
 
     #[tokio::test]
@@ -381,8 +263,8 @@ mod tests {
         let mut watcher = Watcher::new(std::slice::from_ref(&file)).unwrap();
         fs::rename(&inner, dir.path().join("old")).unwrap();
         fs::create_dir(&inner).unwrap();
-        watcher.renew_directories();
-        let signal = watcher.signal.clone();
+        watcher.events.renew_directories();
+        let signal = watcher.events.signal.clone();
         fs::write(&file, "a").unwrap();
         timeout(SOON, signal.event.notified()).await.expect("no event of the new directory");
     }

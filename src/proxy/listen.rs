@@ -4,13 +4,9 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use socket2::{Domain, Protocol, Socket, Type};
-
 use crate::config::model::{Direction, Listen};
 use crate::config::units::Addresses;
-
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 4096;
+use crate::listen::{tcp, udp};
 
 /// Everything that is listened on.
 pub(super) struct Listeners {
@@ -102,30 +98,4 @@ fn each(name: &'static str, addresses: &Addresses, default: &Addresses) -> Vec<S
 
 fn has_ipv6() -> bool {
     UdpSocket::bind("[::1]:0").is_ok()
-}
-
-/// With `shared`, the workers' listeners may all have the address.
-fn tcp(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
-    let socket = socket(address, Type::STREAM, Protocol::TCP, shared)?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    Ok(socket(address, Type::DGRAM, Protocol::UDP, false)?.into())
-}
-
-fn socket(address: SocketAddr, kind: Type, protocol: Protocol, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-    if address.is_ipv6() {
-        // The IPv4 address has a listener of its own.
-        socket.set_only_v6(true)?;
-    }
-    // For TCP: not to wait out connections of a process before us. On UDP it would let two processes
-    // share a port unnoticed.
-    socket.set_reuse_address(kind == Type::STREAM)?;
-    socket.set_reuse_port(shared)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
 }

@@ -1,7 +1,7 @@
 //! The operator's door: readiness, metrics, configuration, drain and end over plain HTTP/1.1.
 //!
-//! There are two: **admin**, for whoever is inside the pod, and **probes**, for the cluster, which
-//! has health and metrics and nothing else. Both run on the control runtime, so nothing asked here
+//! A sidecar has two: **admin**, for whoever is inside the pod, and **probes**, for the cluster, which
+//! has health and metrics and nothing else. What has no pod's traffic has probes alone. All run on the control runtime, so nothing asked here
 //! is in the way of a request, and no lock is taken that the data path knows.
 //!
 //! Promises:
@@ -46,7 +46,16 @@ pub trait View: Send + Sync + 'static {
     fn quit(&self);
 }
 
-/// Whether the sidecar can serve.
+/// What every process shows to the cluster: how it is. Asked on the control thread: it must not block.
+pub trait Health: Send + Sync + 'static {
+    /// Whether it can serve.
+    fn ready(&self) -> Readiness;
+
+    /// Its metrics, as OpenMetrics text.
+    fn metrics(&self) -> String;
+}
+
+/// Whether the process can serve.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
     /// Why it cannot: one sentence each. Empty when it is ready.
@@ -62,20 +71,14 @@ impl Readiness {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Door {
-    Admin,
-    Probes,
-}
-
-/// Both doors, open for as long as this lives: while the sidecar drains, too.
+/// Doors that are open for as long as this lives: while the sidecar drains, too.
 #[derive(Debug)]
 #[must_use = "the doors close when this is dropped"]
 pub struct Doors {
-    _servers: JoinSet<()>,
+    servers: JoinSet<()>,
 }
 
-/// Opens both doors. To be called on the control runtime, which serves them.
+/// Opens a sidecar's two doors. To be called on the control runtime, which serves them.
 ///
 /// # Errors
 /// A listener that the runtime cannot take.
@@ -85,18 +88,53 @@ pub fn serve(
     view: Arc<dyn View>,
     metrics: Arc<Metrics>,
 ) -> io::Result<Doors> {
-    let doors = admin
-        .into_iter()
-        .map(|listener| (Door::Admin, listener))
-        .chain(probes.into_iter().map(|listener| (Door::Probes, listener)));
-    let mut servers = JoinSet::new();
-    for (door, listener) in doors {
+    let health = Arc::new(Sidecar { view: view.clone(), metrics });
+    let mut doors = serve_probes(probes, health.clone())?;
+    for listener in admin {
+        doors.open(listener, pages::Pages::admin(health.clone(), view.clone()))?;
+    }
+    Ok(doors)
+}
+
+/// Opens the door for the cluster alone. To be called on the runtime that serves it.
+///
+/// # Errors
+/// A listener that the runtime cannot take.
+pub fn serve_probes(probes: Vec<TcpListener>, health: Arc<dyn Health>) -> io::Result<Doors> {
+    let mut doors = Doors { servers: JoinSet::new() };
+    for listener in probes {
+        doors.open(listener, pages::Pages::probes(health.clone()))?;
+    }
+    Ok(doors)
+}
+
+impl Doors {
+    fn open(&mut self, listener: TcpListener, pages: pages::Pages) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let pages = pages::Pages::new(door, view.clone(), metrics.clone());
-        servers.spawn(server::serve(listener, pages));
+        self.servers.spawn(server::serve(listener, pages));
+        Ok(())
     }
-    Ok(Doors { _servers: servers })
+}
+
+/// How a sidecar is.
+struct Sidecar {
+    view: Arc<dyn View>,
+    metrics: Arc<Metrics>,
+}
+
+impl Health for Sidecar {
+    fn ready(&self) -> Readiness {
+        let mut readiness = self.view.ready();
+        if self.metrics.plaintext() {
+            readiness.notes.push("traffic is plaintext: no identity is configured".into());
+        }
+        readiness
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.encode()
+    }
 }
 
 #[cfg(test)]

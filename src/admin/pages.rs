@@ -11,8 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::Value;
 
-use super::{Door, View};
-use crate::telemetry::Metrics;
+use super::{Health, View};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -20,9 +19,9 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 /// One door's pages.
 pub(super) struct Pages {
-    door: Door,
-    view: Arc<dyn View>,
-    metrics: Arc<Metrics>,
+    health: Arc<dyn Health>,
+    /// What is shown to the operator alone; none on the probes' door.
+    view: Option<Arc<dyn View>>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -32,8 +31,14 @@ struct Page {
     /// GET stands for HEAD too.
     method: Method,
     about: &'static str,
-    on_probes: bool,
-    answer: fn(&Pages) -> Answer,
+    answer: Answers,
+}
+
+/// Whom a page is for, and what it answers.
+#[derive(Clone, Copy)]
+enum Answers {
+    Everybody(fn(&Pages) -> Answer),
+    Operator(fn(&dyn View) -> Answer),
 }
 
 static PAGES: [Page; 9] = [
@@ -41,87 +46,88 @@ static PAGES: [Page; 9] = [
         path: "/",
         method: Method::GET,
         about: "this list",
-        on_probes: true,
-        answer: |pages| text(StatusCode::OK, pages.list()),
+        answer: Answers::Everybody(|pages| text(StatusCode::OK, pages.list())),
     },
     Page {
         path: "/live",
         method: Method::GET,
         about: "200 while the process works",
-        on_probes: true,
-        answer: |_| text(StatusCode::OK, "live\n".into()),
+        answer: Answers::Everybody(|_| text(StatusCode::OK, "live\n".into())),
     },
     Page {
         path: "/ready",
         method: Method::GET,
         about: "200 when it can serve; 503, and why, when it cannot",
-        on_probes: true,
-        answer: Pages::ready,
+        answer: Answers::Everybody(Pages::ready),
     },
     Page {
         path: "/metrics",
         method: Method::GET,
         about: "metrics, as OpenMetrics text",
-        on_probes: true,
-        answer: |pages| answer(StatusCode::OK, OPENMETRICS, pages.metrics.encode()),
+        answer: Answers::Everybody(|pages| answer(StatusCode::OK, OPENMETRICS, pages.health.metrics())),
     },
     Page {
         path: "/config",
         method: Method::GET,
         about: "the running configuration, without secrets",
-        on_probes: false,
-        answer: |pages| json(&pages.view.config()),
+        answer: Answers::Operator(|view| json(&view.config())),
     },
     Page {
         path: "/upstreams",
         method: Method::GET,
         about: "upstreams and their endpoints, and how full they are",
-        on_probes: false,
-        answer: |pages| json(&pages.view.upstreams()),
+        answer: Answers::Operator(|view| json(&view.upstreams())),
     },
     Page {
         path: "/limits",
         method: Method::GET,
         about: "limits, with their leases and decisions",
-        on_probes: false,
-        answer: |pages| json(&pages.view.limits()),
+        answer: Answers::Operator(|view| json(&view.limits())),
     },
     Page {
         path: "/drain",
         method: Method::POST,
         about: "let callers learn, finish what is in flight, then end with the application, as SIGTERM does",
-        on_probes: false,
-        answer: Pages::drain,
+        answer: Answers::Operator(|view| {
+            view.drain();
+            text(StatusCode::ACCEPTED, "draining\n".into())
+        }),
     },
     Page {
         path: "/quit",
         method: Method::POST,
         about: "finish what is in flight, then end, whether the application has gone or not",
-        on_probes: false,
-        answer: Pages::quit,
+        answer: Answers::Operator(|view| {
+            view.quit();
+            text(StatusCode::ACCEPTED, "quitting\n".into())
+        }),
     },
 ];
 
 impl Pages {
-    pub(super) fn new(door: Door, view: Arc<dyn View>, metrics: Arc<Metrics>) -> Self {
-        Self { door, view, metrics }
+    pub(super) fn probes(health: Arc<dyn Health>) -> Self {
+        Self { health, view: None }
+    }
+
+    pub(super) fn admin(health: Arc<dyn Health>, view: Arc<dyn View>) -> Self {
+        Self { health, view: Some(view) }
     }
 
     pub(super) fn answer<B>(&self, request: &Request<B>) -> Answer {
-        if self.door == Door::Admin
+        if self.view.is_some()
             && let Err(why) = from_an_operator(request)
         {
             return text(StatusCode::FORBIDDEN, why.into());
         }
         let path = request.uri().path();
-        let Some(page) = self.pages().find(|page| page.path == path) else {
-            // The path is not repeated: it is a peer's.
-            let message = format!("There is no such page. There are:\n{}", self.list());
-            return text(StatusCode::NOT_FOUND, message);
-        };
+        let Some(page) = self.pages().find(|page| page.path == path) else { return self.no_such_page() };
         let wanted = request.method();
         if wanted == page.method || (wanted == Method::HEAD && page.method == Method::GET) {
-            return (page.answer)(self);
+            return match (page.answer, &self.view) {
+                (Answers::Everybody(answer), _) => answer(self),
+                (Answers::Operator(answer), Some(view)) => answer(&**view),
+                (Answers::Operator(_), None) => self.no_such_page(),
+            };
         }
         let (allow, message) = match page.method {
             Method::POST => ("POST", format!("{} takes POST\n", page.path)),
@@ -133,8 +139,13 @@ impl Pages {
     }
 
     fn pages(&self) -> impl Iterator<Item = &'static Page> {
-        let admin = self.door == Door::Admin;
-        PAGES.iter().filter(move |page| admin || page.on_probes)
+        let operator = self.view.is_some();
+        PAGES.iter().filter(move |page| operator || matches!(page.answer, Answers::Everybody(_)))
+    }
+
+    fn no_such_page(&self) -> Answer {
+        // The path is not repeated: it is a peer's.
+        text(StatusCode::NOT_FOUND, format!("There is no such page. There are:\n{}", self.list()))
     }
 
     fn list(&self) -> String {
@@ -146,26 +157,15 @@ impl Pages {
     }
 
     fn ready(&self) -> Answer {
-        let readiness = self.view.ready();
+        let readiness = self.health.ready();
         let mut message = String::from(if readiness.ready() { "ready\n" } else { "not ready\n" });
-        let plaintext = self.metrics.plaintext().then_some("traffic is plaintext: no identity is configured");
         let reasons = readiness.why_not.iter().map(|why| ("because", why.as_str()));
-        let notes = readiness.notes.iter().map(String::as_str).chain(plaintext).map(|note| ("note", note));
+        let notes = readiness.notes.iter().map(|note| ("note", note.as_str()));
         for (label, line) in reasons.chain(notes) {
             writeln!(message, "{label}: {line}").expect("a String takes every write");
         }
         let status = if readiness.ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         text(status, message)
-    }
-
-    fn drain(&self) -> Answer {
-        self.view.drain();
-        text(StatusCode::ACCEPTED, "draining\n".into())
-    }
-
-    fn quit(&self) -> Answer {
-        self.view.quit();
-        text(StatusCode::ACCEPTED, "quitting\n".into())
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::series::Series;
 use super::traffic::CLASSES;
-use super::{Scrape, Tcp, Traffic, add, process};
+use super::{Scrape, Tcp, Traffic, add};
 use crate::config::model::Direction;
 use crate::error::Reason;
 
@@ -176,21 +176,18 @@ impl Metrics {
 
     /// All metrics now, as OpenMetrics 1.0 text.
     pub fn encode(&self) -> String {
-        let mut scrape = Scrape::default();
-        let version = env!("CARGO_PKG_VERSION");
-        scrape.info("pannier_build_info", "The version that runs.", &[("version", version)]);
-        self.collect_traffic(&mut scrape);
-        self.collect_tcp(&mut scrape);
-        self.collect_workers(&mut scrape);
-        self.collect_config(&mut scrape);
-        self.collect_identity(&mut scrape);
-        process::collect(&mut scrape, self.started);
-        // Called without the lock: a collector may be slow, and may register another.
-        let collectors = self.collectors.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for collector in collectors {
-            collector(&mut scrape);
-        }
-        scrape.encode()
+        super::exposition(self.started, |scrape| {
+            self.collect_traffic(scrape);
+            self.collect_tcp(scrape);
+            self.collect_workers(scrape);
+            self.collect_config(scrape);
+            self.collect_identity(scrape);
+            // Called without the lock: a collector may be slow, and may register another.
+            let collectors = self.collectors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for collector in collectors {
+                collector(scrape);
+            }
+        })
     }
 
     fn collect_traffic(&self, scrape: &mut Scrape) {

@@ -24,6 +24,17 @@ pub use scrape::{Number, Samples, Scrape};
 pub use traffic::{Connection, Snapshot, Tcp, Traffic};
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
+
+/// What `collect` adds and what every process has to say of itself, as OpenMetrics 1.0 text.
+pub fn exposition(started: SystemTime, collect: impl FnOnce(&mut Scrape)) -> String {
+    let mut scrape = Scrape::default();
+    let version = env!("CARGO_PKG_VERSION");
+    scrape.info("pannier_build_info", "The version that runs.", &[("version", version)]);
+    process::collect(&mut scrape, started);
+    collect(&mut scrape);
+    scrape.encode()
+}
 
 /// Adds to a counter that one thread alone writes: two plain moves, no locked instruction.
 /// Readers on other threads see every value it ever had, in order.

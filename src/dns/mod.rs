@@ -6,11 +6,12 @@
 //!   works; see [`State`].
 //! - [`EndpointSource`] is where an upstream's endpoints come from, a list or names, behind one
 //!   interface.
-//! - [`capture`] answers the pod's own queries; [`Responder`] serves a small table of names for
-//!   trials.
+//! - [`capture`] answers the pod's own queries; [`authority`] serves whoever has records to say, by
+//!   the rules; [`Responder`] is that over a small table of names, for trials.
 //!
 //! Everything here runs on the control runtime. What workers see is a `watch` channel.
 
+pub mod authority;
 pub mod capture;
 mod family;
 mod forward;

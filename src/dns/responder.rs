@@ -2,23 +2,19 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::SOA;
-use hickory_resolver::proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use tokio::runtime::Handle;
 
-use super::server::{Answerer, Server, Transport};
-use super::wire;
+use super::authority::{self, Found, Records};
+use super::server::Server;
 
 /// How long a resolver may believe that a name is not there: short, since the table changes.
 const NEGATIVE_TTL: u32 = 1;
-
-/// How often another port is tried where UDP has one that TCP does not.
-const PORT_TRIES: usize = 16;
 
 /// Names and their addresses.
 #[derive(Debug, Default)]
@@ -51,12 +47,23 @@ impl Zone {
         self.names().remove(&key(name)).is_some()
     }
 
-    fn find(&self, name: &Name) -> Option<Entry> {
-        self.names().get(&key(&name.to_ascii())).cloned()
-    }
-
     fn names(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Records for Zone {
+    fn find(&self, name: &Name, kind: RecordType) -> Found {
+        let entry = self.names().get(&key(&name.to_ascii())).cloned();
+        let Some(Entry { ttl, addresses }) = entry else {
+            return Found::Absent { soa: start_of_authority() };
+        };
+        let records = addresses.into_iter().map(RData::from).filter(|data| data.record_type() == kind);
+        let answers: Vec<_> = records.map(|data| Record::from_rdata(name.clone(), ttl, data)).collect();
+        if answers.is_empty() {
+            return Found::Empty { soa: start_of_authority() };
+        }
+        Found::Records { answers, additionals: Vec::new() }
     }
 }
 
@@ -69,75 +76,13 @@ pub struct Responder {
 impl Responder {
     /// Listens on `address`, UDP and TCP on one port; port 0 takes a free one. Runs on `handle`.
     pub fn start(address: SocketAddr, zone: Arc<Zone>, handle: &Handle) -> io::Result<Self> {
-        let (udp, tcp) = bind(address)?;
-        let server = Server::start(handle, vec![udp], vec![tcp], Arc::new(Authority { zone }))?;
-        Ok(Self { server })
+        let (udp, tcp) = authority::bind(address)?;
+        Ok(Self { server: authority::serve(zone, vec![udp], vec![tcp], handle)? })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.server.addresses()[0]
-    }
-}
-
-/// Both sockets on one port.
-pub(super) fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let udp = UdpSocket::bind(address)?;
-        match TcpListener::bind(udp.local_addr()?) {
-            Ok(tcp) => return Ok((udp, tcp)),
-            Err(_) if address.port() == 0 && tries < PORT_TRIES => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-struct Authority {
-    zone: Arc<Zone>,
-}
-
-impl Answerer for Authority {
-    async fn answer(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        match wire::read_query(query) {
-            Ok(query) => wire::encode(&self.reply(&query), &query, transport),
-            Err(refusal) => refusal,
-        }
-    }
-}
-
-impl Authority {
-    fn reply(&self, query: &Message) -> Message {
-        let mut reply = wire::reply_to(query);
-        if query.metadata.op_code != OpCode::Query {
-            reply.metadata.response_code = ResponseCode::NotImp;
-            return reply;
-        }
-        let [question] = query.queries.as_slice() else {
-            reply.metadata.response_code = ResponseCode::FormErr;
-            return reply;
-        };
-        if question.query_class != DNSClass::IN {
-            reply.metadata.response_code = ResponseCode::Refused;
-            return reply;
-        }
-        reply.metadata.authoritative = true;
-        let entry = self.zone.find(&question.name);
-        if entry.is_none() {
-            reply.metadata.response_code = ResponseCode::NXDomain;
-        }
-        if let Some(Entry { ttl, addresses }) = entry {
-            let wanted = |data: &RData| {
-                question.query_type == RecordType::ANY || question.query_type == data.record_type()
-            };
-            let records = addresses.into_iter().map(RData::from).filter(wanted);
-            reply.add_answers(records.map(|data| Record::from_rdata(question.name.clone(), ttl, data)));
-        }
-        if reply.answers.is_empty() {
-            reply.add_authority(start_of_authority());
-        }
-        reply
     }
 }
 
@@ -155,59 +100,39 @@ fn key(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hickory_resolver::proto::op::{MessageType, Query};
-    use proptest::prelude::*;
-
     use super::*;
 
-    fn authority() -> Authority {
+    fn zone() -> Arc<Zone> {
         let zone = Zone::new();
         let addresses = [[10, 0, 0, 1].into(), "fd00::1".parse().expect("an address")];
         zone.set("Orders.Mesh.", Duration::from_secs(3), addresses);
         zone.set("empty.mesh", Duration::from_secs(3), []);
-        Authority { zone }
+        zone
     }
 
-    fn ask(authority: &Authority, name: &str, kind: RecordType) -> Message {
-        let mut query = Message::new(7, MessageType::Query, OpCode::Query);
-        query.add_query(Query::query(Name::from_ascii(name).expect("a name"), kind));
-        authority.reply(&query)
+    fn find(zone: &Zone, name: &str, kind: RecordType) -> Found {
+        zone.find(&Name::from_ascii(name).expect("a name"), kind)
     }
 
     #[test]
     fn names_answer_by_type_and_in_any_case() {
-        let authority = authority();
-        for (kind, count) in
-            [(RecordType::A, 1), (RecordType::AAAA, 1), (RecordType::ANY, 2), (RecordType::MX, 0)]
-        {
-            let reply = ask(&authority, "oRDERs.mesh.", kind);
-            assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
-            assert_eq!(reply.answers.len(), count, "{kind}");
-            assert!(reply.answers.iter().all(|record| record.ttl == 3));
-            assert_eq!(reply.authorities.len(), usize::from(count == 0), "an SOA bounds a denial");
+        for kind in [RecordType::A, RecordType::AAAA] {
+            let Found::Records { answers, .. } = find(&zone(), "oRDERs.mesh.", kind) else {
+                panic!("no {kind}");
+            };
+            assert_eq!((answers.len(), answers[0].ttl, answers[0].record_type()), (1, 3, kind));
         }
+        assert!(matches!(find(&zone(), "orders.mesh.", RecordType::MX), Found::Empty { .. }));
     }
 
     #[test]
     fn no_name_and_no_data_are_told_apart() {
-        let authority = authority();
-        let code = |name| ask(&authority, name, RecordType::A).metadata.response_code;
-        assert_eq!(code("nobody.mesh."), ResponseCode::NXDomain);
-        assert_eq!(code("empty.mesh."), ResponseCode::NoError);
-        assert!(authority.zone.remove("ORDERS.mesh"));
-        assert!(!authority.zone.remove("orders.mesh"));
-        assert_eq!(code("orders.mesh."), ResponseCode::NXDomain);
-    }
-
-    proptest! {
-        /// Any header and question bytes: an answer or silence, never a panic.
-        #[test]
-        fn any_bytes_are_answered_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let answered = futures_util::future::FutureExt::now_or_never(
-                authority().answer(&bytes, Transport::Udp),
-            );
-            let answer = answered.expect("it waits for nothing");
-            prop_assert!(answer.is_none_or(|answer| answer.len() >= 12 && answer[..2] == bytes[..2]));
-        }
+        let zone = zone();
+        let absent = |name| matches!(find(&zone, name, RecordType::A), Found::Absent { .. });
+        assert!(absent("nobody.mesh."));
+        assert!(matches!(find(&zone, "empty.mesh.", RecordType::A), Found::Empty { .. }));
+        assert!(zone.remove("ORDERS.mesh"));
+        assert!(!zone.remove("orders.mesh"));
+        assert!(absent("orders.mesh."));
     }
 }

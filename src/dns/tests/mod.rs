@@ -17,8 +17,8 @@ use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::authority::bind;
 use super::query::Files;
-use super::responder::bind;
 use super::server::{Answerer, Server, Transport};
 use super::{Answer, Resolver, wire};
 use crate::config::model;

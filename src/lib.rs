@@ -6,6 +6,7 @@ pub mod auth;
 pub mod balance;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod dns;
 pub mod error;
 pub mod http;

@@ -1,6 +1,7 @@
 //! The commands, one file each: arguments to one typed call.
 
 pub mod check;
+pub mod controller;
 pub mod demo;
 pub mod init;
 pub mod proxy;
@@ -35,6 +36,8 @@ enum Command {
     },
     /// Print the JSON schema of the configuration
     Schema,
+    /// Serve the mesh's endpoints as a DNS zone, from EndpointSlices
+    Controller(Box<controller::Args>),
     /// Bring a small mesh up, send traffic, change things, show that nothing fails
     Demo(demo::Args),
 }
@@ -47,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(args),
         Command::Check { file } => check::run(&file),
         Command::Schema => schema::run(),
+        Command::Controller(args) => controller::run(*args),
         Command::Demo(args) => demo::run(&args),
     }
 }

@@ -241,7 +241,7 @@ pub(crate) fn run(args: &[&str]) -> Output {
 }
 
 /// What the log says is bound.
-fn bound(log: &str) -> BTreeMap<String, SocketAddr> {
+pub(crate) fn bound(log: &str) -> BTreeMap<String, SocketAddr> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let bound = lines.filter_map(|line| {
         let fields = line.get("fields").unwrap_or(&line);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::slices::{self, Manifest, Slice};
@@ -92,7 +93,7 @@ impl Files {
     }
 
     /// Every slice, in the order of the files.
-    pub(super) fn slices(&self) -> impl Iterator<Item = &Slice> {
+    pub(super) fn slices(&self) -> impl Iterator<Item = &Arc<Slice>> {
         self.known.values().filter_map(|known| known.manifest.as_ref()).flat_map(|manifest| &manifest.slices)
     }
 
@@ -160,11 +161,13 @@ impl Known {
 fn list(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
     let mut files = BTreeSet::new();
     for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
         let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
         let ours =
             |extension: &std::ffi::OsStr| EXTENSIONS.iter().any(|ours| extension.eq_ignore_ascii_case(ours));
-        if !hidden && path.extension().is_some_and(ours) && !path.is_dir() {
+        let is_directory = kind.is_dir() || (kind.is_symlink() && path.is_dir());
+        if !hidden && path.extension().is_some_and(ours) && !is_directory {
             files.insert(path);
         }
     }
@@ -206,7 +209,7 @@ mod tests {
     }
 
     fn served(files: &Files) -> Vec<String> {
-        let one = |slice: &Slice| format!("{} {}", slice.service, slice.endpoints[0].address);
+        let one = |slice: &Arc<Slice>| format!("{} {}", slice.service, slice.endpoints[0].address);
         files.slices().map(one).collect()
     }
 

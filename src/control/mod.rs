@@ -17,7 +17,7 @@ mod zone;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -115,10 +115,10 @@ async fn serve(options: &Options) -> Result<(), Fatal> {
 
     // An address that stands for all of them leads nobody here.
     let servers = options.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).collect();
-    let reader = Reader::new(&options.slices, options.domain.0.clone(), servers);
-    let state = Arc::new(State::new(reader.compile(0, &mut Vec::new())));
+    let state = Arc::new(State::new(Zone::unread(options.domain.0.clone(), servers)));
     let (_dns, _doors) = open(options, &state)?;
     tracing::info!(domain = %options.domain.0.name(), slices = %options.slices.display(), "serving the endpoint zone");
+    let reader = Reader { files: Files::new(&options.slices), complete: None };
     let following = tokio::spawn(follow(reader, events, hangup, state.clone()));
 
     tokio::select! {
@@ -182,9 +182,9 @@ async fn follow(mut reader: Reader, mut events: Events, mut hangup: Signal, stat
     let mut said = HashSet::new();
     loop {
         // Off this thread: answers must not wait for parsing, nor for a file system that hangs.
-        let serial = state.serial();
+        let zone = state.zone();
         let reading = tokio::task::spawn_blocking(move || {
-            let read = reader.read(serial);
+            let read = reader.read(&zone);
             (reader, read)
         });
         let Reading { zone, notes, problems, failures, complete } = match reading.await {
@@ -220,12 +220,8 @@ async fn follow(mut reader: Reader, mut events: Events, mut hangup: Signal, stat
 /// Makes zones of what the files say.
 struct Reader {
     files: Files,
-    domain: zone::Domain,
-    servers: Arc<[IpAddr]>,
     /// Whether the last zone knew everything; none before the first.
     complete: Option<bool>,
-    /// What the last zone could not serve.
-    unserved: Vec<String>,
 }
 
 /// What one reading has found.
@@ -242,30 +238,19 @@ struct Reading {
 }
 
 impl Reader {
-    fn new(path: &Path, domain: zone::Domain, servers: Arc<[IpAddr]>) -> Self {
-        Self { files: Files::new(path), domain, servers, complete: None, unserved: Vec::new() }
-    }
-
-    /// Reads what has changed since the zone of this serial. Blocks.
-    fn read(&mut self, serial: u32) -> Reading {
+    /// Reads what has changed since this zone was made. Blocks.
+    fn read(&mut self, before: &Zone) -> Reading {
         let look = self.files.look();
         let complete = self.files.complete();
         let changed = look.changed || self.complete != Some(complete);
         self.complete = Some(complete);
         let zone = changed.then(|| {
             // A process after us, too, has a greater one.
-            let serial = (state::unix_seconds() as u32).max(serial.wrapping_add(1));
-            let mut unserved = Vec::new();
-            let zone = self.compile(serial, &mut unserved);
-            self.unserved = unserved;
-            zone
+            let serial = (state::unix_seconds() as u32).max(before.serial.wrapping_add(1));
+            before.next(self.files.slices(), serial, complete)
         });
-        let notes = self.files.notes().into_iter().chain(self.unserved.iter().cloned()).collect();
+        let unserved = zone.as_ref().unwrap_or(before).notes();
+        let notes = self.files.notes().into_iter().chain(unserved).collect();
         Reading { zone, notes, problems: self.files.problems(), failures: look.failures, complete }
-    }
-
-    fn compile(&self, serial: u32, unserved: &mut Vec<String>) -> Zone {
-        let complete = self.complete == Some(true);
-        Zone::compile(&self.domain, &self.servers, self.files.slices(), (serial, complete), unserved)
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! An endpoint is served as kube-proxy would have it: the ready ones, or, where there is none, those
 //! that still serve while they terminate. One that several slices have is one. Everything that an
-//! answer needs is made here, once for each change.
+//! answer needs is made here, once for each change of its slices.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use hickory_resolver::proto::rr::Name;
 
@@ -30,6 +31,10 @@ pub(super) struct Service {
     hosts: Vec<(Box<str>, u32)>,
     /// The labels of topology zones, in ascending order.
     zones: Vec<Box<str>>,
+    /// What cannot be served of it, a sentence each.
+    pub(super) notes: Vec<String>,
+    /// What it was compiled from.
+    slices: Vec<Arc<Slice>>,
 }
 
 /// An endpoint that is served.
@@ -62,10 +67,10 @@ pub(super) struct Target {
 }
 
 impl Service {
-    /// Compiles the slices of the service called `name`. Adds to `notes` what cannot be served.
-    pub(super) fn compile(name: &Name, slices: &[&Slice], notes: &mut Vec<String>) -> Self {
+    /// Compiles the slices of the service called `name`.
+    pub(super) fn compile(name: &Name, slices: &[&Arc<Slice>]) -> Self {
         let all =
-            || slices.iter().flat_map(|slice| slice.endpoints.iter().map(|endpoint| (*slice, endpoint)));
+            || slices.iter().flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint)));
         let any_ready = all().any(|(_, endpoint)| endpoint.ready);
         let takes_traffic = |endpoint: &Endpoint| match any_ready {
             true => endpoint.ready,
@@ -74,7 +79,8 @@ impl Service {
         let mut chosen: Vec<_> = all().filter(|(_, endpoint)| takes_traffic(endpoint)).collect();
         chosen.sort_by_key(|(_, endpoint)| endpoint.address);
 
-        let mut service = Service::default();
+        let slices_of_it = slices.iter().map(|slice| Arc::clone(slice)).collect();
+        let mut service = Service { slices: slices_of_it, ..Service::default() };
         // Ports are known by name without an endpoint, too: their names are there, without data.
         for port in slices.iter().flat_map(|slice| &slice.ports) {
             service.port(port.name.as_deref(), port.number, port.protocol, |_| {});
@@ -99,8 +105,14 @@ impl Service {
         service.zones = labels.collect();
         service.zones.sort();
         service.zones.dedup();
-        service.bound(name, notes);
+        service.bound(name);
         service
+    }
+
+    /// Whether it is what these slices would be compiled to.
+    pub(super) fn is_of(&self, slices: &[&Arc<Slice>]) -> bool {
+        let same = |(ours, theirs): (&Arc<Slice>, &&Arc<Slice>)| Arc::ptr_eq(ours, theirs) || ours == *theirs;
+        self.slices.len() == slices.len() && self.slices.iter().zip(slices).all(same)
     }
 
     /// Adds to what is served under a port's number and, where it has one, its name.
@@ -127,10 +139,10 @@ impl Service {
 
     /// Cuts what one message cannot hold. The same ones stay for every answer: a set that changed with
     /// each would have its askers open and close connections for nothing.
-    fn bound(&mut self, name: &Name, notes: &mut Vec<String>) {
+    fn bound(&mut self, name: &Name) {
         let unnamed = self.endpoints.iter().filter(|served| served.target.is_none()).count();
         if unnamed > 0 {
-            notes.push(format!(
+            self.notes.push(format!(
                 "{name}: {unnamed} endpoints have no SRV record: their names would be longer than 255 bytes"
             ));
         }
@@ -145,7 +157,7 @@ impl Service {
             });
             let (count, all) = (fits.count(), port.targets.len());
             if count < all {
-                notes.push(format!(
+                self.notes.push(format!(
                     "{name}: port {} has {all} endpoints, and one SRV answer holds {count}: the rest of them is \
                      served by A and AAAA alone",
                     port.label
@@ -156,7 +168,7 @@ impl Service {
         for (family, served) in [("A", self.family(true).len()), ("AAAA", self.family(false).len())] {
             let most = most_addresses(family == "A");
             if served > most {
-                notes.push(format!("{name}: of {served} endpoints one {family} answer holds {most}"));
+                self.notes.push(format!("{name}: of {served} endpoints one {family} answer holds {most}"));
             }
         }
     }
@@ -272,11 +284,9 @@ mod tests {
     use super::super::slices;
     use super::*;
 
-    fn compile(slices: &[Slice]) -> (Service, Vec<String>) {
-        let mut notes = Vec::new();
+    fn compile(slices: &[Arc<Slice>]) -> Service {
         let name = Name::from_ascii("orders.shop.endpoints.mesh.").unwrap();
-        let service = Service::compile(&name, &slices.iter().collect::<Vec<_>>(), &mut notes);
-        (service, notes)
+        Service::compile(&name, &slices.iter().collect::<Vec<_>>())
     }
 
     fn endpoint(address: &str, conditions: &str) -> Endpoint {
@@ -293,14 +303,14 @@ mod tests {
         }
     }
 
-    fn slice(ports: &[(&str, u16)], endpoints: Vec<Endpoint>) -> Slice {
+    fn slice(ports: &[(&str, u16)], endpoints: Vec<Endpoint>) -> Arc<Slice> {
         let ports = ports.iter().map(|(name, number)| slices::Port {
             name: (!name.is_empty()).then(|| (*name).to_owned()),
             protocol: Protocol::Tcp,
             number: *number,
         });
         let (namespace, service) = ("shop".into(), "orders".into());
-        Slice { namespace, service, weight: 100, ports: ports.collect(), endpoints }
+        Arc::new(Slice { namespace, service, weight: 100, ports: ports.collect(), endpoints })
     }
 
     fn addresses(service: &Service) -> Vec<String> {
@@ -318,19 +328,19 @@ mod tests {
         ] {
             let endpoints =
                 conditions.iter().zip(1..).map(|(c, i)| endpoint(&format!("10.0.0.{i}"), c)).collect();
-            assert_eq!(addresses(&compile(&[slice(&[], endpoints)]).0), expected, "{conditions:?}");
+            assert_eq!(addresses(&compile(&[slice(&[], endpoints)])), expected, "{conditions:?}");
         }
     }
 
     #[test]
     fn slices_of_one_service_are_one() {
-        let (service, notes) = compile(&[
+        let service = compile(&[
             slice(&[("http", 8080)], vec![endpoint("10.0.0.2", "r"), endpoint("10.0.0.1", "r")]),
             slice(&[("http", 9090), ("", 53)], vec![endpoint("10.0.0.2", "r"), endpoint("10.0.0.3", "")]),
             slice(&[("http", 8080)], vec![endpoint("fd00::1", "r"), endpoint("10.0.0.2", "r")]),
         ]);
         assert_eq!(
-            (addresses(&service), notes.len()),
+            (addresses(&service), service.notes.len()),
             (vec!["10.0.0.1".into(), "10.0.0.2".into(), "fd00::1".into()], 0)
         );
         let targets = |label: &str| {
@@ -346,10 +356,10 @@ mod tests {
 
     #[test]
     fn ports_are_known_without_endpoints() {
-        let (service, _) = compile(&[slice(&[("http", 8080)], vec![endpoint("10.0.0.1", "")])]);
+        let service = compile(&[slice(&[("http", 8080)], vec![endpoint("10.0.0.1", "")])]);
         assert_eq!(service.targets("http", Protocol::Tcp), Some(&[] as &[_]));
         assert_eq!(service.targets("grpc", Protocol::Tcp), None);
-        let (service, _) = compile(&[slice(&[], Vec::new())]);
+        let service = compile(&[slice(&[], Vec::new())]);
         assert!(service.speaks(Protocol::Sctp));
         assert_eq!(service.targets("grpc", Protocol::Tcp), Some(&[] as &[_]));
     }
@@ -362,7 +372,7 @@ mod tests {
             ..endpoint(address, "r")
         };
         let long = "Z_".repeat(40);
-        let (service, _) = compile(&[
+        let service = compile(&[
             slice(
                 &[],
                 vec![endpoint("10.0.0.1", "r"), zoned("10.0.0.2", "EU Central/1a"), zoned("10.0.0.3", &long)],
@@ -407,11 +417,14 @@ mod tests {
             address: std::net::Ipv4Addr::from(0x0a00_0000 + i).into(),
             ..endpoint("10.0.0.1", "r")
         });
-        let (service, notes) = compile(&[slice(&[("http", 80)], many.collect())]);
+        let service = compile(&[slice(&[("http", 80)], many.collect())]);
         let count = service.targets("http", Protocol::Tcp).unwrap().len();
         assert!((500..1000).contains(&count), "{count}");
-        assert!(notes[0].contains(&format!("port 80 has 5000 endpoints, and one SRV answer holds {count}")));
-        assert!(notes[2].contains("one A answer holds 4077"), "{notes:?}");
+        assert!(
+            service.notes[0]
+                .contains(&format!("port 80 has 5000 endpoints, and one SRV answer holds {count}"))
+        );
+        assert!(service.notes[2].contains("one A answer holds 4077"), "{:?}", service.notes);
     }
 
     proptest! {

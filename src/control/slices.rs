@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -28,7 +29,7 @@ const DEFAULT_WEIGHT: u16 = 100;
 pub(super) struct Manifest {
     /// How many objects it has, of whatever kind, lists included.
     pub(super) objects: usize,
-    pub(super) slices: Vec<Slice>,
+    pub(super) slices: Vec<Arc<Slice>>,
     /// What was left out or replaced, for the operator: a sentence each.
     pub(super) notes: Vec<String>,
 }
@@ -186,7 +187,7 @@ impl Manifest {
         };
         let ports = each("ports", slice.ports, port).map_err(wrong)?.into_iter().flatten().collect();
         let endpoints = each("endpoints", slice.endpoints, |raw| endpoint(raw, ipv4)).map_err(wrong)?;
-        self.slices.push(Slice { namespace, service, weight, ports, endpoints });
+        self.slices.push(Arc::new(Slice { namespace, service, weight, ports, endpoints }));
         Ok(())
     }
 }
@@ -320,7 +321,7 @@ metadata: { name: orders-a, namespace: shop, labels: { kubernetes.io/service-nam
         read(text, false)
     }
 
-    fn one(rest: &str) -> Slice {
+    fn one(rest: &str) -> Arc<Slice> {
         let manifest = yaml(&format!("{HEAD}{rest}")).unwrap();
         assert_eq!(manifest.notes, [""; 0]);
         manifest.slices.into_iter().next().unwrap()

@@ -68,9 +68,9 @@ impl State {
         }
     }
 
-    /// The serial of the zone in service.
-    pub(super) fn serial(&self) -> u32 {
-        self.zone.load().serial
+    /// The zone in service.
+    pub(super) fn zone(&self) -> Arc<Zone> {
+        self.zone.load_full()
     }
 
     /// The files were looked at. What is newly wrong is logged.

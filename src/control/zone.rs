@@ -25,6 +25,9 @@ use crate::dns::authority::Found;
 /// How long answers may be believed, and denials (the SOA's minimum, RFC 2308).
 const TTL: u32 = 5;
 
+/// How long a domain may be, so that every service below it has a name of at most 255 bytes.
+const LONGEST_DOMAIN: usize = 120;
+
 /// The longest string in a TXT record (RFC 1035 section 3.3).
 const LONGEST_TEXT: usize = 255;
 
@@ -43,7 +46,7 @@ pub(super) struct Zone {
     /// What the name server's own name leads to.
     servers: Arc<[IpAddr]>,
     /// By namespace and name.
-    services: HashMap<Box<str>, HashMap<Box<str>, Service>>,
+    services: HashMap<Box<str>, HashMap<Box<str>, Arc<Service>>>,
     /// Whether everything has been read that there is. What was not read cannot be denied.
     complete: bool,
     pub(super) serial: u32,
@@ -67,6 +70,10 @@ impl FromStr for Domain {
         }
         let name = Name::from_ascii(format!("{bare}.")).map_err(|error| wrong(&error.to_string()))?;
         let below = |label: &str| name.prepend_label(label).map_err(|_| wrong("it is too long"));
+        // Below it stand a service's and a namespace's label, each of 63 bytes at most.
+        if name.len() > LONGEST_DOMAIN {
+            return Err(wrong("it is too long"));
+        }
         Ok(Self { server: below("ns")?, mailbox: below("hostmaster")?, name })
     }
 }
@@ -75,32 +82,48 @@ impl Domain {
     pub(super) fn name(&self) -> &Name {
         &self.name
     }
+
+    /// The name of a service.
+    fn service(&self, namespace: &str, service: &str) -> Name {
+        let below = self.name.prepend_label(namespace).and_then(|name| name.prepend_label(service));
+        below.expect("a domain leaves room for two labels")
+    }
 }
 
 impl Zone {
-    /// Compiles a zone from all slices. Adds to `notes` what cannot be served.
-    pub(super) fn compile<'a>(
-        domain: &Domain,
-        servers: &Arc<[IpAddr]>,
-        slices: impl IntoIterator<Item = &'a Slice>,
-        (serial, complete): (u32, bool),
-        notes: &mut Vec<String>,
+    /// A zone of which nothing is known yet. The name server is to be found at `servers`.
+    pub(super) fn unread(domain: Domain, servers: Arc<[IpAddr]>) -> Self {
+        Self { domain, servers, services: HashMap::new(), complete: false, serial: 0 }
+    }
+
+    /// The zone that takes this one's place: all slices now. A service whose slices are the same is
+    /// kept as it is.
+    pub(super) fn next<'a>(
+        &self,
+        slices: impl IntoIterator<Item = &'a Arc<Slice>>,
+        serial: u32,
+        complete: bool,
     ) -> Self {
-        let mut by_name: HashMap<(&str, &str), Vec<&Slice>> = HashMap::new();
+        let mut by_name: HashMap<(&str, &str), Vec<&Arc<Slice>>> = HashMap::new();
         for slice in slices {
             by_name.entry((&slice.namespace, &slice.service)).or_default().push(slice);
         }
-        let mut services: HashMap<Box<str>, HashMap<Box<str>, Service>> = HashMap::new();
+        let mut services: HashMap<Box<str>, HashMap<Box<str>, Arc<Service>>> = HashMap::new();
         for ((namespace, service), slices) in by_name {
-            let name = domain.name.prepend_label(namespace).and_then(|name| name.prepend_label(service));
-            let Ok(name) = name else {
-                notes.push(format!("{service}.{namespace}: left out, because its name would be too long"));
-                continue;
+            let known = self.services.get(namespace).and_then(|services| services.get(service));
+            let compiled = match known.filter(|known| known.is_of(&slices)) {
+                Some(known) => known.clone(),
+                None => Arc::new(Service::compile(&self.domain.service(namespace, service), &slices)),
             };
-            let compiled = Service::compile(&name, &slices, notes);
             services.entry(namespace.into()).or_default().insert(service.into(), compiled);
         }
-        Self { domain: domain.clone(), servers: servers.clone(), services, complete, serial }
+        Self { domain: self.domain.clone(), servers: self.servers.clone(), services, complete, serial }
+    }
+
+    /// What cannot be served, a sentence each.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let services = self.services.values().flat_map(HashMap::values);
+        services.flat_map(|service| service.notes.iter().cloned()).collect()
     }
 
     /// How many services there are.

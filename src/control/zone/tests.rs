@@ -39,9 +39,8 @@ fn zone_of(text: &str, complete: bool) -> Zone {
     let manifest = slices::read(text, false).unwrap();
     let servers: Arc<[IpAddr]> = [[127, 0, 0, 1].into()].into();
     let domain = "Endpoints.Mesh".parse().unwrap();
-    let mut notes = Vec::new();
-    let zone = Zone::compile(&domain, &servers, &manifest.slices, (7, complete), &mut notes);
-    assert_eq!(notes, [""; 0]);
+    let zone = Zone::unread(domain, servers).next(&manifest.slices, 7, complete);
+    assert_eq!(zone.notes(), [""; 0]);
     zone
 }
 
@@ -176,6 +175,20 @@ fn every_address_is_the_first_at_times() {
         first.insert(answers[0].data.to_string());
     }
     assert_eq!(first.len(), 2);
+}
+
+#[test]
+fn a_service_that_has_not_changed_is_kept() {
+    let before = zone();
+    let changed = SLICES.replace("10.0.0.2", "10.0.0.4");
+    let slices = slices::read(&changed, false).unwrap().slices;
+    let after = before.next(&slices, 8, true);
+    let kept =
+        |service: &str| Arc::ptr_eq(&before.services["shop"][service], &after.services["shop"][service]);
+    assert!(kept("empty") && !kept("orders"));
+    assert_eq!(ask(&after, "orders.shop.endpoints.mesh", RecordType::A), ["10.0.0.1", "10.0.0.4"]);
+    assert_eq!(ask(&before, "orders.shop.endpoints.mesh", RecordType::A), ["10.0.0.1", "10.0.0.2"]);
+    assert_eq!(after.next(&slices[..2], 9, true).services(), 1);
 }
 
 #[test]

@@ -32,6 +32,8 @@ async fn an_address_that_joins_takes_its_share_by_and_by() {
     let sidecar = sidecar(&server, &apps, "", ", slow_start: 1h").await;
     let load = Load::start(&sidecar, &apps);
     load.more(50).await;
+    // What comes with the first ones is one of them.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     server.addresses(NAME, &["127.0.0.2", "127.0.0.3"]);
     eventually("the new address", async || apps.requests("127.0.0.3") > 0).await;
     let (old, new) = (apps.requests("127.0.0.2"), apps.requests("127.0.0.3"));

@@ -6,8 +6,8 @@ mod failure;
 mod server;
 mod services;
 #[path = "../support/mod.rs"]
-#[allow(dead_code)]
 mod support;
+mod zone;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -79,7 +79,7 @@ impl Server {
     }
 
     pub(crate) fn mode(&self, kinds: &[RecordType], mode: Mode) {
-        kinds.iter().for_each(|kind| drop(self.zone().modes.insert(*kind, mode)));
+        self.zone().modes.extend(kinds.iter().map(|kind| (*kind, mode)));
     }
 
     /// How often a type was asked for.

@@ -6,12 +6,12 @@
 //!   works; see [`State`].
 //! - [`EndpointSource`] is where an upstream's endpoints come from, a list or names, behind one
 //!   interface.
-//! - [`capture`] answers the pod's own queries; [`Responder`] serves a small table of names for
+//! - [`Capture`] answers the pod's own queries; [`Responder`] serves a small table of names for
 //!   trials.
 //!
 //! Everything here runs on the control runtime. What workers see is a `watch` channel.
 
-pub mod capture;
+mod capture;
 mod forward;
 mod hosts;
 mod query;
@@ -31,6 +31,7 @@ use tokio::time::Instant;
 
 use crate::error::Reason;
 
+pub use capture::{Capture, CaptureSnapshot};
 pub use query::ConfigError;
 pub use resolver::{NameSnapshot, Resolver, Snapshot};
 pub use responder::{Responder, Zone};

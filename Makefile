@@ -13,7 +13,7 @@ ARGS ?=
 # How long `make fuzz` spends on each of its targets.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test prove lint bench keepalive fuzz fmt clean
+.PHONY: help demo test prove lint bench keepalive dns fuzz fmt clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,13 +27,14 @@ test: ## every test; installs what it needs as root on Debian, else says what is
 	@tests/support/install test
 	cargo test --profile test-release --locked $(ARGS)
 
-prove: ## everything a release needs to have passed: lint, test, fuzz, keepalive, bench
+prove: ## everything a release needs to have passed: lint, test, fuzz, keepalive, dns, bench
 	$(MAKE) lint
 	$(MAKE) test
 	PANNIER_TEST_BODY_MIB=8192 $(MAKE) test ARGS='--test explicit large_bodies'
 	PANNIER_TEST_REQUESTS=1000000 $(MAKE) test ARGS='--test rolling -- --nocapture'
 	$(MAKE) fuzz
 	$(MAKE) keepalive
+	$(MAKE) dns
 	$(MAKE) bench
 
 lint: ## format, clippy, scripts, and dependencies where cargo-deny is installed
@@ -58,6 +59,11 @@ keepalive: ## whether connections to upstreams ever go stale, beside the peers; 
 	cargo build --release --locked --bin pannier --example edge
 	python3 benches/keepalive/bench.py --pannier $(BUILT)/release/pannier --examples $(BUILT)/release/examples \
 		$(or $(ARGS),--publish)
+
+dns: ## how soon names are followed, and what fails while DNS does, beside the peers; the result goes into the README
+	@tests/support/install bench
+	cargo build --release --locked --bin pannier
+	python3 benches/dns/bench.py --pannier $(BUILT)/release/pannier $(or $(ARGS),--publish)
 
 fuzz: ## hostile input for every parser, FUZZ_SECONDS (60) for each target, or for those in ARGS
 	@tests/support/install fuzz

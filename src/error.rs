@@ -120,6 +120,8 @@ reasons! {
     DnsNoAnswer = "dns.no_answer", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// The upstream's name does not exist.
     DnsNoSuchName = "dns.no_such_name", SERVICE_UNAVAILABLE, grpc 14, Upstream;
+    /// The upstream's name exists, and has no address, or no such service.
+    DnsNoAddress = "dns.no_address", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// The upstream has no endpoint.
     BalanceNoEndpoint = "balance.no_endpoint", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// Every endpoint is at its capacity, or the upstream at `max_in_flight`.

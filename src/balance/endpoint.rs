@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::KeepAlive;
+use super::{KeepAlive, Standing};
 
 /// How long an endpoint that could not be reached is passed over: doubled each time it fails
 /// again, up to the last.
@@ -37,12 +37,16 @@ pub struct Endpoint {
     pub host: Arc<str>,
     /// How long its peer keeps connections.
     pub keep_alive: KeepAlive,
+    /// How it stands beside others.
+    pub standing: Standing,
     capacity: AtomicU32,
     in_flight: Padded<AtomicU32>,
     connections: Padded<AtomicU32>,
     /// When it left its source, in milliseconds after [`now_millis`]'s beginning; 0: it has not.
     left: AtomicU64,
     failures: AtomicU32,
+    /// Whether it has ever answered.
+    proven: AtomicBool,
     /// Milliseconds after [`epoch`] until which it is passed over.
     paused_until: AtomicU64,
     /// Until when the peer, found to speak plaintext, is not asked for mTLS again.
@@ -57,11 +61,13 @@ impl Endpoint {
             address,
             host: address.to_string().into(),
             keep_alive: KeepAlive::new(),
+            standing: Standing::default(),
             capacity: AtomicU32::new(capacity),
             in_flight: Padded::default(),
             connections: Padded::default(),
             left: AtomicU64::new(0),
             failures: AtomicU32::new(0),
+            proven: AtomicBool::new(false),
             paused_until: AtomicU64::new(0),
             plaintext_until: AtomicU64::new(0),
         })
@@ -113,6 +119,11 @@ impl Endpoint {
         self.left.store(now_millis(), Ordering::Relaxed);
     }
 
+    /// Takes it back: its source names it again, and it still serves.
+    pub(super) fn rejoin(&self) {
+        self.left.store(0, Ordering::Relaxed);
+    }
+
     /// Whether it has left.
     pub fn is_leaving(&self) -> bool {
         self.left.load(Ordering::Relaxed) != 0
@@ -143,10 +154,18 @@ impl Endpoint {
 
     /// Notes that it answered.
     pub fn answered(&self) {
+        if !self.proven.load(Ordering::Relaxed) {
+            self.proven.store(true, Ordering::Relaxed);
+        }
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
             self.paused_until.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it has never answered.
+    pub fn is_untried(&self) -> bool {
+        !self.proven.load(Ordering::Relaxed)
     }
 
     /// Whether it is passed over because it failed.
@@ -173,7 +192,8 @@ impl Endpoint {
     }
 }
 
-fn now_millis() -> u64 {
+/// Milliseconds of the endpoints' clock, from 1 on.
+pub(super) fn now_millis() -> u64 {
     static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     EPOCH.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
 }

@@ -37,6 +37,8 @@ pub struct Handed {
     pub said: Option<Duration>,
     /// How long it had idled.
     pub idled: Duration,
+    /// When it is too old, if its endpoint may be many behind one address.
+    pub retires: tokio::time::Instant,
 }
 
 /// What somebody waits for.

@@ -1,7 +1,7 @@
 //! An upstream: its endpoints as they are now, and what this sidecar has in flight to them.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,12 +10,17 @@ use tokio::sync::{SetOnce, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::endpoint::now_millis;
 use super::room::{Handed, Queue, Room, Waiting, Wanted};
-use super::{Configured, Endpoint, None, least_saturated};
+use super::{Configured, Endpoint, None, least_saturated, least_saturated_by_share};
 use crate::config::units::HostPort;
 use crate::dns::{self, Answer, EndpointSource, Resolution, Resolver, State};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::tls::Peer;
+
+/// How long an address of one family is waited for before one of the other is tried (RFC 8305
+/// section 8).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// What the configuration says of an upstream.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +31,11 @@ pub struct Spec {
     pub address: HostPort,
     /// Where its endpoints come from.
     pub source: EndpointSource,
+    /// Whether the configuration names what to balance over. Else it is `address`, and if that is one
+    /// alone it may stand for many, as a ClusterIP does.
+    pub is_balanced: bool,
+    /// How long an endpoint that joins others takes less than its share.
+    pub slow_start: Duration,
     /// The identity that its endpoints must prove; none: plaintext.
     pub peer: Option<Peer>,
     /// Whether a peer that answers in plaintext may be spoken to so.
@@ -73,6 +83,11 @@ struct Live {
     queue: Queue,
     capacity: AtomicU32,
     keep_alive: Mutex<Configured>,
+    is_balanced: bool,
+    slow_start: Mutex<Duration>,
+    /// Until when, in milliseconds of the endpoints' clock, endpoints are not alike: 0: they are;
+    /// `u64::MAX`: their source says so.
+    uneven_until: AtomicU64,
     follow: AbortHandle,
 }
 
@@ -88,7 +103,10 @@ impl Upstream {
     pub fn new(spec: Spec, before: Option<&Upstream>, resolver: &Arc<Resolver>) -> Arc<Self> {
         let same = |before: &&Upstream| {
             let old = &before.spec;
-            old.address == spec.address && old.source == spec.source && old.peer == spec.peer
+            old.address == spec.address
+                && old.source == spec.source
+                && old.peer == spec.peer
+                && old.is_balanced == spec.is_balanced
         };
         let live = match before.filter(same) {
             Some(before) => before.live.clone(),
@@ -97,6 +115,7 @@ impl Upstream {
         live.capacity.store(spec.capacity, Ordering::Relaxed);
         live.max_connections.store(spec.max_connections, Ordering::Relaxed);
         *live.keep_alive.lock().unwrap_or_else(PoisonError::into_inner) = spec.keep_alive;
+        *live.slow_start.lock().unwrap_or_else(PoisonError::into_inner) = spec.slow_start;
         for endpoint in live.endpoints.load().iter() {
             endpoint.set_capacity(spec.capacity);
             endpoint.keep_alive.configure(spec.keep_alive);
@@ -156,7 +175,7 @@ impl Upstream {
     /// it, what comes first would pass the upstream by, and leave the pod in plaintext.
     pub async fn located(&self, original: SocketAddr) {
         let port = original.port();
-        if port == self.spec.address.port || self.spec.source.has_port(port) {
+        if port == self.spec.address.port || self.spec.source.may_have_port(port) {
             // Whether in time or not, what is known then decides.
             let _ = timeout(self.spec.connect_timeout, self.live.located.wait()).await;
         }
@@ -195,10 +214,10 @@ impl Upstream {
     /// Takes a place with the least saturated endpoint that is not among `tried`.
     pub async fn pick(self: &Arc<Self>, tried: &[u64]) -> Result<InFlight> {
         let in_flight = self.begin()?;
-        let mut chosen = least_saturated(&self.live.endpoints.load(), tried).cloned();
+        let mut chosen = self.choose(tried);
         if matches!(chosen, Err(None::Empty)) && tried.is_empty() {
             Box::pin(self.first_resolution()).await?;
-            chosen = least_saturated(&self.live.endpoints.load(), tried).cloned();
+            chosen = self.choose(tried);
         }
         match chosen {
             Ok(endpoint) => Ok(in_flight.at(endpoint)),
@@ -210,6 +229,37 @@ impl Upstream {
             }
             Err(None::Empty) => Err(self.error(Reason::BalanceNoEndpoint, "every endpoint was tried")),
         }
+    }
+
+    /// The endpoint for the next request. It takes no lock, and allocates nothing.
+    pub fn choose(&self, tried: &[u64]) -> std::result::Result<Arc<Endpoint>, None> {
+        let endpoints = self.live.endpoints.load();
+        let uneven_until = self.live.uneven_until.load(Ordering::Relaxed);
+        // The clock is read only while it matters.
+        let now = if uneven_until == 0 { 0 } else { now_millis() };
+        if now >= uneven_until {
+            least_saturated(&endpoints, tried).cloned()
+        } else {
+            least_saturated_by_share(&endpoints, tried, now, self.spec.slow_start).cloned()
+        }
+    }
+
+    /// Whether its one endpoint may be many behind one address.
+    pub fn is_virtual(&self) -> bool {
+        self.live.endpoints.load().first().is_some_and(|endpoint| endpoint.standing.is_virtual())
+    }
+
+    /// How long a connection to `endpoint` may take: an address of a family that has never answered is
+    /// not waited for while there is one of the other (RFC 8305's Connection Attempt Delay).
+    pub fn connect_timeout(&self, endpoint: &Endpoint) -> Duration {
+        let whole = self.spec.connect_timeout;
+        if self.live.uneven_until.load(Ordering::Relaxed) == 0 || !endpoint.is_untried() {
+            return whole;
+        }
+        let second = endpoint.standing.is_second();
+        let other = |e: &Arc<Endpoint>| e.standing.is_second() != second && !e.is_paused();
+        let has_other = self.live.endpoints.load().iter().any(other);
+        if has_other { whole.min(ATTEMPT_DELAY) } else { whole }
     }
 
     /// Takes a place with one endpoint, whatever its saturation.
@@ -284,11 +334,12 @@ impl Live {
         Arc::new_cyclic(|weak: &std::sync::Weak<Live>| {
             let weak = weak.clone();
             let (said, dialled) = (resolution.clone(), address.clone());
+            let name = spec.name.clone();
             let task = async move {
                 loop {
                     let Some(live) = weak.upgrade() else { return };
                     let now = resolution.borrow_and_update().clone();
-                    live.publish(&now.endpoints);
+                    live.publish(&name, &now.endpoints);
                     let vips = address.borrow_and_update().clone();
                     // An answer that failed leaves what was known: a name that cannot be asked
                     // has not moved.
@@ -328,6 +379,9 @@ impl Live {
                 queue: Queue::default(),
                 capacity: AtomicU32::new(spec.capacity),
                 keep_alive: Mutex::new(spec.keep_alive),
+                is_balanced: spec.is_balanced,
+                slow_start: Mutex::new(spec.slow_start),
+                uneven_until: AtomicU64::new(0),
                 follow: resolver.handle().spawn(task).abort_handle(),
             }
         })
@@ -355,28 +409,46 @@ impl Live {
         }
     }
 
-    /// Takes the set that the source says, keeping those endpoints that are still in it.
-    fn publish(&self, targets: &[dns::Target]) {
+    /// Takes the set that the source says, keeping those endpoints that are still in it, and those that
+    /// are in it again and still serve.
+    fn publish(&self, name: &str, targets: &[dns::Target]) {
         let now = self.endpoints.load_full();
-        if targets.len() == now.len() && targets.iter().zip(now.iter()).all(|(t, e)| t.address == e.address) {
-            return;
-        }
         let capacity = self.capacity.load(Ordering::Relaxed);
         let keep_alive = *self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = |address| {
-            let endpoint = Endpoint::new(address, capacity);
-            endpoint.keep_alive.configure(keep_alive);
-            endpoint
-        };
-        let next = targets
-            .iter()
-            .map(|t| {
-                let known = now.iter().find(|e| e.address == t.address);
-                known.cloned().unwrap_or_else(|| new(t.address))
-            })
-            .collect::<Vec<_>>();
+        let slow_start = *self.slow_start.lock().unwrap_or_else(PoisonError::into_inner);
         let mut leaving = self.leaving.load().as_ref().clone();
         leaving.retain(|e| e.in_flight() + e.connections() > 0 || e.just_left());
+        let mut endpoint = |target: &dns::Target| {
+            if let Some(known) = now.iter().find(|e| e.address == target.address) {
+                return known.clone();
+            }
+            let serves =
+                |e: &Arc<Endpoint>| e.address == target.address && e.just_left() && e.connections() > 0;
+            if let Some(at) = leaving.iter().position(serves) {
+                let back = leaving.remove(at);
+                back.rejoin();
+                return back;
+            }
+            let endpoint = Endpoint::new(target.address, capacity);
+            endpoint.keep_alive.configure(keep_alive);
+            if !now.is_empty() {
+                endpoint.standing.join(now_millis());
+            }
+            endpoint
+        };
+        let next: Vec<Arc<Endpoint>> = targets.iter().map(&mut endpoint).collect();
+        let one = targets.iter().filter(|target| !target.second).count() == 1;
+        let is_virtual = one && !self.is_balanced;
+        for (endpoint, target) in next.iter().zip(targets) {
+            endpoint.standing.take(target, is_virtual);
+        }
+        self.uneven_until.store(uneven_until(&next, targets, slow_start), Ordering::Relaxed);
+        if next.iter().map(|e| e.id).eq(now.iter().map(|e| e.id)) {
+            return;
+        }
+        if is_virtual {
+            say_virtual(name, targets);
+        }
         for endpoint in now.iter().filter(|e| !targets.iter().any(|t| t.address == e.address)) {
             endpoint.leave();
             leaving.push(endpoint.clone());
@@ -384,6 +456,26 @@ impl Live {
         self.leaving.store(Arc::new(leaving));
         self.endpoints.store(Arc::new(next));
     }
+}
+
+/// Until when endpoints are not alike: see [`Live::uneven_until`].
+fn uneven_until(endpoints: &[Arc<Endpoint>], targets: &[dns::Target], slow_start: Duration) -> u64 {
+    let says = |target: &dns::Target| (target.weight, target.priority, target.second);
+    if targets.windows(2).any(|pair| says(&pair[0]) != says(&pair[1])) {
+        return u64::MAX;
+    }
+    let warm_at = endpoints.iter().map(|endpoint| endpoint.standing.warm_at(slow_start));
+    warm_at.max().filter(|at| *at > now_millis()).unwrap_or(0)
+}
+
+fn say_virtual(upstream: &str, targets: &[dns::Target]) {
+    let address = targets.first().map(|target| target.address);
+    tracing::info!(
+        upstream,
+        ?address,
+        "has one address: if a Service's, it stands for many endpoints that cannot be told apart. Requests go over \
+         several connections, each replaced after a while; to balance by saturation, set `endpoints`"
+    );
 }
 
 /// A place in the upstream's count, before an endpoint is chosen.

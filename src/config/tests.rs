@@ -78,6 +78,8 @@ fn values_of_the_wrong_kind_say_what_was_expected() {
     fault("workers: 0", "1:10: workers: expected a whole number from 1, found 0");
     fault("workers: two", "1:10: workers: expected a whole number from 1, found `two`");
     fault("workers: '2'", "1:10: workers: expected a whole number from 1, found `2`");
+    fault("dns: { mixed_case: yes }", "1:20: dns.mixed_case: expected a boolean, found `yes`");
+    assert!(parse("dns: { mixed_case: true }", "t").unwrap().dns.mixed_case);
     fault("workers:", "1:8: workers: nothing stands here; expected a value, or leave the key out");
     fault("inbound: { allow: ~ }", "1:19: inbound.allow: nothing stands here; expected a value");
     fault("routes:", "1:7: routes: nothing stands here; expected a list");
@@ -307,6 +309,18 @@ fn listeners() {
 #[test]
 fn other_values_that_cannot_be_meant() {
     fault("dns: { timeout: 0s }", "1:17: dns.timeout: nothing is done in no time");
+    fault(
+        "dns: { domains: { 'a..b': [10.0.0.1:53] } }",
+        "1:27: dns.domains.\"a..b\": `a..b` is not a domain; expected one as `endpoints.mesh`",
+    );
+    fault("dns: { domains: { mesh: [] } }", "1:25: dns.domains.mesh: expected at least one server");
+    fault("dns: { domains: { mesh: 10.0.0.1:0 } }", "1:25: dns.domains.mesh: the port is 0; expected the");
+    fault("dns: { jitter: 5 }", "1:16: dns.jitter: `5` is not a share; expected `0%` to `100%`");
+    fault("dns: { jitter: 101% }", "1:16: dns.jitter: `101%` is not a share; expected `0%` to `100%`");
+    fault(
+        "upstreams: { a: { address: 'a:80', endpoints: _http } }",
+        "1:47: upstreams.a.endpoints: `_http` is not an SRV name",
+    );
     fault("dns: { min_ttl: 10m }", "1:17: dns.min_ttl: `min_ttl` (10m) is above `max_ttl` (5m)");
     fault("dns: { servers: ['10.0.0.1:0'] }", "1:18: dns.servers[0]: the port is 0");
     fault("http: { header_timeout: 0s }", "1:25: http.header_timeout: nothing is done in no time");

@@ -294,8 +294,9 @@ impl FromStr for EndpointName {
         if !text.starts_with('_') || text.contains(':') {
             return text.parse().map(EndpointName::At);
         }
+        let is_srv = |name: &str| matches!(name.splitn(3, '.').collect::<Vec<_>>()[..], [_, proto, _] if proto.starts_with('_'));
         match text.parse() {
-            Ok(Host::Name(name)) => Ok(EndpointName::Srv(name)),
+            Ok(Host::Name(name)) if is_srv(&name) => Ok(EndpointName::Srv(name)),
             _ => Err(format!("`{text}` is not an SRV name; expected one as `_http._tcp.orders.shop`")),
         }
     }

@@ -7,16 +7,21 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::Name;
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 
+use super::meaning::Trouble;
 use super::query::Asker;
 use super::server::{Transport, read_message, write_message};
+use super::servers::{PATIENCE, Server};
 use super::wire;
 
 /// What a server is sent.
@@ -48,59 +53,109 @@ pub(super) struct Asking<'a> {
     pub(super) mixed_case: bool,
 }
 
-/// Asks the servers in turn, all together for no longer than `limit`: the first answer that says
-/// something, else the last failure that one of them reported. `None` where all were silent.
+/// Asks the servers that know of the name, all together for no longer than `limit`: the first
+/// answer that says something, else the last failure that one of them reported. `None` where all
+/// were silent. What is slow is not waited for: the next one is asked beside it.
 pub(super) async fn forward(asker: &Asker, outgoing: &Outgoing<'_>, limit: Duration) -> Option<Vec<u8>> {
-    let end = Instant::now() + limit;
+    let end = sleep(limit);
+    tokio::pin!(end);
+    let (limit, tcp) = (asker.servers.timeout(), asker.servers.tcp());
     let mut failure = None;
-    for (index, server) in asker.servers() {
-        match timeout_at(end, outgoing.exchange(server, asker.timeout)).await {
-            Ok(Ok(answer)) if wire::is_failure(&answer) => failure = Some(answer),
-            Ok(Ok(answer)) => {
-                asker.prefer(index);
-                return Some(answer);
+    let mut next = asker.servers.of(&outgoing.name()).into_iter();
+    let mut asked: Vec<Arc<Server>> = Vec::new();
+    let mut waiting = FuturesUnordered::new();
+    loop {
+        match next.next() {
+            Some(server) => {
+                server.known().asked();
+                asked.push(server.clone());
+                waiting.push(async move {
+                    let answer = outgoing.exchange(server.address, tcp, limit).await;
+                    (server, answer)
+                });
             }
-            Ok(Err(error)) => tracing::debug!(%server, %error, "DNS server did not answer the pod's query"),
-            Err(_) => break,
+            None if waiting.is_empty() => return failure,
+            None => {}
+        }
+        let more = next.len() > 0;
+        // Until one has failed, or the last one has had its time to itself.
+        tokio::select! {
+            Some((server, answer)) = waiting.next() => {
+                asked.retain(|asked| !Arc::ptr_eq(asked, &server));
+                match answer {
+                    Ok(answer) => {
+                        // That it speaks is its health; what it says may be the name's fault.
+                        server.known().passed_on();
+                        if !wire::is_failure(&answer) {
+                            asked.iter().for_each(|slow| slow.known().doubted());
+                            return Some(answer);
+                        }
+                        failure = Some(answer);
+                    }
+                    Err(error) => {
+                        server.known().failed(Trouble::of_io(&error));
+                        tracing::debug!(server = %server.address, %error, "DNS server did not answer the pod's query");
+                    }
+                }
+            }
+            () = sleep(limit / PATIENCE), if more => {}
+            () = &mut end => return failure,
         }
     }
-    failure
 }
 
 impl Outgoing<'_> {
-    /// One server's answer.
-    async fn exchange(&self, server: SocketAddr, limit: Duration) -> io::Result<Vec<u8>> {
+    /// The name that decides which servers are asked.
+    fn name(&self) -> Name {
+        let mut rest = match *self {
+            Outgoing::Passed { message, .. } => wire::question(message).unwrap_or_default(),
+            Outgoing::Asked(asking) => asking.question,
+        };
+        let labels = std::iter::from_fn(|| {
+            let (&length, after) = rest.split_first()?;
+            let (label, after) = after.split_at_checked(length.into())?;
+            rest = after;
+            (length > 0).then_some(label)
+        });
+        Name::from_labels(labels).unwrap_or_default()
+    }
+
+    /// One server's answer. `tcp`: over nothing else.
+    async fn exchange(&self, server: SocketAddr, tcp: bool, limit: Duration) -> io::Result<Vec<u8>> {
         match *self {
             Outgoing::Passed { message, transport } => {
                 let mut query = message.to_vec();
                 query[..2].copy_from_slice(&unpredictable_id());
                 match transport {
-                    Transport::Udp => over_udp(server, &query, limit, wire::answers).await,
-                    Transport::Tcp => over_tcp(server, &query, limit, wire::answers).await,
+                    Transport::Udp if !tcp => over_udp(server, &query, limit, wire::answers).await,
+                    _ => over_tcp(server, &query, limit, wire::answers).await,
                 }
             }
-            Outgoing::Asked(asking) => asking.exchange(server, limit).await,
+            Outgoing::Asked(asking) => asking.exchange(server, tcp, limit).await,
         }
     }
 }
 
 impl Asking<'_> {
     /// One server's answer.
-    async fn exchange(&self, server: SocketAddr, limit: Duration) -> io::Result<Vec<u8>> {
-        let answer = self.ask(server, true, limit).await?;
+    async fn exchange(&self, server: SocketAddr, tcp: bool, limit: Duration) -> io::Result<Vec<u8>> {
+        let answer = self.ask(server, true, tcp, limit).await?;
         // A server from before EDNS cannot read the query with it (RFC 6891 section 7).
         if matches!(wire::code(&answer), ResponseCode::FormErr | ResponseCode::NotImp) {
-            return self.ask(server, false, limit).await;
+            return self.ask(server, false, tcp, limit).await;
         }
         Ok(answer)
     }
 
     /// Asks over UDP, and over TCP for what a datagram does not hold. A server whose TCP cannot be
     /// reached has at least said something.
-    async fn ask(&self, server: SocketAddr, edns: bool, limit: Duration) -> io::Result<Vec<u8>> {
+    async fn ask(&self, server: SocketAddr, edns: bool, tcp: bool, limit: Duration) -> io::Result<Vec<u8>> {
         let accepts = |query: &[u8], answer: &[u8]| {
             wire::answers(query, answer) && (!self.mixed_case || wire::repeats(query, answer))
         };
+        if tcp {
+            return over_tcp(server, &self.message(edns), limit, accepts).await;
+        }
         let answer = over_udp(server, &self.message(edns), limit, accepts).await?;
         if !wire::is_truncated(&answer) {
             return Ok(answer);

@@ -9,9 +9,10 @@ use hickory_resolver::Hosts;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::Name;
 
-use super::record::{Family, Outcome};
+use super::kept::Denial;
+use super::record::{Datum, Kind, Outcome};
 
-/// How soon a change is seen.
+/// How long what it says is kept: a change is seen before.
 const HOSTS_TTL: Duration = Duration::from_secs(5);
 
 /// The hosts file, read again when it has changed.
@@ -30,19 +31,20 @@ impl HostsFile {
 
     /// What the file says. A name that it has in one family is complete: nobody is asked for the
     /// other.
-    pub(super) fn look_up(&self, name: &Name, family: Family) -> Option<Outcome> {
+    pub(super) fn look_up(&self, name: &Name, kind: Kind) -> Option<Outcome> {
+        let other = kind.other()?;
         let hosts = self.current()?;
-        let addresses = |family| {
-            let query = Query::query(name.clone(), Family::record_type(family));
-            let lookup = hosts.lookup_static_host(&query)?;
-            Some(lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect())
+        let addresses = |kind: Kind| -> Option<Vec<Datum>> {
+            let lookup = hosts.lookup_static_host(&Query::query(name.clone(), kind.record_type()))?;
+            let addresses = lookup.answers().iter().filter_map(|record| record.data.ip_addr());
+            Some(addresses.map(Datum::Address).collect())
         };
-        if let Some(addresses) = addresses(family) {
-            return Some(Outcome::Addresses { addresses, ttl: HOSTS_TTL });
+        if let Some(records) = addresses(kind) {
+            return Some(Outcome::Found { records, ttl: HOSTS_TTL });
         }
-        addresses(family.other())?;
+        addresses(other)?;
         let why = format!("{} has {name} without such an address", self.path.display()).into();
-        Some(Outcome::Denied { ttl: Some(HOSTS_TTL), why })
+        Some(Outcome::Denied { what: Denial::Data, ttl: Some(HOSTS_TTL), why })
     }
 
     fn current(&self) -> Option<Arc<Hosts>> {

@@ -12,14 +12,20 @@
 //! Everything here runs on the control runtime. What workers see is a `watch` channel.
 
 mod capture;
+mod family;
 mod forward;
 mod hosts;
+mod kept;
+mod meaning;
 mod query;
 mod record;
 mod resolver;
 mod responder;
+mod rotation;
 mod server;
+mod servers;
 mod source;
+mod system;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -27,6 +33,7 @@ mod wire;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::error::Reason;
@@ -36,6 +43,7 @@ pub use query::ConfigError;
 pub use resolver::{NameSnapshot, Resolver, Snapshot};
 pub use responder::{Responder, Zone};
 pub use server::Server;
+pub use servers::ServerSnapshot;
 pub use source::{EndpointSource, Resolution, Target};
 
 /// What is known of a name.
@@ -44,11 +52,28 @@ pub struct Answer {
     /// IPv4 first, then IPv6, each in ascending order without duplicates. The same `Arc` for as
     /// long as the set is the same.
     pub addresses: Arc<[IpAddr]>,
+    /// The services, where they were asked for, in order of priority; else empty.
+    pub services: Arc<[Service]>,
     /// When the first of the addresses is past its TTL; `None` without addresses, or where nothing
     /// expires (an address given as such).
     pub expires: Option<Instant>,
     /// How far to trust it.
     pub state: State,
+}
+
+/// A place where a service is to be had (SRV, RFC 2782).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Service {
+    /// Those with the least are asked before all others.
+    pub priority: u16,
+    /// Its share beside others of the same priority.
+    pub weight: u16,
+    /// Where it listens.
+    pub port: u16,
+    /// The full name that has its addresses, in lower case, without a final dot.
+    pub target: Arc<str>,
+    /// The target's addresses, ascending, where the server gave them along; else empty.
+    pub addresses: Arc<[IpAddr]>,
 }
 
 /// How far an answer can be trusted.
@@ -65,8 +90,8 @@ pub enum State {
     },
     /// There is no address.
     Failed {
-        /// [`Reason::DnsNoSuchName`] where servers say that there is none, or
-        /// [`Reason::DnsNoAnswer`] where none could say.
+        /// [`Reason::DnsNoSuchName`] or [`Reason::DnsNoAddress`] where servers say that there is
+        /// none, or [`Reason::DnsNoAnswer`] where none could say.
         reason: Reason,
         /// Which server said what.
         why: Arc<str>,
@@ -96,11 +121,11 @@ impl State {
 impl Answer {
     /// Nothing known yet.
     pub(crate) fn pending() -> Self {
-        Self { addresses: Arc::new([]), expires: None, state: State::Pending }
+        Self { addresses: Arc::new([]), services: Arc::new([]), expires: None, state: State::Pending }
     }
 
     /// An address given as such: it is its own answer, for good.
     pub(crate) fn literal(address: IpAddr) -> Self {
-        Self { addresses: Arc::new([address]), expires: None, state: State::Fresh }
+        Self { addresses: Arc::new([address]), services: Arc::new([]), expires: None, state: State::Fresh }
     }
 }

@@ -1,9 +1,9 @@
 //! The cache: every watched name, each kept fresh by a task of its own.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,13 +11,18 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
-use super::query::{Asker, ConfigError, Names, Totals};
-use super::record::{Family, Found, Record};
-use super::{Answer, State};
+use super::query::{Asker, ConfigError, Files};
+use super::record::{Found, Kind, Outcome, Record, Sought};
+use super::servers::{Known, ServerSnapshot};
+use super::{Answer, Service, State};
 use crate::config::model;
+use crate::config::watch::Watcher;
+
+/// Queries in flight at once, for all names: whatever comes together goes out in order.
+const FLIGHTS: usize = 128;
 
 /// Resolves names and keeps the answers fresh while somebody watches them.
 ///
@@ -26,12 +31,30 @@ use crate::config::model;
 pub struct Resolver {
     handle: Handle,
     asker: ArcSwap<Asker>,
-    names: Mutex<HashMap<String, Arc<Entry>>>,
+    names: Mutex<Names>,
+    /// What the asker was made of.
+    config: Mutex<model::Dns>,
+    files: Files,
+    servers: Mutex<HashMap<SocketAddr, Arc<Known>>>,
+    /// The full names at which the search list's search ended, and whose search it was.
+    meant: Mutex<HashMap<String, String>>,
+    flights: Semaphore,
     totals: Totals,
+}
+
+type Names = HashMap<(Sought, String), Arc<Entry>>;
+
+#[derive(Debug, Default)]
+struct Totals {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    refreshes: AtomicU64,
+    stale: AtomicU64,
 }
 
 /// One name.
 struct Entry {
+    sought: Sought,
     name: String,
     answer: watch::Sender<Answer>,
     /// The last failure, while it lasts.
@@ -43,12 +66,20 @@ struct Entry {
 /// The whole cache as an operator sees it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Snapshot {
+    /// Names that were known already when somebody wanted them.
+    pub hits: u64,
+    /// Names that had to be asked for.
+    pub misses: u64,
+    /// Queries for what was known already, to keep it fresh.
+    pub refreshes: u64,
+    /// Refreshes that failed and left records in service past their TTL.
+    pub stale: u64,
     /// Queries sent to servers.
     pub queries: u64,
-    /// Queries that brought neither addresses nor a denial.
+    /// Queries that brought neither records nor a denial.
     pub failures: u64,
-    /// Refreshes that failed and left addresses in service past their TTL.
-    pub stale: u64,
+    /// In the order of the configuration.
+    pub servers: Vec<ServerSnapshot>,
     /// In alphabetical order.
     pub names: Vec<NameSnapshot>,
 }
@@ -60,57 +91,113 @@ pub struct NameSnapshot {
     pub name: String,
     /// What it resolves to now.
     pub addresses: Vec<IpAddr>,
+    /// The services that it names, where it is an SRV name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Service>,
     /// `pending`, `fresh`, `stale` or `failed`.
     pub state: &'static str,
-    /// Seconds until the first address is past its TTL; negative when stale.
+    /// Seconds until the first record is past its TTL; negative when stale.
     pub ttl_left: Option<f64>,
-    /// Which server said what, when the last query of either family went wrong.
+    /// Which server said what, when the last query of any kind went wrong.
     pub last_error: Option<String>,
 }
 
 impl Resolver {
-    /// A resolver whose tasks run on `handle`, the control runtime.
+    /// A resolver whose tasks run on `handle`, the control runtime. It follows the system's files.
     pub fn new(config: &model::Dns, handle: Handle) -> Result<Arc<Self>, ConfigError> {
-        Ok(Self::with_asker(Asker::new(config)?, handle))
+        Self::with_files(config, Files::default(), handle)
     }
 
-    pub(super) fn with_asker(asker: Asker, handle: Handle) -> Arc<Self> {
-        let asker = ArcSwap::from_pointee(asker);
-        Arc::new(Self { handle, asker, names: Mutex::default(), totals: Totals::default() })
+    pub(super) fn with_files(
+        config: &model::Dns,
+        files: Files,
+        handle: Handle,
+    ) -> Result<Arc<Self>, ConfigError> {
+        // Watched before they are read: no change is missed.
+        let watcher = Watcher::new(&[files.resolv_conf.clone(), files.hosts.clone()]);
+        let servers = Mutex::default();
+        let asker = Asker::new(config, &files, |address| known(&servers, address))?;
+        let resolver = Arc::new(Self {
+            handle,
+            asker: ArcSwap::from_pointee(asker),
+            names: Mutex::default(),
+            config: Mutex::new(config.clone()),
+            files,
+            servers,
+            meant: Mutex::default(),
+            flights: Semaphore::new(FLIGHTS),
+            totals: Totals::default(),
+        });
+        match watcher {
+            Ok(watcher) => {
+                resolver.handle.spawn(follow(watcher, Arc::downgrade(&resolver)));
+            }
+            Err(error) => {
+                let (resolv_conf, hosts) =
+                    (resolver.files.resolv_conf.display(), resolver.files.hosts.display());
+                tracing::warn!(%resolv_conf, %hosts, %error, "not followed; a reload reads them again");
+            }
+        }
+        Ok(resolver)
     }
 
     /// Takes another configuration, and reads `/etc/resolv.conf` again. Answers stay in service;
     /// every name is asked for again at once. On an error nothing changes.
     pub fn reconfigure(&self, config: &model::Dns) -> Result<(), ConfigError> {
-        self.asker.store(Arc::new(Asker::new(config)?));
+        let asker = Asker::new(config, &self.files, |address| known(&self.servers, address))?;
+        lock(&self.config).clone_from(config);
+        self.asker.store(Arc::new(asker));
+        self.meant().clear();
         for entry in self.names().values() {
             entry.poke.notify_one();
         }
         Ok(())
     }
 
-    /// Watches a name, or an address, which is its own answer. The channel changes with every
-    /// refresh; compare `addresses` by pointer to see whether the set did.
+    /// Watches a name's addresses, or an address, which is its own answer. The channel changes with
+    /// every refresh; compare `addresses` by pointer to see whether the set did.
     ///
     /// A name with a final dot is complete; any other goes through `/etc/hosts` and the search
     /// list.
     pub fn watch(self: &Arc<Self>, name: &str) -> watch::Receiver<Answer> {
-        if let Ok(address) = name.parse() {
-            return self.constant(Answer::literal(address));
+        match name.parse() {
+            Ok(address) => self.constant(Answer::literal(address)),
+            Err(_) => self.watch_for(Sought::Addresses, name),
         }
-        let name = name.to_ascii_lowercase();
+    }
+
+    /// Watches a name's services (SRV), as [`watch`](Self::watch) does its addresses.
+    pub fn watch_services(self: &Arc<Self>, name: &str) -> watch::Receiver<Answer> {
+        self.watch_for(Sought::Services, name)
+    }
+
+    fn watch_for(self: &Arc<Self>, sought: Sought, name: &str) -> watch::Receiver<Answer> {
+        let key = (sought, name.to_ascii_lowercase());
         let mut names = self.names();
-        if let Some(entry) = names.get(&name) {
+        if let Some(entry) = names.get(&key) {
+            self.totals.hits.fetch_add(1, Ordering::Relaxed);
             let receiver = entry.answer.subscribe();
             entry.poke.notify_one();
             return receiver;
         }
+        self.totals.misses.fetch_add(1, Ordering::Relaxed);
         let (answer, receiver) = watch::channel(Answer::pending());
-        let entry =
-            Arc::new(Entry { name: name.clone(), answer, trouble: Mutex::default(), poke: Notify::new() });
-        names.insert(name, entry.clone());
+        let entry = Arc::new(Entry {
+            sought,
+            name: key.1.clone(),
+            answer,
+            trouble: Mutex::default(),
+            poke: Notify::new(),
+        });
+        names.insert(key, entry.clone());
         self.handle.spawn(self.clone().keep(entry));
         receiver
+    }
+
+    /// The watched name that a full name stands for, because the search list's search for it ended
+    /// there.
+    pub(super) fn meant_by(&self, full_name: &str) -> Option<String> {
+        self.meant().get(full_name).cloned()
     }
 
     /// Everything that is known, for `/upstreams` and the metrics.
@@ -118,22 +205,28 @@ impl Resolver {
         let now = Instant::now();
         let mut names: Vec<_> = self.names().values().map(|entry| entry.snapshot(now)).collect();
         names.sort_by(|a, b| a.name.cmp(&b.name));
+        Snapshot { names, ..self.counts() }
+    }
+
+    /// As [`snapshot`](Self::snapshot), without the names.
+    pub fn counts(&self) -> Snapshot {
+        let servers = self.asker.load().servers.snapshot();
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Snapshot {
-            queries: self.totals.queries.load(Ordering::Relaxed),
-            failures: self.totals.failures.load(Ordering::Relaxed),
-            stale: self.totals.stale.load(Ordering::Relaxed),
-            names,
+            hits: count(&self.totals.hits),
+            misses: count(&self.totals.misses),
+            refreshes: count(&self.totals.refreshes),
+            stale: count(&self.totals.stale),
+            queries: servers.iter().map(|server| server.queries).sum(),
+            failures: servers.iter().flat_map(|server| server.failures.values()).sum(),
+            servers,
+            names: Vec::new(),
         }
     }
 
     /// The runtime that refreshes names.
     pub fn handle(&self) -> &Handle {
         &self.handle
-    }
-
-    /// Which watched name a full name stands for, because the search for that one ended there.
-    pub(super) fn meant_by(&self, _full_name: &str) -> Option<String> {
-        None
     }
 
     pub(super) fn asker(&self) -> Arc<Asker> {
@@ -150,35 +243,41 @@ impl Resolver {
     /// Keeps one name fresh until nobody watches it.
     async fn keep(self: Arc<Self>, entry: Arc<Entry>) {
         let mut asker = self.asker.load_full();
-        let mut names = Arc::new(asker.names(&entry.name));
-        let mut record = Record::new(Instant::now(), asker.bounds);
+        let mut record = Record::new(Instant::now(), entry.sought, asker.bounds);
         let mut queries = FuturesUnordered::new();
         let mut in_flight = [false; 2];
+        let mut meant = None;
         loop {
             let now = Instant::now();
             let current = self.asker.load_full();
             if !Arc::ptr_eq(&current, &asker) {
-                names = Arc::new(current.names(&entry.name));
                 record.reconfigure(now, current.bounds);
                 asker = current;
                 queries.clear();
                 in_flight = [false; 2];
             }
             record.lapse(now);
-            for family in Family::BOTH {
-                if !in_flight[family as usize] && record.is_due(family, now) {
-                    in_flight[family as usize] = true;
-                    queries.push(self.ask(asker.clone(), names.clone(), record.anchor(), family));
+            for &kind in record.kinds() {
+                if !in_flight[kind.place()] && record.is_due(kind, now) {
+                    in_flight[kind.place()] = true;
+                    if record.has(kind) {
+                        self.totals.refreshes.fetch_add(1, Ordering::Relaxed);
+                    }
+                    queries.push(self.ask(asker.clone(), &entry.name, record.anchor(), kind));
                 }
+            }
+            if record.anchor() != meant {
+                meant = record.anchor();
+                self.note_meaning(&asker, &entry, meant);
             }
             entry.publish(record.answer(now), record.trouble());
             let wakes = record.wakes(now, in_flight);
             tokio::select! {
-                Some((family, found)) = queries.next() => {
+                Some((kind, found)) = queries.next() => {
                     let now = Instant::now();
-                    in_flight[family as usize] = false;
-                    let failed = matches!(found.outcome, super::record::Outcome::Failed { .. });
-                    record.note(now, family, found);
+                    in_flight[kind.place()] = false;
+                    let failed = matches!(found.outcome, Outcome::Failed { .. });
+                    record.note(now, kind, found);
                     if failed && record.is_stale(now) {
                         self.totals.stale.fetch_add(1, Ordering::Relaxed);
                     }
@@ -196,14 +295,10 @@ impl Resolver {
         }
     }
 
-    async fn ask(
-        self: &Arc<Self>,
-        asker: Arc<Asker>,
-        names: Arc<Names>,
-        anchor: Option<usize>,
-        family: Family,
-    ) -> (Family, Found) {
-        (family, asker.resolve(&names, anchor, family, &self.totals).await)
+    async fn ask(&self, asker: Arc<Asker>, name: &str, anchor: Option<usize>, kind: Kind) -> (Kind, Found) {
+        // It is never closed.
+        let _flight = self.flights.acquire().await;
+        (kind, asker.resolve(name, anchor, kind).await)
     }
 
     /// Waits until the name is watched again, or its answer has expired and it is forgotten: then
@@ -218,20 +313,66 @@ impl Resolver {
         let mut names = self.names();
         let unwatched = entry.answer.receiver_count() == 0;
         if unwatched {
-            names.remove(&entry.name);
+            names.remove(&(entry.sought, entry.name.clone()));
+            self.meant().retain(|_, name| *name != entry.name);
         }
         unwatched
     }
 
-    fn names(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
-        self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Remembers at which full name the search for a name ended.
+    fn note_meaning(&self, asker: &Asker, entry: &Entry, anchor: Option<usize>) {
+        let mut meant = self.meant();
+        meant.retain(|_, name| *name != entry.name);
+        let full = anchor.and_then(|anchor| asker.names(&entry.name).candidates.into_iter().nth(anchor));
+        let Some(full) = full.filter(|_| entry.sought == Sought::Addresses) else { return };
+        let full = full.to_ascii().to_ascii_lowercase();
+        let full = full.trim_end_matches('.');
+        if full != entry.name.trim_end_matches('.') {
+            meant.insert(full.to_owned(), entry.name.clone());
+        }
     }
+
+    /// The system's files have changed: everything is read, and asked for, again.
+    fn files_changed(&self) {
+        let config = lock(&self.config).clone();
+        if let Err(error) = self.reconfigure(&config) {
+            tracing::warn!(%error, "the servers and the search list stay as they were");
+            return;
+        }
+        tracing::info!("the system's DNS configuration or hosts file has changed");
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        lock(&self.names)
+    }
+
+    fn meant(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        lock(&self.meant)
+    }
+}
+
+/// Follows the system's files for as long as there is a resolver.
+async fn follow(mut watcher: Watcher, resolver: Weak<Resolver>) {
+    loop {
+        watcher.changed().await;
+        let Some(resolver) = resolver.upgrade() else { return };
+        resolver.files_changed();
+    }
+}
+
+/// What is known of a server.
+fn known(servers: &Mutex<HashMap<SocketAddr, Arc<Known>>>, address: SocketAddr) -> Arc<Known> {
+    lock(servers).entry(address).or_default().clone()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Entry {
     /// Lets the watchers see an answer, and the log a change of state.
     fn publish(&self, mut answer: Answer, trouble: Option<&Arc<str>>) {
-        *self.trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = trouble.cloned();
+        *lock(&self.trouble) = trouble.cloned();
         self.answer.send_if_modified(|known| {
             if *known == answer {
                 return false;
@@ -242,6 +383,9 @@ impl Entry {
             if known.addresses == answer.addresses {
                 answer.addresses = known.addresses.clone();
             }
+            if known.services == answer.services {
+                answer.services = known.services.clone();
+            }
             *known = answer;
             true
         });
@@ -249,10 +393,11 @@ impl Entry {
 
     fn snapshot(&self, now: Instant) -> NameSnapshot {
         let answer = self.answer.borrow();
-        let trouble = self.trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let trouble = lock(&self.trouble);
         NameSnapshot {
             name: self.name.clone(),
             addresses: answer.addresses.to_vec(),
+            services: answer.services.to_vec(),
             state: answer.state.name(),
             ttl_left: answer.expires.map(|expires| seconds_until(now, expires)),
             last_error: trouble.as_ref().or(answer.state.why()).map(|why| why.to_string()),

@@ -1,7 +1,8 @@
 //! Where an upstream's endpoints come from, behind one interface: balance and pool do not know
 //! which.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -9,16 +10,31 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Answer, Resolver, State};
+use super::{Answer, Resolver, State, family};
 use crate::config::units::{EndpointName, Host, HostPort};
+use crate::error::Reason;
 
 /// One endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     /// Where it listens.
     pub address: SocketAddr,
-    /// Its share beside the others; 1 where the source gives none.
+    /// Its share beside the others of the same priority; 1 where the source gives none.
     pub weight: u32,
+    /// Endpoints of the least priority that can take a request take it.
+    pub priority: u16,
+    /// Another address of what is among the others already, of the other family: the way around,
+    /// where those of the first cannot be reached.
+    pub second: bool,
+    /// The topology zone that it is in, where the source says so.
+    pub zone: Option<Arc<str>>,
+}
+
+impl Target {
+    /// An endpoint like all others.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, weight: 1, priority: 0, second: false, zone: None }
+    }
 }
 
 /// The endpoints as they are now.
@@ -38,7 +54,8 @@ pub struct Resolution {
 pub enum EndpointSource {
     /// A list that never changes.
     Static(Arc<[Target]>),
-    /// Names, each with the port that its addresses listen on, and addresses among them.
+    /// Names, each with the port that its addresses listen on or of services that bring theirs
+    /// along, and addresses among them.
     Dns(Arc<[EndpointName]>),
 }
 
@@ -56,10 +73,10 @@ impl EndpointSource {
     }
 
     /// Whether an endpoint may listen on this port.
-    pub fn has_port(&self, port: u16) -> bool {
+    pub fn may_have_port(&self, port: u16) -> bool {
         match self {
             EndpointSource::Static(targets) => targets.iter().any(|target| target.address.port() == port),
-            EndpointSource::Dns(hosts) => hosts.iter().any(|name| match name {
+            EndpointSource::Dns(names) => names.iter().any(|name| match name {
                 EndpointName::At(host) => host.port == port,
                 EndpointName::Srv(_) => true,
             }),
@@ -75,10 +92,10 @@ impl EndpointSource {
                 expires: None,
                 state: State::Fresh,
             }),
-            EndpointSource::Dns(hosts) => {
-                let parts: Vec<Part> = hosts.iter().map(|host| Part::watch(host, resolver)).collect();
+            EndpointSource::Dns(names) => {
+                let parts: Vec<Part> = names.iter().map(|name| Part::watch(name, resolver)).collect();
                 let (sender, receiver) = watch::channel(merge(&parts));
-                resolver.handle().spawn(follow(parts, sender));
+                resolver.handle().spawn(follow(parts, resolver.clone(), sender));
                 receiver
             }
         }
@@ -86,30 +103,130 @@ impl EndpointSource {
 }
 
 /// One name of a source.
-struct Part {
-    port: u16,
-    answer: watch::Receiver<Answer>,
+enum Part {
+    /// Addresses that listen on a port.
+    Addresses { port: u16, answer: watch::Receiver<Answer> },
+    /// Services, and the addresses of those targets that came without.
+    Services { answer: watch::Receiver<Answer>, targets: BTreeMap<Arc<str>, watch::Receiver<Answer>> },
 }
 
 impl Part {
     fn watch(name: &EndpointName, resolver: &Arc<Resolver>) -> Self {
-        let EndpointName::At(host) = name else {
-            return Self { port: 0, answer: resolver.constant(Answer::pending()) };
-        };
-        let answer = match &host.host {
-            Host::Name(name) => resolver.watch(name),
-            Host::Address(address) => resolver.constant(Answer::literal(*address)),
-        };
-        Self { port: host.port, answer }
+        match name {
+            EndpointName::Srv(name) => {
+                Part::Services { answer: resolver.watch_services(name), targets: BTreeMap::new() }
+            }
+            EndpointName::At(HostPort { host, port }) => {
+                let answer = match host {
+                    Host::Name(name) => resolver.watch(name),
+                    Host::Address(address) => resolver.constant(Answer::literal(*address)),
+                };
+                Part::Addresses { port: *port, answer }
+            }
+        }
+    }
+
+    /// Watches the targets that the services name now, and no others.
+    fn follow_targets(&mut self, resolver: &Arc<Resolver>) {
+        let Part::Services { answer, targets } = self else { return };
+        let services = answer.borrow_and_update().services.clone();
+        let wanted: HashSet<&Arc<str>> =
+            services.iter().filter(|s| s.addresses.is_empty()).map(|s| &s.target).collect();
+        targets.retain(|target, _| wanted.contains(target));
+        for target in wanted {
+            if !targets.contains_key(target) {
+                // A target is a full name: no search list applies to it.
+                targets.insert(target.clone(), resolver.watch(&format!("{target}.")));
+            }
+        }
+    }
+
+    /// Whether it knows of services, wherever they are.
+    fn has_services(&self) -> bool {
+        matches!(self, Part::Services { answer, .. } if !answer.borrow().services.is_empty())
+    }
+
+    fn receivers(&mut self) -> Box<dyn Iterator<Item = &mut watch::Receiver<Answer>> + Send + '_> {
+        match self {
+            Part::Addresses { answer, .. } => Box::new(std::iter::once(answer)),
+            Part::Services { answer, targets } => {
+                Box::new(std::iter::once(answer).chain(targets.values_mut()))
+            }
+        }
+    }
+
+    /// The endpoints, and each answer that they come from.
+    fn endpoints(&self, into: &mut Vec<Target>) -> Vec<Answer> {
+        match self {
+            Part::Addresses { port, answer } => {
+                let answer = answer.borrow().clone();
+                into.extend(at(&answer.addresses, *port));
+                vec![answer]
+            }
+            Part::Services { answer, targets } => {
+                let answer = answer.borrow().clone();
+                let mut answers = Vec::with_capacity(1 + targets.len());
+                for service in answer.services.iter() {
+                    let known = targets.get(&service.target).map(|target| target.borrow().clone());
+                    let addresses = known.as_ref().map_or(&service.addresses, |known| &known.addresses);
+                    let zone = zone(&service.target);
+                    into.extend(at(addresses, service.port).map(|target| Target {
+                        // A weight of 0 is a very small share (RFC 2782), and not none.
+                        weight: u32::from(service.weight).max(1),
+                        priority: service.priority,
+                        zone: zone.clone(),
+                        ..target
+                    }));
+                    answers.extend(known);
+                }
+                answers.push(answer);
+                answers
+            }
+        }
     }
 }
 
+/// Endpoints at the addresses of one host.
+fn at(addresses: &[IpAddr], port: u16) -> impl Iterator<Item = Target> {
+    let second = family::second(addresses);
+    addresses.iter().map(move |ip| Target { second: second(ip), ..Target::at(SocketAddr::new(*ip, port)) })
+}
+
+/// The zone in a target's name of the mesh's endpoint zone: `10-0-0-7.zone-a.orders.shop.endpoints.mesh`.
+fn zone(target: &str) -> Option<Arc<str>> {
+    target.split('.').nth(1)?.strip_prefix("zone-").map(Into::into)
+}
+
 /// Carries changes of the names to the source's watchers, until there are none.
-async fn follow(mut parts: Vec<Part>, sender: watch::Sender<Resolution>) {
+async fn follow(mut parts: Vec<Part>, resolver: Arc<Resolver>, sender: watch::Sender<Resolution>) {
     loop {
+        parts.iter_mut().for_each(|part| part.follow_targets(&resolver));
+        let mut resolution = merge(&parts);
+        sender.send_if_modified(|known| {
+            if !known.endpoints.is_empty() && resolution.endpoints.is_empty() {
+                // Other services took the place of those there were, and nobody knows their addresses
+                // yet: what there was serves on.
+                match &resolution.state {
+                    State::Pending => return false,
+                    State::Failed { reason: Reason::DnsNoAnswer, why }
+                        if parts.iter().any(Part::has_services) =>
+                    {
+                        resolution.state = State::Stale { why: why.clone() };
+                        resolution.endpoints = known.endpoints.clone();
+                    }
+                    _ => {}
+                }
+            }
+            let changed = known.endpoints != resolution.endpoints || known.state != resolution.state;
+            if known.endpoints == resolution.endpoints {
+                resolution.endpoints = known.endpoints.clone();
+            }
+            *known = resolution;
+            changed
+        });
         let next = {
             let mut changes: FuturesUnordered<_> =
-                parts.iter_mut().map(|part| part.answer.changed()).collect();
+                parts.iter_mut().flat_map(Part::receivers).map(|answer| answer.changed()).collect();
             tokio::select! {
                 Some(change) = changes.next() => change,
                 () = sender.closed() => return,
@@ -118,29 +235,16 @@ async fn follow(mut parts: Vec<Part>, sender: watch::Sender<Resolution>) {
         if next.is_err() {
             return;
         }
-        let mut resolution = merge(&parts);
-        sender.send_if_modified(|known| {
-            let changed = known.endpoints != resolution.endpoints || known.state != resolution.state;
-            if known.endpoints == resolution.endpoints {
-                resolution.endpoints = known.endpoints.clone();
-            }
-            *known = resolution;
-            changed
-        });
     }
 }
 
 /// All endpoints together. Names without an answer take nothing from those with one.
 fn merge(parts: &[Part]) -> Resolution {
-    let answers: Vec<Answer> = parts.iter().map(|part| part.answer.borrow().clone()).collect();
-    let mut endpoints: Vec<Target> = parts
-        .iter()
-        .zip(&answers)
-        .flat_map(|(part, answer)| answer.addresses.iter().map(|ip| SocketAddr::new(*ip, part.port)))
-        .map(|address| Target { address, weight: 1 })
-        .collect();
+    let mut endpoints = Vec::new();
+    let answers: Vec<Answer> = parts.iter().flat_map(|part| part.endpoints(&mut endpoints)).collect();
     keep_first(&mut endpoints);
-    let serves = |answer: &&Answer| endpoints.is_empty() || !answer.addresses.is_empty();
+    let has = |answer: &Answer| !answer.addresses.is_empty() || !answer.services.is_empty();
+    let serves = |answer: &&Answer| endpoints.is_empty() || has(answer);
     let state = answers.iter().filter(serves).map(|answer| &answer.state).max_by_key(|state| rank(state));
     Resolution {
         expires: answers.iter().filter_map(|answer| answer.expires).min(),
@@ -163,13 +267,14 @@ fn rank(state: &State) -> u8 {
 fn fixed(endpoint: &EndpointName) -> Option<Target> {
     match endpoint {
         EndpointName::At(HostPort { host: Host::Address(ip), port }) => {
-            Some(Target { address: SocketAddr::new(*ip, *port), weight: 1 })
+            Some(Target::at(SocketAddr::new(*ip, *port)))
         }
         _ => None,
     }
 }
 
+/// Of several at one address, the first.
 fn keep_first(targets: &mut Vec<Target>) {
-    let mut seen = std::collections::HashSet::with_capacity(targets.len());
+    let mut seen = HashSet::with_capacity(targets.len());
     targets.retain(|target| seen.insert(target.address));
 }

@@ -41,7 +41,7 @@ pub async fn dial(
     dial: Dial,
     tls: &tls::Current,
 ) -> Result<Stream> {
-    let limit = upstream.spec.connect_timeout;
+    let limit = upstream.connect_timeout(endpoint);
     match timeout(limit, open(upstream, endpoint, dial, tls)).await {
         Ok(opened) => opened,
         Err(_) => Err(failed(

@@ -42,6 +42,8 @@ pub(super) struct Kept {
     pub(super) doubted: bool,
     /// Since when it has been idle.
     pub(super) since: Instant,
+    /// When it is too old, if its endpoint may be many behind one address.
+    pub(super) retires: Instant,
 }
 
 /// What a request needs of a connection.
@@ -87,6 +89,11 @@ impl Lease {
 impl Kept {
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.since)
+    }
+
+    /// Whether it has been to one of many for long enough: the next one may be to another.
+    pub(super) fn is_aged(&self, now: Instant) -> bool {
+        self.open.endpoint().standing.is_virtual() && self.retires <= now
     }
 
     /// Whether it is to be used no more.
@@ -153,12 +160,12 @@ impl Kept {
             Wanted::Proven => proven,
             Wanted::New => false,
         };
-        let Kept { conn: h1::Conn { reader, writer }, open, requests, most, said, .. } = *self;
+        let Kept { conn: h1::Conn { reader, writer }, open, requests, most, said, retires, .. } = *self;
         let written = writer.written().get();
         let hand = move || {
             let (stream, read) = reader.reunite(writer)?;
             let stream = stream.into_std().ok().filter(|_| read.is_empty())?;
-            Some(Handed { stream, written, requests, most, said, idled })
+            Some(Handed { stream, written, requests, most, said, idled, retires })
         };
         open.hand_on(suits, hand);
     }

@@ -39,6 +39,15 @@ use streams::Shareds;
 /// How often a worker looks through its connections. What happens to one of them it hears at once.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long a connection is used to an endpoint that may be many behind one address, more or less: each
+/// is to one of them, and only new ones go to those that have come since.
+const ONE_OF_MANY: Duration = Duration::from_secs(60);
+
+/// That age, spread, so that those opened together do not end together.
+fn one_of_many() -> Duration {
+    ONE_OF_MANY.mul_f64(0.80 + 0.40 * fastrand::f64())
+}
+
 /// A worker's connections.
 pub struct Pools {
     plain: Rc<Plain>,

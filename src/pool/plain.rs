@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::kept::{Kept, LOOKED_AT, Lease, Need};
 use super::watch::{Alarm, Place, bell};
-use super::{Dial, dial};
+use super::{Dial, dial, one_of_many};
 use crate::balance::{Endpoint, Handed, Open, Room, Upstream, Wanted};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::h1::{self, Hint};
@@ -91,12 +91,12 @@ impl Plain {
             Need::New => Wanted::New,
         };
         let Room { handed, open } = self.room(upstream, endpoint, wanted).await?;
-        if let Some(Handed { stream, written, requests, most, said, idled }) = handed
+        if let Some(Handed { stream, written, requests, most, said, idled, retires }) = handed
             && let Ok(stream) = TcpStream::from_std(stream)
         {
             let conn = h1::Conn::resume(stream, written);
             let mut kept = self.kept(conn, open, requests, most, Some(idled));
-            kept.said = said;
+            (kept.said, kept.retires) = (said, retires);
             return Ok(Lease(kept));
         }
         let dials = self.missed(upstream, endpoint, dial);
@@ -182,7 +182,7 @@ impl Plain {
         // One that is spent only by what its peer has shown is kept to see whether that still holds.
         let spent = kept.is_spent();
         let shows = spent && kept.requests < kept.most && !kept.open.endpoint().keep_alive.knows_requests();
-        if kept.open.endpoint().is_leaving() || (spent && !shows) {
+        if kept.open.endpoint().is_leaving() || kept.is_aged(now) || (spent && !shows) {
             return;
         }
         if kept.open.is_waited_for() {
@@ -213,7 +213,20 @@ impl Plain {
         self.next.set(id + 1);
         let bell = bell(Place { endpoint: open.endpoint().id, id }, &self.alarm);
         let since = Instant::now();
-        Box::new(Kept { conn, open, id, bell, requests, most, idled, said: None, doubted: false, since })
+        let retires = since + one_of_many();
+        Box::new(Kept {
+            conn,
+            open,
+            id,
+            bell,
+            requests,
+            most,
+            idled,
+            said: None,
+            doubted: false,
+            since,
+            retires,
+        })
     }
 
     /// Whether nothing is kept for any endpoint.
@@ -390,7 +403,7 @@ impl Pool {
             let old = age >= limit;
             // It has shown what it was kept for.
             let shown = kept.is_spent() && age >= LOOKED_AT;
-            let stays = !shown && (!old || (observers > 0 && age < most));
+            let stays = !shown && !kept.is_aged(now) && (!old || (observers > 0 && age < most));
             observers -= u32::from(stays && old);
             stays
         });

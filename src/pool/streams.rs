@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::either::Either;
 
 use super::plain::Plain;
-use super::{Dial, dial};
+use super::{Dial, dial, one_of_many};
 use crate::balance::{Endpoint, Room, Upstream, Wanted};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::{Bounds, h2, mesh};
@@ -51,6 +51,8 @@ struct Sharer {
     suspect: Rc<Cell<bool>>,
     /// Its silence had lasted for too long already when it was last looked at.
     overdue: Rc<Cell<bool>>,
+    /// When it is too old, if its endpoint may be many behind one address.
+    retires: Instant,
 }
 
 /// A connection on which streams are opened.
@@ -108,6 +110,19 @@ impl Sharer {
         }
     }
 
+    /// Whether it has been to one of many for long enough: the next one may be to another.
+    fn is_aged(&self, now: Instant) -> bool {
+        self.endpoint.standing.is_virtual() && self.retires <= now
+    }
+
+    /// How full it is, from 0 to 1.
+    fn fullness(&self) -> f64 {
+        match &self.streams {
+            Streams::Mesh(link) => link.fullness(),
+            Streams::H2(_, uses) => Rc::strong_count(&uses.0) as f64 / f64::from(u16::MAX),
+        }
+    }
+
     /// Asks a peer that is silent and owes us something whether it still lives, and gives it up if it
     /// does not say so either. Seen twice: we may have been kept from hearing it ourselves.
     fn look_after(&self, now: Instant) {
@@ -153,6 +168,12 @@ impl Shareds {
         let multiplexed = shared.get(&(endpoint.id, secure))?;
         let mut usable =
             multiplexed.open.iter().filter(|sharer| !sharer.is_over() && !sharer.is_doubtful(now));
+        if endpoint.standing.is_virtual() {
+            let enough =
+                multiplexed.open.len() >= MOST || multiplexed.opening.is_some() || endpoint.is_paused();
+            let emptiest = usable.min_by(|a, b| a.fullness().total_cmp(&b.fullness()));
+            return emptiest.filter(|_| enough).map(|sharer| sharer.streams.clone());
+        }
         let first = usable.next()?;
         if !first.is_busy() {
             return Some(first.streams.clone());
@@ -278,8 +299,13 @@ impl Shareds {
             let mut first = true;
             multiplexed.open.retain(|sharer| {
                 sharer.look_after(now);
-                let spare = !std::mem::take(&mut first) && sharer.is_idle();
-                !spare && !sharer.is_over() && !sharer.endpoint.is_leaving() && !sharer.is_forgotten(now)
+                let is_virtual = sharer.endpoint.standing.is_virtual();
+                let spare = !std::mem::take(&mut first) && sharer.is_idle() && !is_virtual;
+                !spare
+                    && !sharer.is_aged(now)
+                    && !sharer.is_over()
+                    && !sharer.endpoint.is_leaving()
+                    && !sharer.is_forgotten(now)
             });
             !multiplexed.open.is_empty() || multiplexed.opening.is_some()
         });
@@ -369,5 +395,6 @@ async fn open(
     };
     let (peer_timeout, most_idle) = (upstream.spec.peer_timeout, upstream.spec.keep_alive.most_idle);
     let (suspect, overdue) = (Rc::default(), Rc::default());
-    Ok(Sharer { streams, endpoint, closed, peer_timeout, most_idle, suspect, overdue })
+    let retires = Instant::now() + one_of_many();
+    Ok(Sharer { streams, endpoint, closed, peer_timeout, most_idle, suspect, overdue, retires })
 }

@@ -43,6 +43,8 @@ fn upstream(address: SocketAddr, max_connections: u32) -> Arc<Upstream> {
         name: "orders".into(),
         source: EndpointSource::new(&[EndpointName::At(at.clone())]),
         address: at,
+        is_balanced: true,
+        slow_start: Duration::ZERO,
         peer: None,
         may_fall_back: false,
         capacity: 1024,

@@ -243,6 +243,8 @@ fn spec(model: &Model, name: &str, upstream: &model::Upstream, tls: Option<&Tls>
         name: name.into(),
         address: upstream.address.clone(),
         source,
+        is_balanced: upstream.endpoints.is_some() || matches!(upstream.address.host, Host::Address(_)),
+        slow_start: upstream.slow_start.0,
         peer: peer.filter(|_| mode != MtlsMode::Off),
         may_fall_back: mode == MtlsMode::Prefer,
         capacity: upstream.capacity.get(),
@@ -270,6 +272,8 @@ fn anywhere(name: &str, connect_timeout: Duration) -> Spec {
     Spec {
         name: name.into(),
         source: EndpointSource::new(&[]),
+        is_balanced: true,
+        slow_start: Duration::ZERO,
         address: defaults.address,
         peer: None,
         may_fall_back: false,

@@ -15,6 +15,7 @@ use crate::balance::{Endpoint, KeepAliveReport, Upstream};
 use crate::config::Model;
 use crate::dns::{self, Capture, CaptureSnapshot, EndpointSource};
 use crate::limit::LimitReport;
+use crate::telemetry::Scrape;
 
 /// The view of one sidecar.
 pub(super) struct View {
@@ -96,6 +97,7 @@ impl View {
                     .gauge("pannier_upstream_endpoints", "Endpoints that take requests")
                     .set(&labels, upstream.endpoints().len());
             }
+            dns(&shared.ground.resolver.counts(), scrape);
             for limit in reports(&mesh) {
                 let labels = [("limit", &*limit.name)];
                 let counts = [
@@ -188,6 +190,33 @@ impl admin::View for View {
     }
 }
 
+/// What the servers of names have said. Their addresses are the operator's, and so few.
+fn dns(counts: &dns::Snapshot, scrape: &mut Scrape) {
+    let totals = [
+        ("pannier_dns_names_hit_total", "Names that were known when they were wanted", counts.hits),
+        ("pannier_dns_names_missed_total", "Names that had to be asked for", counts.misses),
+        ("pannier_dns_refreshes_total", "Queries for what was known, to keep it fresh", counts.refreshes),
+        ("pannier_dns_stale_total", "Refreshes that failed, past the TTL of what serves on", counts.stale),
+    ];
+    for (name, help, count) in totals {
+        scrape.counter(name, help).set(&[], count);
+    }
+    for server in &counts.servers {
+        let address = server.address.to_string();
+        let failures = server.failures.iter().map(|(kind, count)| (*kind, *count));
+        for (answer, count) in
+            [("found", server.found), ("denied", server.denied)].into_iter().chain(failures)
+        {
+            scrape
+                .counter(
+                    "pannier_dns_answers_total",
+                    "What servers answered to queries, or why there was no answer",
+                )
+                .set(&[("server", &address), ("answer", answer)], count);
+        }
+    }
+}
+
 fn reports(mesh: &Mesh) -> Vec<LimitReport> {
     let mut reports = mesh.outbound_limits.snapshot();
     reports.extend(mesh.inbound_limits.snapshot());
@@ -212,9 +241,12 @@ fn upstream(mesh: &Mesh, route: &Route) -> Value {
         "saturation": upstream.saturation(),
         "in_flight": upstream.in_flight(),
         "connections": upstream.connections(),
+        // One address that may stand for many endpoints: how full each is cannot be known.
+        "virtual": upstream.is_virtual(),
         "dns": {
             "state": if matches!(spec.source, EndpointSource::Static(_)) { "static" } else { resolution.state.name() },
             "expires_in_seconds": left(resolution.expires),
+            "why": resolution.state.why().map(|why| &**why),
         },
         "requests": traffic.requests(),
         "latency_seconds": { "p50": quantile(0.5), "p99": quantile(0.99) },
@@ -243,13 +275,18 @@ fn keep_alive(known: &KeepAliveReport) -> Value {
 }
 
 fn endpoint(endpoint: &Endpoint) -> Value {
+    let standing = &endpoint.standing;
     json!({
         "address": endpoint.address,
-        "saturation": endpoint.saturation(),
+        "saturation": (!standing.is_virtual()).then(|| endpoint.saturation()),
         "in_flight": endpoint.in_flight(),
         "capacity": endpoint.capacity(),
         "connections": endpoint.connections(),
         "passed_over": endpoint.is_paused(),
+        "weight": standing.weight(),
+        "priority": standing.priority(),
+        "second_family": standing.is_second(),
+        "zone": standing.zone().map(|zone| zone.to_string()),
         "plaintext": endpoint.is_plaintext(),
         "keep_alive": keep_alive(&endpoint.keep_alive.report()),
     })

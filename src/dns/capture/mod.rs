@@ -129,10 +129,10 @@ impl Capture {
         self.resolver.meant_by(&name).filter(|meant| names.contains(meant))
     }
 
-    /// What the resolver knows, waiting for its first answer as long as one query may take.
+    /// What the resolver knows, waiting for its first answer as long as that may take.
     async fn known(&self, name: &str) -> Option<Answer> {
         let mut answer = self.resolver.watch(name);
-        let limit: Duration = self.resolver.asker().timeout;
+        let limit: Duration = self.resolver.asker().resolution_timeout;
         let first = timeout(limit, answer.wait_for(|answer| answer.state != State::Pending)).await;
         first.ok()?.ok().map(|answer| answer.clone())
     }

@@ -20,9 +20,13 @@ pub(super) fn capture(servers: &[SocketAddr], names: &[&str]) -> Captured {
 }
 
 pub(super) fn capture_with(settings: &model::Dns, names: &[&str]) -> Captured {
+    capture_by(settings, resolver_with(settings, NONE, NONE), names)
+}
+
+fn capture_by(settings: &model::Dns, resolver: Arc<Resolver>, names: &[&str]) -> Captured {
     let (udp, tcp) = bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let address = udp.local_addr().expect("an address");
-    let capture = Capture::new(settings, resolver_with(settings, NONE, NONE));
+    let capture = Capture::new(settings, resolver);
     capture.replace_names(names.iter().copied());
     let server = capture.serve(vec![udp], vec![tcp]).expect("started");
     Captured { address, capture, _server: server }
@@ -155,6 +159,28 @@ async fn the_names_follow_a_reload() {
     }
     assert_eq!(captured.capture.snapshot().mesh, 3);
     assert_eq!(server.asked_for(RecordType::A), 2, "asked once more, and kept");
+}
+
+#[tokio::test]
+async fn what_a_search_list_makes_of_a_mesh_name_is_that_name() {
+    let server = Scripted::start(|query, _| match name(query).as_str() {
+        "orders.shop.mesh." => with(query, 300, &["10.0.0.1"]),
+        _ => code(query, ResponseCode::NXDomain),
+    });
+    let resolv_conf = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(&resolv_conf, "search other.mesh shop.mesh\noptions ndots:5\n").expect("written");
+    let settings = settings(&[server.address]);
+    let resolver = resolver_with(&settings, resolv_conf.path(), NONE);
+    let mut watched = resolver.watch("orders");
+    let captured = capture_by(&settings, resolver, &["orders"]);
+    addresses(&mut watched, &["10.0.0.1"]).await;
+    eventually(|| server.asked_for(RecordType::AAAA) > 0).await;
+    let asked = server.asked_for(RecordType::A);
+    let answer = ask(captured.address, "orders.shop.mesh.", RecordType::A).await;
+    assert_eq!(answers(&answer)[0].0, "10.0.0.1");
+    assert_eq!((captured.capture.snapshot().mesh, server.asked_for(RecordType::A)), (1, asked));
+    let answer = ask(captured.address, "orders.other.mesh.", RecordType::A).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
 }
 
 #[tokio::test]

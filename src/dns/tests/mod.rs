@@ -20,7 +20,7 @@ use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::query::Asker;
+use super::query::Files;
 use super::responder::bind;
 use super::server::{Answerer, Server, Transport};
 use super::{Answer, Resolver, wire};
@@ -50,8 +50,8 @@ fn resolver_with(
     resolv_conf: impl AsRef<Path>,
     hosts: impl AsRef<Path>,
 ) -> Arc<Resolver> {
-    let asker = Asker::with_files(settings, resolv_conf.as_ref(), hosts.as_ref()).expect("an asker");
-    Resolver::with_asker(asker, Handle::current())
+    let files = Files { resolv_conf: resolv_conf.as_ref().into(), hosts: hosts.as_ref().into() };
+    Resolver::with_files(settings, files, Handle::current()).expect("a resolver")
 }
 
 /// Waits until the answer is such.

@@ -1,3 +1,7 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hickory_resolver::proto::rr::rdata::SRV;
+
 use super::*;
 use crate::config::units::EndpointName;
 use crate::dns::{EndpointSource, Resolution, State};
@@ -92,4 +96,84 @@ async fn a_name_that_fails_takes_nothing_from_its_neighbours() {
     let mut receiver = source(&["green.mesh:80", "red.mesh:80"]).subscribe(&resolver);
     let none = until(&mut receiver, |resolution| resolution.state != State::Pending).await;
     assert!(matches!(none.state, State::Failed { .. }), "{none:?}");
+}
+
+fn service(query: &Message, ttl: u32, services: &[(u16, u16, u16, &str)], glue: &[(&str, &str)]) -> Step {
+    let mut reply = wire::reply_to(query);
+    let owner = query.queries[0].name.clone();
+    let data = services.iter().map(|(priority, weight, port, target)| {
+        RData::SRV(SRV::new(*priority, *weight, *port, Name::from_ascii(target).expect("a name")))
+    });
+    reply.add_answers(data.map(|data| Record::from_rdata(owner.clone(), ttl, data)));
+    for (owner, address) in glue {
+        let owner = Name::from_ascii(owner).expect("a name");
+        reply.add_additional(Record::from_rdata(owner, ttl, RData::from(ip(address))));
+    }
+    Step::Reply(Box::new(reply))
+}
+
+#[tokio::test]
+async fn services_bring_ports_priorities_weights_and_zones() {
+    let server = Scripted::start(|query, _| match (name(query).as_str(), kind(query)) {
+        ("_http._tcp.orders.", RecordType::SRV) => service(
+            query,
+            300,
+            &[(0, 3, 8080, "one.zone-a.orders."), (0, 0, 8081, "two.orders."), (1, 1, 8082, "three.orders.")],
+            &[("one.zone-a.orders.", "10.0.0.1")],
+        ),
+        ("two.orders.", _) => with(query, 300, &["10.0.0.2"]),
+        ("three.orders.", _) => with(query, 300, &["10.0.0.3"]),
+        _ => code(query, ResponseCode::NXDomain),
+    });
+    let resolver = resolver(&[server.address]);
+    let mut seen = source(&["_http._tcp.orders"]).subscribe(&resolver);
+    let all = tokio::time::timeout(PATIENCE, seen.wait_for(|seen| seen.endpoints.len() == 3));
+    let all = all.await.expect("in time").expect("open").clone();
+    assert_eq!(endpoints(&all), ["10.0.0.2:8081", "10.0.0.1:8080", "10.0.0.3:8082"]);
+    let says: Vec<_> = all.endpoints.iter().map(|t| (t.priority, t.weight, t.zone.as_deref())).collect();
+    assert_eq!(says, [(0, 1, None), (0, 3, Some("a")), (1, 1, None)]);
+    assert!(!server.asked().iter().any(|asked| asked.name.starts_with("one.")), "its address came along");
+    assert_eq!(resolver.snapshot().names[0].services.len(), 3);
+}
+
+#[tokio::test]
+async fn services_that_take_the_place_of_others_empty_nothing_meanwhile() {
+    let moved = Arc::new(AtomicBool::new(false));
+    let known = Arc::new(AtomicBool::new(false));
+    let server = Scripted::start({
+        let (moved, known) = (moved.clone(), known.clone());
+        move |query, _| match (name(query).as_str(), kind(query)) {
+            ("_http._tcp.orders.", RecordType::SRV) if moved.load(Ordering::Relaxed) => {
+                service(query, 1, &[(0, 1, 8080, "new.orders.")], &[])
+            }
+            ("_http._tcp.orders.", RecordType::SRV) => service(query, 1, &[(0, 1, 8080, "old.orders.")], &[]),
+            ("old.orders.", _) => with(query, 300, &["10.0.0.1"]),
+            ("new.orders.", _) if known.load(Ordering::Relaxed) => with(query, 300, &["10.0.0.2"]),
+            _ => code(query, ResponseCode::ServFail),
+        }
+    });
+    let resolver = resolver(&[server.address]);
+    let mut seen = source(&["_http._tcp.orders"]).subscribe(&resolver);
+    let first = |seen: &Resolution, text: &str| endpoints(seen) == [text];
+    let wait = tokio::time::timeout(PATIENCE, seen.wait_for(|seen| first(seen, "10.0.0.1:8080")));
+    wait.await.expect("in time").expect("open");
+    moved.store(true, Ordering::Relaxed);
+    let stale = |seen: &Resolution| matches!(seen.state, State::Stale { .. });
+    let wait = tokio::time::timeout(PATIENCE, seen.wait_for(|seen| stale(seen) || seen.endpoints.is_empty()));
+    assert_eq!(endpoints(&wait.await.expect("in time").expect("open")), ["10.0.0.1:8080"]);
+    known.store(true, Ordering::Relaxed);
+    let wait = tokio::time::timeout(PATIENCE, seen.wait_for(|seen| !first(seen, "10.0.0.1:8080")));
+    let now = wait.await.expect("in time").expect("open").clone();
+    assert_eq!((endpoints(&now), now.state), (vec!["10.0.0.2:8080".to_owned()], State::Fresh));
+}
+
+#[tokio::test]
+async fn of_both_families_one_is_the_way_around_the_other() {
+    let server = Scripted::start(|query, _| with(query, 300, &["127.0.0.1", "::1"]));
+    let resolver = resolver(&[server.address]);
+    let mut seen = source(&["orders.mesh:80"]).subscribe(&resolver);
+    let both = tokio::time::timeout(PATIENCE, seen.wait_for(|seen| seen.endpoints.len() == 2));
+    let both = both.await.expect("in time").expect("open").clone();
+    let seconds: Vec<_> = both.endpoints.iter().map(|t| (t.address.is_ipv6(), t.second)).collect();
+    assert_eq!(seconds, [(false, true), (true, false)]);
 }

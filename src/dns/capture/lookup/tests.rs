@@ -1,11 +1,11 @@
-use std::path::Path;
+use std::path::PathBuf;
 
 use hickory_resolver::proto::op::{Message, MessageType, OpCode, Query};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use tokio::runtime::Handle;
 
 use super::*;
-use crate::dns::query::Asker;
+use crate::dns::query::Files;
 
 fn key(name: &str) -> Key {
     let mut query = Message::new(7, MessageType::Query, OpCode::Query);
@@ -16,9 +16,9 @@ fn key(name: &str) -> Key {
 /// Asks a server that is not there.
 fn lookup() -> Arc<Lookup> {
     let config = model::Dns { servers: vec![([127, 0, 0, 1], 9).into()], ..Default::default() };
-    let none = Path::new("/nonexistent/pannier");
-    let asker = Asker::with_files(&config, none, none).unwrap();
-    Lookup::new(&config, Resolver::with_asker(asker, Handle::current()))
+    let none = PathBuf::from("/nonexistent/pannier");
+    let files = Files { resolv_conf: none.clone(), hosts: none };
+    Lookup::new(&config, Resolver::with_files(&config, files, Handle::current()).unwrap())
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,100 @@
+//! How an endpoint stands beside the others: what its source says of it, and how long it has been
+//! there.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::dns::Target;
+
+/// The share with which an endpoint begins that joins others.
+const FIRST_SHARE: f64 = 0.1;
+
+/// What a source says of an endpoint. It changes while the endpoint serves.
+#[derive(Debug)]
+pub struct Standing {
+    weight: AtomicU32,
+    priority: AtomicU32,
+    /// It is another address of one that there is already, of the other family.
+    second: AtomicBool,
+    /// It may be many behind one address.
+    is_virtual: AtomicBool,
+    /// When it joined others, in milliseconds of the endpoints' clock; 0: it was among the first.
+    joined: AtomicU64,
+    zone: Mutex<Option<Arc<str>>>,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self {
+            weight: AtomicU32::new(1),
+            priority: AtomicU32::new(0),
+            second: AtomicBool::new(false),
+            is_virtual: AtomicBool::new(false),
+            joined: AtomicU64::new(0),
+            zone: Mutex::default(),
+        }
+    }
+}
+
+impl Standing {
+    /// Takes what the source says now.
+    pub(super) fn take(&self, target: &Target, is_virtual: bool) {
+        self.weight.store(target.weight.max(1), Ordering::Relaxed);
+        self.priority.store(target.priority.into(), Ordering::Relaxed);
+        self.second.store(target.second, Ordering::Relaxed);
+        self.is_virtual.store(is_virtual, Ordering::Relaxed);
+        self.zone_of().clone_from(&target.zone);
+    }
+
+    /// It joined others at `now`.
+    pub(super) fn join(&self, now_millis: u64) {
+        self.joined.store(now_millis, Ordering::Relaxed);
+    }
+
+    /// When its slow start ends, in milliseconds; 0: it has none.
+    pub(super) fn warm_at(&self, slow_start: Duration) -> u64 {
+        match self.joined.load(Ordering::Relaxed) {
+            0 => 0,
+            joined => joined + slow_start.as_millis() as u64,
+        }
+    }
+
+    /// Its weight beside others of the same priority.
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// Those of the least priority come first.
+    pub fn priority(&self) -> u32 {
+        self.priority.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is another address of one that there is already, of the other family.
+    pub fn is_second(&self) -> bool {
+        self.second.load(Ordering::Relaxed)
+    }
+
+    /// Whether it may be many behind one address, as a ClusterIP Service is: each connection is to one
+    /// of them, by chance, for as long as it lasts.
+    pub fn is_virtual(&self) -> bool {
+        self.is_virtual.load(Ordering::Relaxed)
+    }
+
+    /// The topology zone that it is in.
+    pub fn zone(&self) -> Option<Arc<str>> {
+        self.zone_of().clone()
+    }
+
+    /// Its weight, or less while it starts slowly.
+    pub(super) fn share(&self, now_millis: u64, slow_start: Duration) -> f64 {
+        let weight = f64::from(self.weight());
+        let joined = self.joined.load(Ordering::Relaxed);
+        let (since, whole) = (now_millis.saturating_sub(joined) as f64, slow_start.as_millis() as f64);
+        if joined == 0 || since >= whole { weight } else { weight * (since / whole).max(FIRST_SHARE) }
+    }
+
+    fn zone_of(&self) -> std::sync::MutexGuard<'_, Option<Arc<str>>> {
+        self.zone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

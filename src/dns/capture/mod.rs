@@ -79,7 +79,7 @@ impl Capture {
         question: &Question<'_>,
         transport: Transport,
     ) -> Option<Vec<u8>> {
-        if let Some(reply) = self.from_mesh(question).await {
+        if let Some(reply) = self.mesh_reply(question).await {
             self.lookup.counters.mesh.add();
             return Some(reply.to(question, Age::Seconds(0), transport));
         }
@@ -98,7 +98,7 @@ impl Capture {
 
     /// The answer to a question for an address of a mesh name. Where the resolver knows none at
     /// all, the servers say so better, with their SOA.
-    async fn from_mesh(&self, question: &Question<'_>) -> Option<Reply> {
+    async fn mesh_reply(&self, question: &Question<'_>) -> Option<Reply> {
         let wanted: fn(&IpAddr) -> bool = match question.kind() {
             A => IpAddr::is_ipv4,
             AAAA => IpAddr::is_ipv6,

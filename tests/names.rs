@@ -284,9 +284,10 @@ fn the_pods_queries_are_answered_or_passed_on() {
         assert_eq!(shop.ask(elsewhere, RecordType::A), (ok, vec![ip("10.1.2.3")]));
         assert_eq!(shop.ask(elsewhere, RecordType::AAAA), (ok, vec![ip("fd00::3")]));
         assert_eq!(shop.ask("nobody.shop.svc.cluster.local", RecordType::A).0, ResponseCode::NXDomain);
-        // What the mesh needs is answered without a server; the rest cannot be.
+        // What the mesh needs is answered without a server, and what was known; the rest cannot be.
         shop.dns.kill();
-        assert_eq!(shop.ask(elsewhere, RecordType::A).0, ResponseCode::ServFail);
+        assert_eq!(shop.ask(elsewhere, RecordType::A), (ok, vec![ip("10.1.2.3")]));
+        assert_eq!(shop.ask("never.shop.svc.cluster.local", RecordType::A).0, ResponseCode::ServFail);
         assert_eq!(shop.ask(HOST, RecordType::A), (ok, vec![ip(VIP)]));
     });
 }

@@ -6,13 +6,13 @@
 //!   works; see [`State`].
 //! - [`EndpointSource`] is where an upstream's endpoints come from, a list or names, behind one
 //!   interface.
-//! - [`capture`] answers the pod's own queries; [`authority`] serves whoever has records to say, by
+//! - [`Capture`] answers the pod's own queries; [`authority`] serves whoever has records to say, by
 //!   the rules; [`Responder`] is that over a small table of names, for trials.
 //!
 //! Everything here runs on the control runtime. What workers see is a `watch` channel.
 
 pub mod authority;
-pub mod capture;
+mod capture;
 mod family;
 mod forward;
 mod hosts;
@@ -39,6 +39,7 @@ use tokio::time::Instant;
 
 use crate::error::Reason;
 
+pub use capture::{Capture, CaptureSnapshot};
 pub use query::ConfigError;
 pub use resolver::{NameSnapshot, Resolver, Snapshot};
 pub use responder::{Responder, Zone};

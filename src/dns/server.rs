@@ -1,7 +1,8 @@
 //! A DNS server's sockets: datagrams and streams in, answers out. What to answer is another's.
 //!
 //! Bounded: so many queries and connections at once, a connection that idles or will not take its
-//! answer is closed, and nothing that a client sends can do more than cost one query.
+//! answer is closed, and nothing that a client sends can do more than cost one query. What can be
+//! answered without waiting is answered however many wait.
 
 use std::future::Future;
 use std::io;
@@ -9,14 +10,20 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use futures_util::poll;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-/// Queries in hand at once per datagram socket; more wait in the socket, whose bound is the
-/// kernel's.
+/// Queries that wait at once per datagram socket. One that would be the next is dropped, as the
+/// network might: its client asks again.
 const MAX_QUERIES: usize = 512;
+/// Queries in hand at once per connection; more wait in the connection, whose bound is the kernel's.
+const MAX_PIPELINED: usize = 16;
 /// Connections at once per listener; more wait in its backlog.
 const MAX_CONNECTIONS: usize = 128;
 /// How long a connection may idle or stall (RFC 7766 section 6.2.3).
@@ -80,10 +87,13 @@ async fn datagrams<A: Answerer>(socket: Arc<tokio::net::UdpSocket>, answerer: Ar
     let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
         tokio::select! {
-            received = socket.recv_from(&mut buffer), if queries.len() < MAX_QUERIES => match received {
+            received = socket.recv_from(&mut buffer) => match received {
                 Ok((length, from)) => {
                     let query = buffer[..length].to_vec();
-                    queries.spawn(datagram(socket.clone(), query, from, answerer.clone()));
+                    let mut answered = Box::pin(datagram(socket.clone(), query, from, answerer.clone()));
+                    if poll!(&mut answered).is_pending() && queries.len() < MAX_QUERIES {
+                        queries.spawn(answered);
+                    }
                 }
                 Err(error) => {
                     tracing::debug!(%error, "DNS socket");
@@ -117,7 +127,7 @@ async fn connections<A: Answerer>(listener: tokio::net::TcpListener, answerer: A
                     let answerer = answerer.clone();
                     open.spawn(async move {
                         // An error here is the client's end of the connection: nobody to tell.
-                        let _ = connection(stream, &*answerer).await;
+                        let _ = connection(stream, answerer).await;
                     });
                 }
                 Err(error) => {
@@ -130,17 +140,65 @@ async fn connections<A: Answerer>(listener: tokio::net::TcpListener, answerer: A
     }
 }
 
-/// Answers the queries of one connection in their order, until it ends or idles.
-async fn connection<A: Answerer>(mut stream: TcpStream, answerer: &A) -> io::Result<()> {
+/// Answers the queries of one connection, each as soon as it can be (RFC 7766 section 6.2.1.1),
+/// until it ends, idles or stalls. A client that has sent all it had gets the rest of its answers.
+async fn connection<A: Answerer>(stream: TcpStream, answerer: Arc<A>) -> io::Result<()> {
+    let (reader, writer) = stream.into_split();
+    // One at a time, so that answers that nobody takes stay in hand, and count.
+    let (answered, answers) = mpsc::channel(1);
+    tokio::try_join!(read_queries(reader, answerer, answered), write_answers(writer, answers))?;
+    Ok(())
+}
+
+async fn read_queries<A: Answerer>(
+    mut reader: OwnedReadHalf,
+    answerer: Arc<A>,
+    answered: mpsc::Sender<Option<Vec<u8>>>,
+) -> io::Result<()> {
+    let room = Arc::new(Semaphore::new(MAX_PIPELINED));
+    // Dropped with the connection, and what is in hand with it.
+    let mut in_hand = JoinSet::new();
     loop {
-        let query = tokio::time::timeout(IDLE, read_message(&mut stream)).await??;
-        let Some(answer) = answerer.answer(&query, Transport::Tcp).await else { return Ok(()) };
-        tokio::time::timeout(IDLE, write_message(&mut stream, &answer)).await??;
+        let permit = room.clone().acquire_owned().await.map_err(io::Error::other)?;
+        while in_hand.try_join_next().is_some() {}
+        match timeout(IDLE, reader.peek(&mut [0])).await {
+            Ok(Ok(0)) => break,
+            Ok(begun) => drop(begun?),
+            Err(_) if in_hand.is_empty() => return Ok(()),
+            Err(_) => continue,
+        }
+        let query = match timeout(IDLE, read_message(&mut reader)).await? {
+            Ok(query) => query,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(error) => return Err(error),
+        };
+        let (answerer, answered) = (answerer.clone(), answered.clone());
+        in_hand.spawn(async move {
+            let answer = answerer.answer(&query, Transport::Tcp).await;
+            // Without a writer the connection has ended.
+            let _ = answered.send(answer).await;
+            drop(permit);
+        });
     }
+    drop(answered);
+    while in_hand.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn write_answers(
+    mut writer: OwnedWriteHalf,
+    mut answers: mpsc::Receiver<Option<Vec<u8>>>,
+) -> io::Result<()> {
+    while let Some(answer) = answers.recv().await {
+        // Whoever sends what is no query is not spoken to any further.
+        let answer = answer.ok_or(io::ErrorKind::InvalidData)?;
+        timeout(IDLE, write_message(&mut writer, &answer)).await??;
+    }
+    Ok(())
 }
 
 /// Reads one message with its length before it (RFC 1035 section 4.2.2).
-pub(super) async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+pub(super) async fn read_message(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let length = stream.read_u16().await?;
     let mut message = vec![0; usize::from(length)];
     stream.read_exact(&mut message).await?;
@@ -148,7 +206,7 @@ pub(super) async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> 
 }
 
 /// Writes one message with its length before it, in one segment where it fits.
-pub(super) async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+pub(super) async fn write_message(stream: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
     let mut framed = Vec::with_capacity(2 + message.len());
     framed.extend_from_slice(&length.to_be_bytes());

@@ -29,7 +29,7 @@ use super::query::ConfigError;
 use super::record::{Kind, Outcome};
 
 /// The part of its time after which a silent server is helped by the next.
-const PATIENCE: u32 = 4;
+pub(super) const PATIENCE: u32 = 4;
 
 /// How long a server that failed is asked last: doubled each time it fails again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -189,6 +189,11 @@ impl Servers {
         self.others.manner.timeout
     }
 
+    /// Whether they are asked over TCP alone.
+    pub(super) fn tcp(&self) -> bool {
+        self.others.manner.tcp
+    }
+
     /// Every server once.
     pub(super) fn snapshot(&self) -> Vec<ServerSnapshot> {
         let groups = std::iter::once(&self.others).chain(self.domains.iter().map(|(_, group)| group));
@@ -284,7 +289,8 @@ impl Known {
         self.doubted();
     }
 
-    fn doubted(&self) {
+    /// Notes that others answered sooner, or that it brought nothing.
+    pub(super) fn doubted(&self) {
         let now = Instant::now();
         let mut doubt = self.doubt();
         // Queries that fail together are one failure.

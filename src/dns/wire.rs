@@ -6,10 +6,28 @@ use hickory_resolver::proto::op::{Edns, Message, Metadata, ResponseCode};
 use super::server::Transport;
 
 /// The fixed part of every message (RFC 1035 section 4.1.1).
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
+
+/// Recursion is desired: a bit of a message's third byte, as are the next two.
+pub(super) const RD: u8 = 0x01;
+/// The answer was cut.
+pub(super) const TC: u8 = 0x02;
+/// The server is the name's own.
+pub(super) const AA: u8 = 0x04;
+/// The data was validated: a bit of the fourth byte, as is the next.
+pub(super) const AD: u8 = 0x20;
+/// Validation is not wanted.
+pub(super) const CD: u8 = 0x10;
+
+/// The type of the record that carries EDNS (RFC 6891), and its length without options.
+pub(super) const OPT_TYPE: u16 = 41;
+pub(super) const OPT: usize = 11;
+
+/// The longest name, as bytes (RFC 1035 section 2.3.4).
+const MAX_NAME: usize = 255;
 
 /// The largest datagram that we send, and announce to take: one that no path fragments.
-const MAX_DATAGRAM: u16 = 1232;
+pub(super) const MAX_DATAGRAM: u16 = 1232;
 
 /// The query in a message, or what to say to one that is not readable: `None` where it is no query
 /// at all, and an answer could only feed a loop.
@@ -65,6 +83,17 @@ pub(super) fn refusal(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     Some(reply)
 }
 
+/// Appends our EDNS record, with these options, which are few and short.
+pub(super) fn push_opt(message: &mut Vec<u8>, dnssec_ok: bool, options: &[u8]) {
+    // The root's name, the type, and what a record of another type would have as class and TTL.
+    message.push(0);
+    message.extend_from_slice(&OPT_TYPE.to_be_bytes());
+    message.extend_from_slice(&MAX_DATAGRAM.to_be_bytes());
+    message.extend_from_slice(&[0, 0, if dnssec_ok { 0x80 } else { 0 }, 0]);
+    message.extend_from_slice(&(options.len() as u16).to_be_bytes());
+    message.extend_from_slice(options);
+}
+
 /// Room for the answer to a datagram: what the asker announced, and enough for a server that sends
 /// more than was asked for.
 pub(super) fn datagram_room(query: &[u8]) -> usize {
@@ -80,24 +109,38 @@ pub(super) fn answers(query: &[u8], answer: &[u8]) -> bool {
     }
     let is_response = answer[2] & 0x80 != 0;
     let same_id = answer[..2] == query[..2];
-    let failed = matches!(answer[3] & 0x0f, 1 | 2 | 4 | 5);
     let same_question = match (question(query), question(answer)) {
         (Some(asked), Some(answered)) => same_question(asked, answered),
-        (asked, None) => asked.is_none() || (failed && answer[4..6] == [0, 0]),
+        (asked, None) => asked.is_none() || (is_failure(answer) && answer[4..6] == [0, 0]),
         (None, Some(_)) => false,
     };
     is_response && same_id && same_question
 }
 
+/// Whether `answer` repeats the question of `query` letter for letter.
+pub(super) fn repeats(query: &[u8], answer: &[u8]) -> bool {
+    question(query).is_some_and(|asked| question(answer) == Some(asked))
+}
+
+/// Whether an answer says no more than that this server has none: FORMERR, SERVFAIL, NOTIMP or
+/// REFUSED.
+pub(super) fn is_failure(answer: &[u8]) -> bool {
+    answer.get(3).is_some_and(|flags| matches!(flags & 0x0f, 1 | 2 | 4 | 5))
+}
+
+/// What an answer says of how it went.
+pub(super) fn code(answer: &[u8]) -> ResponseCode {
+    ResponseCode::from_low(answer.get(3).map_or(0, |flags| flags & 0x0f))
+}
+
 /// Whether an answer was cut to fit a datagram.
-#[cfg(test)]
 pub(super) fn is_truncated(answer: &[u8]) -> bool {
-    answer.get(2).is_some_and(|flags| flags & 0x02 != 0)
+    answer.get(2).is_some_and(|flags| flags & TC != 0)
 }
 
 /// The bytes of the one question: its name, type and class. `None` where there is not exactly one,
-/// or its name is compressed, which a first name cannot be.
-fn question(message: &[u8]) -> Option<&[u8]> {
+/// or its name is too long, or compressed, which a first name cannot be.
+pub(super) fn question(message: &[u8]) -> Option<&[u8]> {
     if message.get(4..6)? != [0, 1] {
         return None;
     }
@@ -106,7 +149,7 @@ fn question(message: &[u8]) -> Option<&[u8]> {
         let length = usize::from(*message.get(at)?);
         match length {
             0 => return message.get(HEADER..at + 5),
-            1..=63 => at += 1 + length,
+            1..=63 if at + 1 + length < HEADER + MAX_NAME => at += 1 + length,
             _ => return None,
         }
     }

@@ -25,7 +25,7 @@ use super::worker::{self, Assignment, Line, Shared};
 use crate::config::model::Direction;
 use crate::config::watch::Watcher;
 use crate::config::{self, Model, Problems};
-use crate::dns::{self, Resolver, capture::MeshNames};
+use crate::dns::{self, Capture, Resolver};
 use crate::identity::{self, Identity};
 use crate::telemetry::Metrics;
 use crate::tls::{self, Tls};
@@ -119,7 +119,7 @@ pub struct Sidecar {
     watcher: Watcher,
     shared: Arc<Shared>,
     view: Arc<View>,
-    mesh_names: Arc<MeshNames>,
+    capture: Arc<Capture>,
     rotation: Option<AbortHandle>,
     workers: Vec<thread::JoinHandle<io::Result<()>>>,
     end: CancellationToken,
@@ -168,11 +168,10 @@ impl Sidecar {
         };
         let Listeners { workers: own, admin, probes, dns_udp, dns_tcp, bound } =
             listen::bind(&model.listen, workers)?;
-        let mesh_names = MeshNames::new([]);
+        let capture = Capture::new(&model.dns, ground.resolver.clone());
         let mesh = Mesh::compile(model, tls.as_deref(), &ground, None);
-        mesh_names.replace(names(&mesh).iter().map(String::as_str));
-        let dns = dns::capture::serve(dns_udp, dns_tcp, ground.resolver.clone(), mesh_names.clone())
-            .map_err(Fatal::system("listen.dns"))?;
+        capture.replace_names(names(&mesh).iter().map(String::as_str));
+        let dns = capture.serve(dns_udp, dns_tcp).map_err(Fatal::system("listen.dns"))?;
         for (name, address) in &bound {
             tracing::info!(%address, "listening: {name}");
         }
@@ -198,7 +197,7 @@ impl Sidecar {
             busy: own.iter().map(|_| Line::default()).collect(),
             alarms: own.iter().map(|_| Arc::default()).collect(),
         });
-        let view = View::new(shared.clone(), bound);
+        let view = View::new(shared.clone(), capture.clone(), bound);
         view.collect();
         let doors =
             admin::serve(admin, probes, view.clone(), metrics).map_err(Fatal::system("listen.admin"))?;
@@ -211,7 +210,7 @@ impl Sidecar {
             watcher,
             shared,
             view,
-            mesh_names,
+            capture,
             rotation,
             workers,
             end,
@@ -288,6 +287,7 @@ impl Sidecar {
         let limits = (model.redis != before.model.redis).then(|| limits(&model)).transpose()?;
         if model.dns != before.model.dns {
             shared.ground.resolver.reconfigure(&model.dns)?;
+            self.capture.reconfigure(&model.dns);
         }
         if let Some(limits) = limits {
             // Leases of another Redis are worth nothing here.
@@ -295,7 +295,7 @@ impl Sidecar {
         }
         self.view.fixed(&before.model, &model);
         let mesh = Mesh::compile(model, tls.as_deref(), &shared.ground, Some(&before));
-        self.mesh_names.replace(names(&mesh).iter().map(String::as_str));
+        self.capture.replace_names(names(&mesh).iter().map(String::as_str));
         if moved {
             // First what new connections prove, then what they are asked to.
             shared.ground.metrics.identity(identity.as_ref().map(Identity::not_after));

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -12,15 +13,24 @@ use super::worker::Shared;
 use crate::admin::{self, Readiness};
 use crate::balance::{Endpoint, KeepAliveReport, Upstream};
 use crate::config::Model;
-use crate::dns::{self, EndpointSource};
+use crate::dns::{self, Capture, CaptureSnapshot, EndpointSource};
 use crate::limit::LimitReport;
 use crate::telemetry::Scrape;
 
 /// The view of one sidecar.
 pub(super) struct View {
     shared: Arc<Shared>,
+    capture: Arc<Capture>,
     bound: Vec<(&'static str, SocketAddr)>,
     notes: Mutex<Notes>,
+}
+
+/// What is known of names.
+#[derive(Serialize)]
+struct Names {
+    #[serde(flatten)]
+    resolver: dns::Snapshot,
+    capture: CaptureSnapshot,
 }
 
 #[derive(Default)]
@@ -32,8 +42,12 @@ struct Notes {
 }
 
 impl View {
-    pub(super) fn new(shared: Arc<Shared>, bound: Vec<(&'static str, SocketAddr)>) -> Arc<Self> {
-        Arc::new(Self { shared, bound, notes: Mutex::default() })
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        capture: Arc<Capture>,
+        bound: Vec<(&'static str, SocketAddr)>,
+    ) -> Arc<Self> {
+        Arc::new(Self { shared, capture, bound, notes: Mutex::default() })
     }
 
     /// Notes why a configuration was refused; none: it was applied.
@@ -56,9 +70,9 @@ impl View {
         self.notes().restart = restart;
     }
 
-    /// Adds the gauges of upstreams to each scrape.
+    /// Adds upstreams, limits and the pod's queries to each scrape.
     pub(super) fn collect(self: &Arc<Self>) {
-        let shared = self.shared.clone();
+        let (shared, capture) = (self.shared.clone(), self.capture.clone());
         self.shared.ground.metrics.collect(move |scrape| {
             let mesh = shared.mesh.load();
             scrape
@@ -95,6 +109,18 @@ impl View {
                     scrape.counter(name, help).set(&labels, count);
                 }
             }
+            let queries = capture.snapshot();
+            for (answer, count) in queries.by_answer() {
+                scrape
+                    .counter("pannier_dns_capture_queries_total", "Queries of the pod, by what answered them")
+                    .set(&[("answer", answer)], count);
+            }
+            scrape
+                .gauge("pannier_dns_capture_entries", "Answers kept for the pod's queries")
+                .set(&[], queries.entries);
+            scrape
+                .gauge("pannier_dns_capture_bytes", "Memory of the answers kept for the pod's queries")
+                .set(&[], queries.bytes);
         });
     }
 
@@ -147,7 +173,7 @@ impl admin::View for View {
             "upstreams": all,
             "original": bare(&mesh.original.upstream),
             "application": bare(&mesh.application.upstream),
-            "dns": self.shared.ground.resolver.snapshot(),
+            "dns": Names { resolver: self.shared.ground.resolver.snapshot(), capture: self.capture.snapshot() },
         })
     }
 

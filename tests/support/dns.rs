@@ -18,6 +18,7 @@ use super::process::Process;
 pub(crate) struct Dns {
     pod: Pod,
     ttl: u32,
+    more: Vec<String>,
     records: BTreeMap<String, Vec<IpAddr>>,
     process: Process,
 }
@@ -25,11 +26,17 @@ pub(crate) struct Dns {
 impl Lab {
     /// Starts the DNS server. Every record has a TTL of `ttl` seconds.
     pub(crate) fn dns(&self, ttl: u32) -> Dns {
+        self.dns_with(ttl, &[])
+    }
+
+    /// As [`dns`](Self::dns), with more options of dnsmasq.
+    pub(crate) fn dns_with(&self, ttl: u32, more: &[&str]) -> Dns {
+        let more: Vec<String> = more.iter().map(ToString::to_string).collect();
         require_program("dnsmasq", "dnsmasq-base");
         let pod = self.pod_at("dns", DNS);
         std::fs::write(hosts(&pod), "").expect("the lab's directory");
-        let process = launch(&pod, ttl);
-        let mut dns = Dns { pod, ttl, records: BTreeMap::new(), process };
+        let process = launch(&pod, ttl, &more);
+        let mut dns = Dns { pod, ttl, more, records: BTreeMap::new(), process };
         dns.await_answer();
         dns
     }
@@ -80,8 +87,14 @@ impl Dns {
     pub(crate) fn restart(&mut self, ttl: u32) {
         self.process.kill();
         self.ttl = ttl;
-        self.process = launch(&self.pod, ttl);
+        self.process = launch(&self.pod, ttl, &self.more);
         self.await_answer();
+    }
+
+    /// The names that it was asked for, in lower case: with the option `--log-queries`.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        let asked = |line: &str| Some(line.split_once("query[")?.1.split(' ').nth(1)?.to_ascii_lowercase());
+        self.process.log().lines().filter_map(asked).collect()
     }
 
     fn reads(&self) -> usize {
@@ -112,7 +125,7 @@ fn count_reads(log: &str) -> usize {
     log.lines().filter(|line| line.contains("read ") && line.contains("hosts")).count()
 }
 
-fn launch(pod: &Pod, ttl: u32) -> Process {
+fn launch(pod: &Pod, ttl: u32, more: &[String]) -> Process {
     let (v4, v6) = (format!("--listen-address={}", pod.v4()), format!("--listen-address={}", pod.v6()));
     let (hosts, ttl) = (format!("--addn-hosts={}", hosts(pod).display()), format!("--local-ttl={ttl}"));
     let args = [
@@ -131,5 +144,6 @@ fn launch(pod: &Pod, ttl: u32) -> Process {
         &hosts,
         &ttl,
     ];
+    let args: Vec<&str> = args.into_iter().chain(more.iter().map(String::as_str)).collect();
     pod.spawn("dnsmasq", &args, 0)
 }

@@ -6,31 +6,40 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::*;
-use crate::dns::capture::{MeshNames, serve};
+use crate::dns::Capture;
 use crate::dns::server::{read_message, write_message};
 
-struct Captured {
-    address: SocketAddr,
-    names: Arc<MeshNames>,
+pub(super) struct Captured {
+    pub(super) address: SocketAddr,
+    pub(super) capture: Arc<Capture>,
     _server: Server,
 }
 
-fn capture(servers: &[SocketAddr], names: &[&str]) -> Captured {
-    let (udp, tcp) = bind(([127, 0, 0, 1], 0).into()).expect("a port");
-    let address = udp.local_addr().expect("an address");
-    let names = MeshNames::new(names.iter().copied());
-    let server = serve(vec![udp], vec![tcp], resolver(servers), names.clone()).expect("started");
-    Captured { address, names, _server: server }
+pub(super) fn capture(servers: &[SocketAddr], names: &[&str]) -> Captured {
+    capture_with(&settings(servers), names)
 }
 
-fn query(name: &str, kind: RecordType) -> Vec<u8> {
+pub(super) fn capture_with(settings: &model::Dns, names: &[&str]) -> Captured {
+    capture_by(settings, resolver_with(settings, NONE, NONE), names)
+}
+
+fn capture_by(settings: &model::Dns, resolver: Arc<Resolver>, names: &[&str]) -> Captured {
+    let (udp, tcp) = bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = udp.local_addr().expect("an address");
+    let capture = Capture::new(settings, resolver);
+    capture.replace_names(names.iter().copied());
+    let server = capture.serve(vec![udp], vec![tcp]).expect("started");
+    Captured { address, capture, _server: server }
+}
+
+pub(super) fn query(name: &str, kind: RecordType) -> Vec<u8> {
     let mut query = Message::new(fastrand::u16(..), MessageType::Query, OpCode::Query);
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(Name::from_ascii(name).expect("a name"), kind));
     query.to_vec().expect("encoded")
 }
 
-async fn ask_raw(server: SocketAddr, query: &[u8]) -> Vec<u8> {
+pub(super) async fn ask_raw(server: SocketAddr, query: &[u8]) -> Vec<u8> {
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
     socket.send_to(query, server).await.expect("sent");
     let mut buffer = vec![0; 4096];
@@ -44,11 +53,11 @@ async fn ask_raw(server: SocketAddr, query: &[u8]) -> Vec<u8> {
     buffer
 }
 
-async fn ask(server: SocketAddr, name: &str, kind: RecordType) -> Message {
+pub(super) async fn ask(server: SocketAddr, name: &str, kind: RecordType) -> Message {
     Message::from_vec(&ask_raw(server, &query(name, kind)).await).expect("readable")
 }
 
-fn answers(message: &Message) -> Vec<(String, u32)> {
+pub(super) fn answers(message: &Message) -> Vec<(String, u32)> {
     message
         .answers
         .iter()
@@ -124,7 +133,9 @@ async fn truncation_reaches_the_client_and_tcp_brings_all() {
     for mesh in [&["big.mesh"][..], &[]] {
         let captured = capture(&[server.address], mesh);
         let query = query("big.mesh.", RecordType::A);
-        assert!(wire::is_truncated(&ask_raw(captured.address, &query).await));
+        let cut = ask_raw(captured.address, &query).await;
+        assert!(wire::is_truncated(&cut) && cut.len() <= 512);
+        assert!(!Message::from_vec(&cut).expect("readable").answers.is_empty(), "what fits is there");
         let mut stream = TcpStream::connect(captured.address).await.expect("connected");
         // Two on one connection.
         for _ in 0..2 {
@@ -140,22 +151,44 @@ async fn truncation_reaches_the_client_and_tcp_brings_all() {
 async fn the_names_follow_a_reload() {
     let server = Scripted::start(|query, _| with(query, 300, &["10.0.0.1"]));
     let captured = capture(&[server.address], &[]);
-    for _ in 0..2 {
-        ask(captured.address, "orders.mesh.", RecordType::A).await;
-    }
-    assert_eq!(server.asked_for(RecordType::A), 2, "forwarded each time");
-    captured.names.replace(["ORDERS.mesh"]);
+    ask(captured.address, "orders.mesh.", RecordType::A).await;
+    assert_eq!(captured.capture.snapshot().mesh, 0);
+    captured.capture.replace_names(["ORDERS.mesh"]);
     for _ in 0..3 {
         ask(captured.address, "orders.mesh.", RecordType::A).await;
     }
-    assert_eq!(server.asked_for(RecordType::A), 3, "asked once more, and kept");
+    assert_eq!(captured.capture.snapshot().mesh, 3);
+    assert_eq!(server.asked_for(RecordType::A), 2, "asked once more, and kept");
+}
+
+#[tokio::test]
+async fn what_a_search_list_makes_of_a_mesh_name_is_that_name() {
+    let server = Scripted::start(|query, _| match name(query).as_str() {
+        "orders.shop.mesh." => with(query, 300, &["10.0.0.1"]),
+        _ => code(query, ResponseCode::NXDomain),
+    });
+    let resolv_conf = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(&resolv_conf, "search other.mesh shop.mesh\noptions ndots:5\n").expect("written");
+    let settings = settings(&[server.address]);
+    let resolver = resolver_with(&settings, resolv_conf.path(), NONE);
+    let mut watched = resolver.watch("orders");
+    let captured = capture_by(&settings, resolver, &["orders"]);
+    addresses(&mut watched, &["10.0.0.1"]).await;
+    eventually(|| server.asked_for(RecordType::AAAA) > 0).await;
+    let asked = server.asked_for(RecordType::A);
+    let answer = ask(captured.address, "orders.shop.mesh.", RecordType::A).await;
+    assert_eq!(answers(&answer)[0].0, "10.0.0.1");
+    assert_eq!((captured.capture.snapshot().mesh, server.asked_for(RecordType::A)), (1, asked));
+    let answer = ask(captured.address, "orders.other.mesh.", RecordType::A).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
 }
 
 #[tokio::test]
 async fn servers_are_tried_in_turn_and_silence_is_servfail() {
     let silent = Scripted::start(|_, _| Step::Silence);
+    let failing = Scripted::start(|query, _| code(query, ResponseCode::ServFail));
     let good = Scripted::start(|query, _| with(query, 7, &["10.0.0.9"]));
-    let captured = capture(&[silent.address, good.address], &[]);
+    let captured = capture(&[silent.address, failing.address, good.address], &[]);
     let answer = ask(captured.address, "elsewhere.example.", RecordType::A).await;
     assert_eq!(answers(&answer), [("10.0.0.9".into(), 7)]);
 
@@ -166,20 +199,48 @@ async fn servers_are_tried_in_turn_and_silence_is_servfail() {
 }
 
 #[tokio::test]
-async fn answers_to_another_question_or_id_are_not_passed_on() {
-    let server = Scripted::start(|query, _| {
-        let Step::Reply(mut reply) = with(query, 7, &["10.6.6.6"]) else { unreachable!() };
-        match name(query).as_str() {
-            "id.example." => reply.metadata.id = query.metadata.id.wrapping_add(1),
-            _ => reply.queries[0].name = Name::from_ascii("evil.example.").expect("a name"),
-        }
-        Step::Raw(reply.to_vec().expect("encoded"))
-    });
-    let captured = capture(&[server.address], &[]);
-    for name in ["id.example.", "question.example."] {
-        let answer = ask(captured.address, name, RecordType::A).await;
+async fn all_servers_together_take_no_longer_than_a_resolution_may() {
+    let silent = Scripted::start(|_, _| Step::Silence);
+    let settings = model::Dns {
+        resolution_timeout: Time(Duration::from_millis(300)),
+        timeout: Time(Duration::from_secs(3600)),
+        ..settings(&[silent.address; 3])
+    };
+    let captured = capture_with(&settings, &[]);
+    for kind in [RecordType::A, RecordType::ANY] {
+        let answer = ask(captured.address, "elsewhere.example.", kind).await;
         assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     }
+}
+
+#[tokio::test]
+async fn what_is_no_question_is_passed_on_or_refused() {
+    let server = Scripted::start(|query, _| {
+        let mut reply = wire::reply_to(query);
+        reply.metadata.response_code = ResponseCode::NotAuth;
+        Step::Reply(Box::new(reply))
+    });
+    let captured = capture(&[server.address], &["orders.mesh"]);
+    let mut notify = query("orders.mesh.", RecordType::SOA);
+    notify[2] |= 4 << 3;
+    let answer = Message::from_vec(&ask_raw(captured.address, &notify).await).expect("readable");
+    assert_eq!(
+        (answer.metadata.op_code, answer.metadata.response_code),
+        (OpCode::Notify, ResponseCode::NotAuth)
+    );
+    let asked = server.asked().len();
+    let mut two = Message::from_vec(&query("orders.mesh.", RecordType::A)).expect("readable");
+    two.add_query(two.queries[0].clone());
+    let mut pointing = query("orders.mesh.", RecordType::A);
+    pointing[12..14].copy_from_slice(&[0xc0, 12]);
+    for malformed in [two.to_vec().expect("encoded"), pointing] {
+        let answer = ask_raw(captured.address, &malformed).await;
+        assert_eq!(wire::code(&answer), ResponseCode::FormErr);
+    }
+    let transfer = ask(captured.address, "mesh.", RecordType::AXFR).await;
+    assert_eq!(transfer.metadata.response_code, ResponseCode::NotImp);
+    assert_eq!(server.asked().len(), asked);
+    assert_eq!(captured.capture.snapshot().failed, 3);
 }
 
 #[tokio::test]

@@ -1,9 +1,12 @@
 //! The resolver and the servers together, on loopback: against our own responder, against one that
 //! misbehaves, and against dnsmasq. What is a matter of exact times is tested in `record`.
 
+mod cached;
 mod capture;
 mod dnsmasq;
+mod forged;
 mod resolver;
+mod server;
 mod source;
 
 use std::net::{IpAddr, SocketAddr};
@@ -64,8 +67,28 @@ async fn addresses(answer: &mut watch::Receiver<Answer>, wanted: &[&str]) -> Ans
 /// What a scripted server does with a query.
 enum Step {
     Reply(Box<Message>),
+    /// A reply once the gate is open.
+    Held(Gate, Box<Message>),
     Raw(Vec<u8>),
     Silence,
+}
+
+/// Closed until a test opens it.
+#[derive(Clone)]
+struct Gate(watch::Sender<bool>);
+
+impl Gate {
+    fn new() -> Self {
+        Self(watch::channel(false).0)
+    }
+
+    fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn opened(&self) {
+        self.0.subscribe().wait_for(|open| *open).await.expect("we hold its other end");
+    }
 }
 
 /// A server whose every answer a test decides, and that remembers what it was asked.
@@ -100,6 +123,10 @@ impl Answerer for Actor {
         });
         match (self.script)(&query, transport) {
             Step::Reply(reply) => wire::encode(&reply, &query, transport),
+            Step::Held(gate, reply) => {
+                gate.opened().await;
+                wire::encode(&reply, &query, transport)
+            }
             Step::Raw(bytes) => Some(bytes),
             Step::Silence => None,
         }
@@ -124,6 +151,23 @@ impl Scripted {
     fn asked_for(&self, kind: RecordType) -> usize {
         self.asked().iter().filter(|asked| asked.kind == kind).count()
     }
+}
+
+/// Lets time pass: what was to happen in the meantime happens.
+async fn later(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// Waits until something is so.
+async fn eventually(mut so: impl FnMut() -> bool) {
+    let waited = async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waited).await.expect("in time");
 }
 
 fn kind(query: &Message) -> RecordType {

@@ -185,6 +185,25 @@ fn list(endpoints: &[SocketAddr]) -> String {
     format!("upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [{}]", quoted.join(", "))
 }
 
+/// Waits until the sidecar knows these applications, and no others.
+async fn known(sidecar: &Loopback, apps: &[App]) {
+    let mut wanted: Vec<String> = apps.iter().map(|app| app.address.to_string()).collect();
+    wanted.sort_unstable();
+    let begin = tokio::time::Instant::now();
+    loop {
+        let seen = sidecar.get("/upstreams").await.expect("an answer").json();
+        let list = seen["upstreams"][0]["endpoints"].as_array().expect("a list");
+        let mut addresses: Vec<&str> =
+            list.iter().filter_map(|endpoint| endpoint["address"].as_str()).collect();
+        addresses.sort_unstable();
+        if addresses == wanted {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{addresses:?}, and not {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_plain_upstream() {
     let executed = Executed::default();
@@ -203,6 +222,8 @@ async fn of_a_plain_upstream() {
             sidecar.configure(&config);
         };
         tokio::join!(ends, publish);
+        // The next restart is another: however fast the machine, one is over before the next begins.
+        known(&sidecar, &apps).await;
     }
     let (failed, posts) = finish(&seen, clients).await;
     println!("{} requests, {RESTARTS} restarts: {} POSTs failed", seen.sent(), posts.len());

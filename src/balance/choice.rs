@@ -19,7 +19,8 @@ pub enum None {
 /// alike.
 ///
 /// Endpoints that just failed are chosen only when no other is left: a wrong guess then costs one
-/// connection, while refusing would fail the request for certain.
+/// connection, while refusing would fail the request for certain. So are those that have left, which
+/// a request finds that began before a reload and chooses after it.
 pub fn least_saturated<'a>(endpoints: &'a [Arc<Endpoint>], tried: &[u64]) -> Result<&'a Arc<Endpoint>, None> {
     if endpoints.is_empty() {
         return Err(None::Empty);
@@ -30,15 +31,15 @@ pub fn least_saturated<'a>(endpoints: &'a [Arc<Endpoint>], tried: &[u64]) -> Res
     let mut full = false;
     let (before, after) = endpoints.split_at(start);
     for endpoint in after.iter().chain(before) {
-        if endpoint.is_leaving() || tried.contains(&endpoint.id) {
+        if tried.contains(&endpoint.id) {
             continue;
         }
         let (in_flight, capacity) = (endpoint.in_flight(), endpoint.capacity());
         if in_flight >= capacity {
-            full = true;
+            full |= !endpoint.is_leaving();
             continue;
         }
-        let best = if endpoint.is_paused() { &mut best_paused } else { &mut best };
+        let best = if endpoint.is_paused() || endpoint.is_leaving() { &mut best_paused } else { &mut best };
         // a/b < c/d without division.
         let less = |(other, load, room): (&Arc<Endpoint>, u32, u32)| {
             let _ = other;
@@ -74,19 +75,20 @@ pub fn least_saturated_by_share<'a>(
     let mut equals = 0.0;
     let (mut full, mut first_is_full) = (false, false);
     for endpoint in endpoints {
-        if endpoint.is_leaving() || tried.contains(&endpoint.id) {
+        if tried.contains(&endpoint.id) {
             continue;
         }
         let standing = &endpoint.standing;
         let (in_flight, capacity) = (endpoint.in_flight(), endpoint.capacity());
         if in_flight >= capacity {
-            full = true;
+            full |= !endpoint.is_leaving();
             first_is_full |= !standing.is_second() && !endpoint.is_paused();
             continue;
         }
         let share = standing.share(now_millis, slow_start);
         let load = f64::from(in_flight) / (f64::from(capacity) * share);
-        let rank = (endpoint.is_paused(), standing.priority(), standing.is_second() == avoided);
+        let last_resort = endpoint.is_paused() || endpoint.is_leaving();
+        let rank = (last_resort, standing.priority(), standing.is_second() == avoided);
         let order = best.as_ref().map_or(Ordering::Less, |(_, best_rank, best_load)| {
             rank.cmp(best_rank).then(load.total_cmp(best_load))
         });
@@ -168,10 +170,20 @@ mod tests {
         let set = endpoints(3, 1);
         set[0].begin();
         set[1].leave();
-        assert_eq!(least_saturated(&set, &[]).unwrap().id, set[2].id);
-        assert_eq!(least_saturated(&set, &[set[2].id]).unwrap_err(), None::Full);
-        set[0].end();
-        assert_eq!(least_saturated(&set, &[set[0].id, set[2].id]).unwrap_err(), None::Empty);
+        for _ in 0..50 {
+            assert_eq!(least_saturated(&set, &[]).unwrap().id, set[2].id);
+        }
+        assert_eq!(least_saturated(&set, &[set[1].id, set[2].id]).unwrap_err(), None::Full);
+        let all: Vec<u64> = set.iter().map(|endpoint| endpoint.id).collect();
+        assert_eq!(least_saturated(&set, &all).unwrap_err(), None::Empty);
+    }
+
+    #[test]
+    fn one_that_left_is_the_last_resort_of_who_still_knows_it() {
+        let set = endpoints(2, 1);
+        set.iter().for_each(|endpoint| endpoint.leave());
+        assert!(least_saturated(&set, &[]).is_ok());
+        assert!(least_saturated_by_share(&set, &[], 1, SLOW_START).is_ok());
     }
 
     #[test]

@@ -11,17 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::Name;
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::meaning::Trouble;
 use super::query::Asker;
 use super::server::{Transport, read_message, write_message};
-use super::servers::{PATIENCE, Server};
+use super::servers::Server;
 use super::wire;
 
 /// What a server is sent.
@@ -55,53 +53,33 @@ pub(super) struct Asking<'a> {
 
 /// Asks the servers that know of the name, all together for no longer than `limit`: the first
 /// answer that says something, else the last failure that one of them reported. `None` where all
-/// were silent. What is slow is not waited for: the next one is asked beside it.
+/// were silent.
 pub(super) async fn forward(asker: &Asker, outgoing: &Outgoing<'_>, limit: Duration) -> Option<Vec<u8>> {
-    let end = sleep(limit);
-    tokio::pin!(end);
-    let (limit, tcp) = (asker.servers.timeout(), asker.servers.tcp());
+    let servers = &asker.servers;
+    let (patience, tcp) = (servers.timeout(), servers.tcp());
     let mut failure = None;
-    let mut next = asker.servers.of(&outgoing.name()).into_iter();
-    let mut asked: Vec<Arc<Server>> = Vec::new();
-    let mut waiting = FuturesUnordered::new();
-    loop {
-        match next.next() {
-            Some(server) => {
-                server.known().asked();
-                asked.push(server.clone());
-                waiting.push(async move {
-                    let answer = outgoing.exchange(server.address, tcp, limit).await;
-                    (server, answer)
-                });
+    let ask = |server: Arc<Server>| async move {
+        server.known().asked();
+        outgoing.exchange(server.address, tcp, patience).await
+    };
+    let take = |server: &Server, answer: io::Result<Vec<u8>>| match answer {
+        Ok(answer) => {
+            if wire::is_failure(&answer) {
+                server.known().failed(Trouble::of_code(wire::code(&answer)));
+                failure = Some(answer);
+                return None;
             }
-            None if waiting.is_empty() => return failure,
-            None => {}
+            server.known().passed_on();
+            Some(answer)
         }
-        let more = next.len() > 0;
-        // Until one has failed, or the last one has had its time to itself.
-        tokio::select! {
-            Some((server, answer)) = waiting.next() => {
-                asked.retain(|asked| !Arc::ptr_eq(asked, &server));
-                match answer {
-                    Ok(answer) => {
-                        // That it speaks is its health; what it says may be the name's fault.
-                        server.known().passed_on();
-                        if !wire::is_failure(&answer) {
-                            asked.iter().for_each(|slow| slow.known().doubted());
-                            return Some(answer);
-                        }
-                        failure = Some(answer);
-                    }
-                    Err(error) => {
-                        server.known().failed(Trouble::of_io(&error));
-                        tracing::debug!(server = %server.address, %error, "DNS server did not answer the pod's query");
-                    }
-                }
-            }
-            () = sleep(limit / PATIENCE), if more => {}
-            () = &mut end => return failure,
+        Err(error) => {
+            server.known().failed(Trouble::of_io(&error));
+            tracing::debug!(server = %server.address, %error, "DNS server did not answer the pod's query");
+            None
         }
-    }
+    };
+    let answer = timeout(limit, servers.race(&outgoing.name(), ask, take)).await;
+    answer.ok().flatten().or(failure)
 }
 
 impl Outgoing<'_> {

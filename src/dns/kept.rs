@@ -152,9 +152,9 @@ impl<T: Ord + Clone> Kept<T> {
     }
 
     /// Takes in that no server could say.
-    pub(super) fn fail(&mut self, now: Instant, why: Arc<str>, bounds: &Bounds) {
+    pub(super) fn fail(&mut self, now: Instant, why: Arc<str>, recheck: Duration) {
         self.failures = self.failures.saturating_add(1);
-        self.due = now + backoff(self.failures, bounds.recheck);
+        self.due = now + backoff(self.failures, recheck);
         self.last = Last::Failed { why };
     }
 

@@ -59,12 +59,20 @@ impl Trouble {
         }
     }
 
+    /// Of a server that says that it cannot say.
+    pub(super) fn of_code(code: ResponseCode) -> Trouble {
+        match code {
+            ResponseCode::ServFail => Trouble::ServFail,
+            ResponseCode::Refused => Trouble::Refused,
+            _ => Trouble::Malformed,
+        }
+    }
+
     fn of(error: &NetError) -> Trouble {
         match error {
             NetError::Timeout => Trouble::Timeout,
             NetError::Io(_) | NetError::NoConnections => Trouble::Unreachable,
-            NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => Trouble::ServFail,
-            NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused)) => Trouble::Refused,
+            NetError::Dns(DnsError::ResponseCode(code)) => Trouble::of_code(*code),
             _ => Trouble::Malformed,
         }
     }

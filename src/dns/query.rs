@@ -54,7 +54,7 @@ impl Default for Files {
 
 /// Everything that a query needs to know; replaced as a whole by a reload.
 pub(super) struct Asker {
-    pub(super) bounds: Bounds,
+    pub(super) bounds: Arc<Bounds>,
     pub(super) servers: Servers,
     /// For everything that one answer takes.
     pub(super) resolution_timeout: Duration,
@@ -93,14 +93,14 @@ impl Asker {
         let domains =
             config.domains.iter().filter_map(|(text, servers)| Some((domain(text)?, servers.clone())));
         Ok(Self {
-            bounds: Bounds {
+            bounds: Arc::new(Bounds {
                 min_ttl: config.min_ttl.0,
                 max_ttl: config.max_ttl.0,
                 max_negative_ttl: config.max_negative_ttl.0,
                 jitter: config.jitter.of_one(),
                 stale: config.stale.0,
                 recheck: config.recheck.0,
-            },
+            }),
             servers: Servers::new(addresses, domains, manner, known)?,
             resolution_timeout: config.resolution_timeout.0,
             search: system.search,

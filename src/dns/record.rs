@@ -12,7 +12,7 @@
 //! [`FLOOR`]: super::kept::FLOOR
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use hickory_resolver::proto::rr::RecordType;
@@ -22,6 +22,8 @@ use tokio::time::Instant;
 use super::kept::{Bounds, Denial, Kept, Last};
 use super::{Answer, Service, State};
 use crate::error::Reason;
+
+static NO_SUCH_FAMILY: LazyLock<Arc<str>> = LazyLock::new(|| "it has addresses of the other family".into());
 
 /// What a set is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,23 +107,23 @@ pub(super) struct Found {
 /// All that is known of one name.
 #[derive(Debug)]
 pub(super) struct Record {
-    bounds: Bounds,
-    kinds: &'static [Kind],
+    bounds: Arc<Bounds>,
+    sought: Sought,
     /// The one of the search list's names that exists: later queries ask for it alone.
     anchor: Option<usize>,
-    /// As `kinds`.
+    /// As its kinds.
     sets: SmallVec<[Kept<Datum>; 2]>,
 }
 
 impl Record {
-    pub(super) fn new(now: Instant, sought: Sought, bounds: Bounds) -> Self {
-        let kinds = sought.kinds();
-        Self { bounds, kinds, anchor: None, sets: kinds.iter().map(|_| Kept::new(now)).collect() }
+    pub(super) fn new(now: Instant, sought: Sought, bounds: Arc<Bounds>) -> Self {
+        let sets = sought.kinds().iter().map(|_| Kept::new(now)).collect();
+        Self { bounds, sought, anchor: None, sets }
     }
 
     /// Other servers, search list or bounds from now on: what is known stays, and is asked for
     /// again at once.
-    pub(super) fn reconfigure(&mut self, now: Instant, bounds: Bounds) {
+    pub(super) fn reconfigure(&mut self, now: Instant, bounds: Arc<Bounds>) {
         self.bounds = bounds;
         self.anchor = None;
         for set in &mut self.sets {
@@ -134,7 +136,7 @@ impl Record {
     }
 
     pub(super) fn kinds(&self) -> &'static [Kind] {
-        self.kinds
+        self.sought.kinds()
     }
 
     pub(super) fn is_due(&self, kind: Kind, now: Instant) -> bool {
@@ -149,11 +151,13 @@ impl Record {
     /// Takes in what a query brought.
     pub(super) fn note(&mut self, now: Instant, kind: Kind, found: Found) {
         let Found { outcome, candidate, certain } = found;
-        let bounds = self.bounds;
         match outcome {
             Outcome::Found { records, ttl } => self.learn(now, kind, records, ttl, candidate, certain),
             Outcome::Denied { what, ttl, why } => self.deny(now, kind, what, ttl, why),
-            Outcome::Failed { why } => self.set_mut(kind).fail(now, why, &bounds),
+            Outcome::Failed { why } => {
+                let recheck = self.bounds.recheck;
+                self.set_mut(kind).fail(now, why, recheck);
+            }
         }
     }
 
@@ -239,7 +243,7 @@ impl Record {
             }
             other.forget(now);
         }
-        let bounds = self.bounds;
+        let bounds = self.bounds.clone();
         self.set_mut(kind).learn(now, records, ttl, candidate, &bounds);
         if certain {
             self.anchor = Some(candidate);
@@ -247,7 +251,10 @@ impl Record {
     }
 
     fn deny(&mut self, now: Instant, kind: Kind, what: Denial, ttl: Option<Duration>, why: Arc<str>) {
-        let bounds = self.bounds;
+        let bounds = self.bounds.clone();
+        // Of most names one family is denied for good, and nobody reads why.
+        let other_serves = kind.other().is_some_and(|other| self.has(other)) && !self.has(kind);
+        let why = if other_serves { NO_SUCH_FAMILY.clone() } else { why };
         let empty = self.set_mut(kind).deny(now, what, ttl, why, &bounds);
         if empty && self.serving().next().is_none() {
             self.anchor = None;

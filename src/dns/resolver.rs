@@ -244,18 +244,26 @@ impl Resolver {
     /// Keeps one name fresh until nobody watches it.
     async fn keep(self: Arc<Self>, entry: Arc<Entry>) {
         let mut asker = self.asker.load_full();
-        let mut record = Record::new(Instant::now(), entry.sought, asker.bounds);
+        let mut record = Record::new(Instant::now(), entry.sought, asker.bounds.clone());
         let mut flights = Flights::default();
         let mut meant = None;
         loop {
             let now = Instant::now();
             let current = self.asker.load_full();
             if !Arc::ptr_eq(&current, &asker) {
-                record.reconfigure(now, current.bounds);
+                record.reconfigure(now, current.bounds.clone());
                 asker = current;
                 flights = Flights::default();
             }
             record.lapse(now);
+            let idles = |&kind: &Kind| !flights.is_under_way(kind) && record.is_due(kind, now);
+            if entry.answer.receiver_count() == 0 && record.kinds().iter().any(idles) {
+                // Boxed: most names never come here, and ten thousand tasks keep no room for it.
+                if Box::pin(self.forget(&entry, record.expires().unwrap_or(now))).await {
+                    return;
+                }
+                continue;
+            }
             for &kind in record.kinds() {
                 if !flights.is_under_way(kind) && record.is_due(kind, now) {
                     if record.has(kind) {
@@ -282,13 +290,6 @@ impl Resolver {
                 }
                 () = sleep_until(wakes) => {}
                 () = entry.poke.notified() => {}
-                () = entry.answer.closed() => {
-                    flights = Flights::default();
-                    // Boxed: most names never come here, and ten thousand tasks keep no room for it.
-                    if Box::pin(self.forget(&entry, record.expires().unwrap_or(now))).await {
-                        return;
-                    }
-                }
             }
         }
     }

@@ -29,7 +29,7 @@ use super::query::ConfigError;
 use super::record::{Kind, Outcome};
 
 /// The part of its time after which a silent server is helped by the next.
-pub(super) const PATIENCE: u32 = 4;
+const PATIENCE: u32 = 4;
 
 /// How long a server that failed is asked last: doubled each time it fails again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -128,26 +128,60 @@ impl Servers {
         Ok(Self { domains, others: group(others)? })
     }
 
-    /// The servers that know of a name, those that are to be asked first before the others.
-    pub(super) fn of(&self, name: &Name) -> Vec<Arc<Server>> {
-        self.group(name).in_order()
-    }
-
     /// Asks the servers of a name until one answers.
     pub(super) async fn ask(&self, name: &Name, kind: Kind) -> Result<Outcome, Failure> {
-        let group = self.group(name);
-        let limit = group.manner.timeout;
+        let limit = self.timeout();
         let mut failure = Failure { why: String::new(), silent: true };
-        let mut next = group.in_order().into_iter();
+        let ask = |server: Arc<Server>| async move { server.ask(name, kind.record_type(), limit).await };
+        let take = |server: &Server, answer| match meaning::of(answer, name, kind) {
+            Meaning::Found { records, ttl } => {
+                server.known.answered(&server.known.found);
+                Some(Outcome::Found { records, ttl })
+            }
+            Meaning::Denied { what, ttl } => {
+                server.known.answered(&server.known.denied);
+                let why = meaning::denial(server.address, name, kind, what).into();
+                Some(Outcome::Denied { what, ttl, why })
+            }
+            Meaning::Failed { trouble, error } => {
+                server.known.failed(trouble);
+                failure.silent &= trouble.is_silence();
+                if !failure.why.is_empty() {
+                    failure.why.push_str("; ");
+                }
+                let complaint = meaning::complaint(server.address, name, kind, trouble, &error, limit);
+                failure.why.push_str(&complaint);
+                None
+            }
+        };
+        let outcome = self.race(name, ask, take).await;
+        outcome.ok_or(failure)
+    }
+
+    /// Has the servers of a name asked, each once: the next one when one has failed, or beside one that is
+    /// slow. Ends with the first answer that `take` makes something of, or none.
+    pub(super) async fn race<F, T>(
+        &self,
+        name: &Name,
+        ask: impl Fn(Arc<Server>) -> F,
+        mut take: impl FnMut(&Server, F::Output) -> Option<T>,
+    ) -> Option<T>
+    where
+        F: Future + Send,
+        F::Output: Send,
+    {
+        let patience = self.timeout() / PATIENCE;
+        let mut next = self.group(name).in_order().into_iter();
         let mut asked: Vec<Arc<Server>> = Vec::new();
         let mut waiting = FuturesUnordered::new();
         loop {
             match next.next() {
                 Some(server) => {
-                    waiting.push(server.clone().ask(name, kind.record_type(), limit));
-                    asked.push(server);
+                    asked.push(server.clone());
+                    let answer = ask(server.clone());
+                    waiting.push(async move { (server, answer.await) });
                 }
-                None if waiting.is_empty() => return Err(failure),
+                None if waiting.is_empty() => return None,
                 None => {}
             }
             let more = next.len() > 0;
@@ -155,31 +189,13 @@ impl Servers {
             tokio::select! {
                 Some((server, answer)) = waiting.next() => {
                     asked.retain(|asked| !Arc::ptr_eq(asked, &server));
-                    match meaning::of(answer, name, kind) {
-                        Meaning::Found { records, ttl } => {
-                            server.known.answered(&server.known.found);
-                            // Those it has overtaken were silent for their part of the time.
-                            asked.iter().for_each(|slow| slow.known.doubted());
-                            return Ok(Outcome::Found { records, ttl });
-                        }
-                        Meaning::Denied { what, ttl } => {
-                            server.known.answered(&server.known.denied);
-                            asked.iter().for_each(|slow| slow.known.doubted());
-                            let why = meaning::denial(server.address, name, kind, what).into();
-                            return Ok(Outcome::Denied { what, ttl, why });
-                        }
-                        Meaning::Failed { trouble, error } => {
-                            server.known.failed(trouble);
-                            failure.silent &= trouble.is_silence();
-                            if !failure.why.is_empty() {
-                                failure.why.push_str("; ");
-                            }
-                            let complaint = meaning::complaint(server.address, name, kind, trouble, &error, limit);
-                            failure.why.push_str(&complaint);
-                        }
+                    if let Some(taken) = take(&server, answer) {
+                        // Those that it has overtaken were silent for their part of the time.
+                        asked.iter().for_each(|slow| slow.known.doubted());
+                        return Some(taken);
                     }
                 }
-                () = sleep(limit / PATIENCE), if more => {}
+                () = sleep(patience), if more => {}
             }
         }
     }
@@ -204,6 +220,11 @@ impl Servers {
             }
         }
         all
+    }
+
+    #[cfg(test)]
+    fn in_order(&self, name: &Name) -> Vec<Arc<Server>> {
+        self.group(name).in_order()
     }
 
     fn group(&self, name: &Name) -> &Group {
@@ -250,15 +271,10 @@ impl Server {
         Ok(Self { address, resolver, known })
     }
 
-    async fn ask(
-        self: Arc<Self>,
-        name: &Name,
-        kind: RecordType,
-        limit: Duration,
-    ) -> (Arc<Self>, Result<Lookup, NetError>) {
-        self.known.queries.fetch_add(1, Ordering::Relaxed);
+    async fn ask(&self, name: &Name, kind: RecordType, limit: Duration) -> Result<Lookup, NetError> {
+        self.known.asked();
         let answer = timeout(limit, self.resolver.lookup(name.clone(), kind)).await;
-        (self, answer.unwrap_or(Err(NetError::Timeout)))
+        answer.unwrap_or(Err(NetError::Timeout))
     }
 
     /// How it has done.
@@ -290,7 +306,7 @@ impl Known {
     }
 
     /// Notes that others answered sooner, or that it brought nothing.
-    pub(super) fn doubted(&self) {
+    fn doubted(&self) {
         let now = Instant::now();
         let mut doubt = self.doubt();
         // Queries that fail together are one failure.
@@ -343,14 +359,14 @@ mod tests {
     }
 
     fn order(servers: &Servers, of: &str) -> Vec<String> {
-        servers.of(&name(of)).iter().map(|server| server.address.ip().to_string()).collect()
+        servers.in_order(&name(of)).iter().map(|server| server.address.ip().to_string()).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_failed_is_asked_last_until_its_pause_is_over() {
         let servers = servers(MANNER, &[]);
         assert_eq!(order(&servers, "a."), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
-        let first = servers.of(&name("a.")).remove(0);
+        let first = servers.in_order(&name("a.")).remove(0);
         first.known.failed(Trouble::Timeout);
         assert_eq!(order(&servers, "a."), ["10.0.0.2", "10.0.0.3", "10.0.0.1"]);
         tokio::time::advance(FIRST_PAUSE).await;
@@ -365,7 +381,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn failures_are_counted_by_kind() {
         let servers = servers(MANNER, &[]);
-        let first = servers.of(&name("a.")).remove(0);
+        let first = servers.in_order(&name("a.")).remove(0);
         for trouble in [Trouble::ServFail, Trouble::Refused, Trouble::ServFail] {
             first.known.failed(trouble);
         }

@@ -22,7 +22,7 @@ impl Name {
 
     fn with(bounds: Bounds) -> Self {
         let now = Instant::now();
-        Self { now, record: Record::new(now, Sought::Addresses, bounds) }
+        Self { now, record: Record::new(now, Sought::Addresses, bounds.into()) }
     }
 
     fn after(&mut self, span: Duration) -> &mut Self {
@@ -265,7 +265,7 @@ fn the_search_begins_again_once_the_name_is_gone() {
 fn another_configuration_asks_again_and_keeps_what_is_known() {
     let mut name = Name::new();
     name.found(Kind::V4, &["10.0.0.1"], 300).denied(Kind::V6, Some(30));
-    name.record.reconfigure(name.now, BOUNDS);
+    name.record.reconfigure(name.now, BOUNDS.into());
     assert!(name.record.kinds().iter().all(|kind| name.record.is_due(*kind, name.now)));
     assert_eq!((name.state(), name.record.anchor()), (State::Fresh, None));
 }

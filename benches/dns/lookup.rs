@@ -75,11 +75,12 @@ impl Ground {
     /// An upstream with so many endpoints, found by name.
     fn upstream(&self, endpoints: u8) -> Arc<Upstream> {
         let address = |n| IpAddr::from([10, 0, 0, n]);
-        self.zone.set("orders.shop.mesh", Duration::from_secs(300), (1..=endpoints).map(address));
-        let at: EndpointName = "orders.shop.mesh:8080".parse().expect("a name");
+        let name = format!("orders-{endpoints}.shop.mesh");
+        self.zone.set(&name, Duration::from_secs(300), (1..=endpoints).map(address));
+        let at: EndpointName = format!("{name}:8080").parse().expect("a name");
         let spec = Spec {
             name: "orders".into(),
-            address: "orders.shop.mesh:8080".parse().expect("a name"),
+            address: format!("{name}:8080").parse().expect("a name"),
             source: EndpointSource::new(&[at]),
             is_balanced: true,
             slow_start: Duration::from_secs(10),

@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::Endpoint;
 
 /// Why no endpoint was chosen.
@@ -73,7 +75,10 @@ pub fn least_saturated_by_share<'a>(
     let avoided = unreached.unwrap_or(true);
     let mut best: Option<(&Arc<Endpoint>, (bool, u32, bool), f64)> = Option::None;
     let mut equals = 0.0;
-    let (mut full, mut first_is_full) = (false, false);
+    let mut full = false;
+    // Where a first address is full, its second one is no room.
+    let full_first = endpoints.iter().filter(|e| !e.standing.is_second() && !e.is_paused() && e.is_full());
+    let full_first: SmallVec<[u32; 8]> = full_first.map(|e| e.standing.priority()).collect();
     for endpoint in endpoints {
         if tried.contains(&endpoint.id) {
             continue;
@@ -82,7 +87,9 @@ pub fn least_saturated_by_share<'a>(
         let (in_flight, capacity) = (endpoint.in_flight(), endpoint.capacity());
         if in_flight >= capacity {
             full |= !endpoint.is_leaving();
-            first_is_full |= !standing.is_second() && !endpoint.is_paused();
+            continue;
+        }
+        if standing.is_second() && full_first.contains(&standing.priority()) {
             continue;
         }
         let share = standing.share(now_millis, slow_start);
@@ -105,7 +112,6 @@ pub fn least_saturated_by_share<'a>(
         }
     }
     match best {
-        Some((endpoint, ..)) if endpoint.standing.is_second() && first_is_full => Err(None::Full),
         Some((endpoint, ..)) => Ok(endpoint),
         Option::None if full => Err(None::Full),
         Option::None => Err(None::Empty),
@@ -229,6 +235,14 @@ mod tests {
         assert_eq!(shares(&set, 1), [0, 1000]);
         set[1].failed();
         assert_eq!(shares(&set, 1), [1000, 0]);
+    }
+
+    #[test]
+    fn the_next_priority_takes_over_from_a_full_one_of_both_families() {
+        let both = [target(1), Target { second: true, ..target(2) }, Target { priority: 10, ..target(3) }];
+        let set = standing(&both, 1);
+        set[0].begin();
+        assert_eq!(shares(&set, 1), [0, 0, 1000]);
     }
 
     #[test]

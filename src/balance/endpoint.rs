@@ -88,6 +88,11 @@ impl Endpoint {
         self.capacity.store(capacity, Ordering::Relaxed);
     }
 
+    /// Whether it has as many as it takes.
+    pub fn is_full(&self) -> bool {
+        self.in_flight() >= self.capacity()
+    }
+
     /// In flight over capacity.
     pub fn saturation(&self) -> f64 {
         f64::from(self.in_flight()) / f64::from(self.capacity().max(1))

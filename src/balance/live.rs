@@ -184,12 +184,13 @@ impl Live {
         if is_virtual {
             say_virtual(name, targets);
         }
-        for endpoint in now.iter().filter(|e| !targets.iter().any(|t| t.address == e.address)) {
-            endpoint.leave();
-            leaving.push(endpoint.clone());
-        }
+        let left: Vec<_> =
+            now.iter().filter(|e| !targets.iter().any(|t| t.address == e.address)).cloned().collect();
+        leaving.extend(left.iter().cloned());
         self.leaving.store(Arc::new(leaving));
         self.endpoints.store(Arc::new(next));
+        // Last: nobody finds a set of which every endpoint has left.
+        left.iter().for_each(|endpoint| endpoint.leave());
     }
 }
 

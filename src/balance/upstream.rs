@@ -80,7 +80,8 @@ impl Upstream {
         live.max_connections.store(spec.max_connections, Ordering::Relaxed);
         *live.keep_alive.lock().unwrap_or_else(PoisonError::into_inner) = spec.keep_alive;
         *live.slow_start.lock().unwrap_or_else(PoisonError::into_inner) = spec.slow_start;
-        for endpoint in live.endpoints.load().iter() {
+        // Those that have left may come back.
+        for endpoint in live.endpoints.load().iter().chain(live.leaving.load().iter()) {
             endpoint.set_capacity(spec.capacity);
             endpoint.keep_alive.configure(spec.keep_alive);
         }
@@ -111,7 +112,10 @@ impl Upstream {
 
     /// In flight over the capacity of all endpoints.
     pub fn saturation(&self) -> f64 {
-        let capacity: u64 = self.live.endpoints.load().iter().map(|e| u64::from(e.capacity())).sum();
+        let endpoints = self.live.endpoints.load();
+        // The second address of an endpoint is no room beside its first.
+        let first = endpoints.iter().filter(|endpoint| !endpoint.standing.is_second());
+        let capacity: u64 = first.map(|endpoint| u64::from(endpoint.capacity())).sum();
         if capacity == 0 { 0.0 } else { f64::from(self.in_flight()) / capacity as f64 }
     }
 

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::meaning::Trouble;
 use super::query::Asker;
 use super::server::{Transport, read_message, write_message};
-use super::servers::Server;
+use super::servers::{Server, Taken};
 use super::wire;
 
 /// What a server is sent.
@@ -67,15 +67,16 @@ pub(super) async fn forward(asker: &Asker, outgoing: &Outgoing<'_>, limit: Durat
             if wire::is_failure(&answer) {
                 server.known().failed(Trouble::of_code(wire::code(&answer)));
                 failure = Some(answer);
-                return None;
+                return Taken::Nothing;
             }
-            server.known().passed_on();
-            Some(answer)
+            let is_denial = wire::code(&answer) == ResponseCode::NXDomain;
+            server.known().passed_on(is_denial);
+            if is_denial { Taken::Denied(answer) } else { Taken::Found(answer) }
         }
         Err(error) => {
             server.known().failed(Trouble::of_io(&error));
             tracing::debug!(server = %server.address, %error, "DNS server did not answer the pod's query");
-            None
+            Taken::Nothing
         }
     };
     let answer = timeout(limit, servers.race(&outgoing.name(), ask, take)).await;

@@ -44,7 +44,7 @@ impl HostsFile {
         }
         addresses(other)?;
         let why = format!("{} has {name} without such an address", self.path.display()).into();
-        Some(Outcome::Denied { what: Denial::Data, ttl: Some(HOSTS_TTL), why })
+        Some(Outcome::Denied { what: Denial::Data, ttl: Some(HOSTS_TTL), why, sure: true })
     }
 
     fn current(&self) -> Option<Arc<Hosts>> {

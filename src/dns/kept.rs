@@ -40,6 +40,9 @@ pub(super) struct Bounds {
     pub(super) recheck: Duration,
 }
 
+/// Records of one name that are used, the first of them in order: no answer makes more of a sidecar.
+pub(super) const MOST: usize = 1024;
+
 /// What a server says is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Denial {
@@ -101,6 +104,7 @@ impl<T: Ord + Clone> Kept<T> {
     ) {
         records.sort_unstable();
         records.dedup();
+        records.truncate(MOST);
         records.shrink_to_fit();
         self.records = self.whole(now, records);
         self.candidate = candidate;

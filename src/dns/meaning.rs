@@ -96,6 +96,12 @@ pub(super) fn of(answer: Result<Lookup, NetError>, name: &Name, kind: Kind) -> M
     }
 }
 
+/// Whether an answer may say that its server cannot read EDNS (RFC 6891 section 7).
+pub(super) fn reads_no_edns(answer: &Result<Lookup, NetError>) -> bool {
+    use ResponseCode::{FormErr, NotImp};
+    matches!(answer, Err(NetError::Dns(DnsError::ResponseCode(FormErr | NotImp))))
+}
+
 /// A denial in words.
 pub(super) fn denial(server: SocketAddr, name: &Name, kind: Kind, what: Denial) -> String {
     let kind = kind.record_type();
@@ -136,7 +142,7 @@ fn chain(answers: &[Record], added: &[Record], name: &Name, kind: Kind) -> Optio
         let mut records = Vec::new();
         for record in answers.iter().filter(of_kind) {
             some = true;
-            ttl = ttl.min(record.ttl);
+            ttl = ttl.min(sane(record.ttl));
             match &record.data {
                 // "The service is decidedly not available at this domain" (RFC 2782).
                 RData::SRV(service) if service.target.is_root() => {}
@@ -158,13 +164,18 @@ fn chain(answers: &[Record], added: &[Record], name: &Name, kind: Kind) -> Optio
             return Some((records, Duration::from_secs(ttl.into())));
         }
         let (target, alias_ttl) = answers.iter().find_map(|record| match &record.data {
-            RData::CNAME(target) if record.name == *at => Some((&target.0, record.ttl)),
+            RData::CNAME(target) if record.name == *at => Some((&target.0, sane(record.ttl))),
             _ => None,
         })?;
         ttl = ttl.min(alias_ttl);
         at = target;
     }
     None
+}
+
+/// A TTL with its highest bit set is none (RFC 2181 section 8).
+fn sane(ttl: u32) -> u32 {
+    if i32::try_from(ttl).is_ok() { ttl } else { 0 }
 }
 
 /// The addresses of a target that came along, and the least of their TTLs.

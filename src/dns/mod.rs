@@ -60,6 +60,8 @@ pub struct Answer {
     pub expires: Option<Instant>,
     /// How far to trust it.
     pub state: State,
+    /// Of IPv4 and IPv6, whether servers have been asked to the end, whatever came of it.
+    pub families: [bool; 2],
 }
 
 /// A place where a service is to be had (SRV, RFC 2782).
@@ -122,11 +124,23 @@ impl State {
 impl Answer {
     /// Nothing known yet.
     pub(crate) fn pending() -> Self {
-        Self { addresses: Arc::new([]), services: Arc::new([]), expires: None, state: State::Pending }
+        Self {
+            addresses: Arc::new([]),
+            services: Arc::new([]),
+            expires: None,
+            state: State::Pending,
+            families: [false; 2],
+        }
     }
 
     /// An address given as such: it is its own answer, for good.
     pub(crate) fn literal(address: IpAddr) -> Self {
-        Self { addresses: Arc::new([address]), services: Arc::new([]), expires: None, state: State::Fresh }
+        Self {
+            addresses: Arc::new([address]),
+            services: Arc::new([]),
+            expires: None,
+            state: State::Fresh,
+            families: [true; 2],
+        }
     }
 }

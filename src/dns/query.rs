@@ -58,6 +58,8 @@ pub(super) struct Asker {
     pub(super) servers: Servers,
     /// For everything that one answer takes.
     pub(super) resolution_timeout: Duration,
+    /// The system names no server, and one on this machine stands for it.
+    pub(super) is_made_up: bool,
     search: Vec<Name>,
     ndots: usize,
     no_aaaa: bool,
@@ -83,7 +85,12 @@ impl Asker {
         let system = System::read(&files.resolv_conf, config.servers.is_empty())?;
         let addresses = if config.servers.is_empty() { &system.servers } else { &config.servers };
         let manner = Manner {
-            timeout: config.timeout.0.min(system.timeout),
+            // The system's servers are asked as the system says.
+            timeout: if config.servers.is_empty() {
+                system.timeout.map_or(config.timeout.0, |system| system.min(config.timeout.0))
+            } else {
+                config.timeout.0
+            },
             mixed_case: config.mixed_case,
             tcp: system.tcp,
             rotate: system.rotate,
@@ -103,6 +110,7 @@ impl Asker {
             }),
             servers: Servers::new(addresses, domains, manner, known)?,
             resolution_timeout: config.resolution_timeout.0,
+            is_made_up: system.is_made_up && config.servers.is_empty(),
             search: system.search,
             ndots: system.ndots,
             no_aaaa: system.no_aaaa,
@@ -152,14 +160,14 @@ impl Asker {
     pub(super) async fn resolve(&self, name: &str, anchor: Option<usize>, kind: Kind) -> Found {
         let names = self.names(name);
         if let Some(why) = &names.malformed {
-            return nothing(Outcome::Denied { what: Denial::Name, ttl: None, why: why.clone() });
+            return nothing(Outcome::Denied { what: Denial::Name, ttl: None, why: why.clone(), sure: true });
         }
         if let Some(outcome) = names.plain.as_ref().and_then(|plain| self.hosts.look_up(plain, kind)) {
             return nothing(outcome);
         }
         if kind == Kind::V6 && self.no_aaaa {
             let why = "`options no-aaaa` of resolv.conf asks for no IPv6 addresses".into();
-            return nothing(Outcome::Denied { what: Denial::Data, ttl: None, why });
+            return nothing(Outcome::Denied { what: Denial::Data, ttl: None, why, sure: true });
         }
         let limit = self.resolution_timeout;
         let found = timeout(limit, self.search(&names.candidates, anchor, kind)).await;

@@ -89,7 +89,13 @@ pub(super) enum Outcome {
     /// Records, with the least TTL of all that led to them.
     Found { records: Vec<Datum>, ttl: Duration },
     /// A server says that there is no such name, or no such record of it.
-    Denied { what: Denial, ttl: Option<Duration>, why: Arc<str> },
+    Denied {
+        what: Denial,
+        ttl: Option<Duration>,
+        why: Arc<str>,
+        /// No server that may know better was silent.
+        sure: bool,
+    },
     /// No server could say.
     Failed { why: Arc<str> },
 }
@@ -153,7 +159,12 @@ impl Record {
         let Found { outcome, candidate, certain } = found;
         match outcome {
             Outcome::Found { records, ttl } => self.learn(now, kind, records, ttl, candidate, certain),
-            Outcome::Denied { what, ttl, why } => self.deny(now, kind, what, ttl, why),
+            // It takes nothing from a set that works: that would be for the silence of who knows it.
+            Outcome::Denied { why, sure: false, .. } if self.has(kind) => {
+                let recheck = self.bounds.recheck;
+                self.set_mut(kind).fail(now, why, recheck);
+            }
+            Outcome::Denied { what, ttl, why, .. } => self.deny(now, kind, what, ttl, why),
             Outcome::Failed { why } => {
                 let recheck = self.bounds.recheck;
                 self.set_mut(kind).fail(now, why, recheck);
@@ -216,11 +227,17 @@ impl Record {
             Datum::Address(_) => None,
         };
         Answer {
+            families: [Kind::V4, Kind::V6].map(|kind| self.is_settled(kind)),
             addresses: data().filter_map(address).collect(),
             services: data().filter_map(service).collect(),
             expires: self.expires(),
             state,
         }
+    }
+
+    /// Whether servers have been asked for this kind to the end, whatever came of it.
+    fn is_settled(&self, kind: Kind) -> bool {
+        self.sets.get(kind.place()).is_some_and(|set| !matches!(set.last, Last::Unasked))
     }
 
     fn learn(

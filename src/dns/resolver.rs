@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::query::{Asker, ConfigError, Files};
 use super::record::{Found, Kind, Outcome, Record, Sought};
@@ -22,8 +22,10 @@ use super::{Answer, Service, State};
 use crate::config::model;
 use crate::config::watch::Watcher;
 
-/// Queries in flight at once, for all names: whatever comes together goes out in order.
+/// Queries in flight at once, for all names: whatever comes together goes out in order. One that has not
+/// been answered for so long does not count any more.
 const FLIGHTS: usize = 128;
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Resolves names and keeps the answers fresh while somebody watches them.
 ///
@@ -147,12 +149,16 @@ impl Resolver {
     pub fn reconfigure(&self, config: &model::Dns) -> Result<(), ConfigError> {
         let asker = Asker::new(config, &self.files, |address| known(&self.servers, address))?;
         lock(&self.config).clone_from(config);
+        self.replace(asker);
+        Ok(())
+    }
+
+    fn replace(&self, asker: Asker) {
         self.asker.store(Arc::new(asker));
         self.meant().clear();
         for entry in self.names().values() {
             entry.poke.notify_one();
         }
-        Ok(())
     }
 
     /// Watches a name's addresses, or an address, which is its own answer. The channel changes with
@@ -223,6 +229,11 @@ impl Resolver {
             servers,
             names: Vec::new(),
         }
+    }
+
+    /// How long what has expired may serve.
+    pub(super) fn stale(&self) -> Duration {
+        self.asker.load().bounds.stale
     }
 
     /// The runtime that refreshes names.
@@ -302,8 +313,14 @@ impl Resolver {
         kind: Kind,
     ) -> (Kind, Found) {
         // It is never closed.
-        let _flight = self.flights.acquire().await;
-        (kind, asker.resolve(&entry.name, anchor, kind).await)
+        let mut flight = self.flights.acquire().await.ok();
+        let mut asking = std::pin::pin!(asker.resolve(&entry.name, anchor, kind));
+        // What is not answered at once is no burst, and not in the way of what would be.
+        if let Ok(found) = timeout(AT_ONCE, &mut asking).await {
+            return (kind, found);
+        }
+        drop(flight.take());
+        (kind, asking.await)
     }
 
     /// Waits until the name is watched again, or its answer has expired and it is forgotten: then
@@ -340,10 +357,20 @@ impl Resolver {
     /// The system's files have changed: everything is read, and asked for, again.
     fn files_changed(&self) {
         let config = lock(&self.config).clone();
-        if let Err(error) = self.reconfigure(&config) {
-            tracing::warn!(%error, "the servers and the search list stay as they were");
+        let asker = match Asker::new(&config, &self.files, |address| known(&self.servers, address)) {
+            Ok(asker) => asker,
+            Err(error) => {
+                tracing::warn!(%error, "the servers and the search list stay as they were");
+                return;
+            }
+        };
+        if asker.is_made_up && !self.asker.load().is_made_up {
+            // Half-written, or about to come back: it is looked at again when it changes again.
+            let path = self.files.resolv_conf.display();
+            tracing::warn!(%path, "names no server any more; those that it named are asked on");
             return;
         }
+        self.replace(asker);
         tracing::info!("the system's DNS configuration or hosts file has changed");
     }
 
@@ -442,8 +469,15 @@ impl Entry {
 
 fn log(name: &str, before: &State, after: &State) {
     match after {
+        State::Stale { why } if name.ends_with('.') => {
+            tracing::debug!(name, %why, "a service's target cannot be refreshed");
+        }
         State::Stale { why } => {
             tracing::warn!(name, %why, "name cannot be refreshed; its last addresses stay in service");
+        }
+        // The targets of services, of which there may be hundreds: their source speaks for them.
+        State::Failed { reason, why } if name.ends_with('.') => {
+            tracing::debug!(name, reason = reason.name(), %why, "a service's target has no address");
         }
         State::Failed { reason, why } => {
             tracing::warn!(name, reason = reason.name(), %why, "name has no address");

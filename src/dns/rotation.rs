@@ -4,16 +4,18 @@
 //!
 //! A change that stays is followed at once, and so is one that is taken back after a while. A server
 //! is taken to rotate once several answers in a row each differed from the one before and brought
-//! back what had been gone. From then on a record stays for [`ANSWERS`] answers without it, for
-//! [`LONGEST`] at most; once answers are the same for a while, they are taken at their word again.
+//! back what had been gone: three that give and take, or six that only come and go, as a pod does
+//! whose readiness flaps. From then on a record stays for [`ANSWERS`] answers without it, for
+//! [`LONGEST`] at most; once [`QUIET`] answers are the same, they are taken at their word again.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Answers in a row, each unlike the one before, that may be rotation ..
-const TURNS: u32 = 3;
-/// .. if so many of them brought back something.
+/// What answers in a row, each unlike the one before, have to come to: one that gives and takes counts as
+/// much as two that only do one of both.
+const TURNS: u32 = 6;
+/// So many of them have to bring back something.
 const RETURNS: u32 = 2;
 
 /// How many answers without it a record of a rotating server outlasts, and how long.
@@ -21,7 +23,7 @@ const ANSWERS: u64 = 64;
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// So many equal answers end it.
-const QUIET: u32 = 16;
+const QUIET: u32 = 4;
 
 /// Records that are remembered of one set.
 const MOST: usize = 1024;
@@ -66,7 +68,10 @@ impl<T: Ord + Clone> Rotation<T> {
                 self.last.binary_search(record).is_err()
                     && self.seen.iter().any(|seen| seen.record == *record)
             });
-            self.turns += 1;
+            let within =
+                |some: &[T], other: &[T]| some.iter().all(|record| other.binary_search(record).is_ok());
+            let one_sided = within(&answer, &self.last) || within(&self.last, &answer);
+            self.turns += if one_sided { 1 } else { 2 };
             self.returns += u32::from(returned);
             self.quiet = 0;
             self.rotates |= self.turns >= TURNS && self.returns >= RETURNS;
@@ -142,7 +147,14 @@ mod tests {
     async fn one_that_comes_and_goes_is_a_rotation_too() {
         let given: Vec<&[u8]> = [&[1, 2][..], &[1]].into_iter().cycle().take(20).collect();
         let sets = sets(&given);
-        assert!(sets[4..].iter().all(|set| *set == [1, 2]), "{sets:?}");
+        assert!(sets[6..].iter().all(|set| *set == [1, 2]), "{sets:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_flaps_twice_and_goes_is_gone() {
+        let given: &[&[u8]] = &[&[1, 2], &[1], &[1, 2], &[1], &[1, 2], &[1], &[1]];
+        let expected: Vec<Vec<u8>> = given[1..].iter().map(|set| set.to_vec()).collect();
+        assert_eq!(sets(given), expected);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,12 +4,13 @@
 //! truncated. It caches nothing, and it never sees more than one server: whether a name is denied or
 //! nobody could say is decided here, since [`super::record`] depends on it.
 //!
-//! A server that fails is asked last until a pause is over, which grows while it goes on so. What is
-//! slow is not waited for: the next one is asked beside it, and the first answer counts. Servers of a
-//! domain of their own are asked for its names, and no others are.
+//! A server that is silent is asked last until a pause is over, which grows while it stays so. What is
+//! slow is not waited for: the next one is asked beside it, and the first that has what was asked for
+//! counts. That there is none is believed only once no server that was asked before may still say
+//! otherwise. Servers of a domain of their own are asked for its names, and no others are.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use super::record::{Kind, Outcome};
 /// The part of its time after which a silent server is helped by the next.
 const PATIENCE: u32 = 4;
 
-/// How long a server that failed is asked last: doubled each time it fails again.
+/// How long a server that was silent is asked last: doubled each time it is so again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -64,6 +65,8 @@ struct Group {
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     resolver: TokioResolver,
+    /// As `resolver`, for a server from before EDNS (RFC 6891 section 7).
+    plain: TokioResolver,
     known: Arc<Known>,
 }
 
@@ -74,6 +77,8 @@ pub(super) struct Known {
     found: AtomicU64,
     denied: AtomicU64,
     troubles: [AtomicU64; Trouble::ALL.len()],
+    /// It has shown that it cannot read EDNS.
+    no_edns: AtomicBool,
     doubt: Mutex<Doubt>,
 }
 
@@ -96,8 +101,18 @@ pub struct ServerSnapshot {
     pub denied: u64,
     /// What brought neither, by kind: `timeout`, `unreachable`, `servfail`, `refused`, `malformed`.
     pub failures: std::collections::BTreeMap<&'static str, u64>,
-    /// It has failed, and is asked last for now.
+    /// It was silent, and is asked last for now.
     pub asked_last: bool,
+}
+
+/// What is made of a server's answer.
+pub(super) enum Taken<T> {
+    /// It has what was asked for.
+    Found(T),
+    /// It says that there is none: true unless a server that was asked before says otherwise.
+    Denied(T),
+    /// It says nothing.
+    Nothing,
 }
 
 /// Every server that was asked failed.
@@ -136,12 +151,12 @@ impl Servers {
         let take = |server: &Server, answer| match meaning::of(answer, name, kind) {
             Meaning::Found { records, ttl } => {
                 server.known.answered(&server.known.found);
-                Some(Outcome::Found { records, ttl })
+                Taken::Found(Outcome::Found { records, ttl })
             }
             Meaning::Denied { what, ttl } => {
                 server.known.answered(&server.known.denied);
                 let why = meaning::denial(server.address, name, kind, what).into();
-                Some(Outcome::Denied { what, ttl, why })
+                Taken::Denied(Outcome::Denied { what, ttl, why, sure: true })
             }
             Meaning::Failed { trouble, error } => {
                 server.known.failed(trouble);
@@ -151,20 +166,29 @@ impl Servers {
                 }
                 let complaint = meaning::complaint(server.address, name, kind, trouble, &error, limit);
                 failure.why.push_str(&complaint);
-                None
+                Taken::Nothing
             }
         };
         let outcome = self.race(name, ask, take).await;
-        outcome.ok_or(failure)
+        match outcome {
+            // What one server denies while another is silent may be what only that other knows.
+            Some(Outcome::Denied { what, ttl, why, .. }) => {
+                let sure = failure.why.is_empty() && self.group(name).are_all_heard();
+                Ok(Outcome::Denied { what, ttl, why, sure })
+            }
+            Some(outcome) => Ok(outcome),
+            None => Err(failure),
+        }
     }
 
     /// Has the servers of a name asked, each once: the next one when one has failed, or beside one that is
-    /// slow. Ends with the first answer that `take` makes something of, or none.
+    /// slow. Ends with the first answer in which `take` finds what was asked for; else with a denial, once
+    /// nobody is waited for who was asked before; else with nothing.
     pub(super) async fn race<F, T>(
         &self,
         name: &Name,
         ask: impl Fn(Arc<Server>) -> F,
-        mut take: impl FnMut(&Server, F::Output) -> Option<T>,
+        mut take: impl FnMut(&Server, F::Output) -> Taken<T>,
     ) -> Option<T>
     where
         F: Future + Send,
@@ -174,25 +198,32 @@ impl Servers {
         let mut next = self.group(name).in_order().into_iter();
         let mut asked: Vec<Arc<Server>> = Vec::new();
         let mut waiting = FuturesUnordered::new();
+        let mut denied = None;
         loop {
-            match next.next() {
+            match if denied.is_none() { next.next() } else { None } {
                 Some(server) => {
                     asked.push(server.clone());
                     let answer = ask(server.clone());
                     waiting.push(async move { (server, answer.await) });
                 }
-                None if waiting.is_empty() => return None,
+                None if waiting.is_empty() => return denied,
                 None => {}
             }
-            let more = next.len() > 0;
+            let more = denied.is_none() && next.len() > 0;
             // Until one has failed, or the last one has had its time to itself.
             tokio::select! {
                 Some((server, answer)) = waiting.next() => {
-                    asked.retain(|asked| !Arc::ptr_eq(asked, &server));
-                    if let Some(taken) = take(&server, answer) {
-                        // Those that it has overtaken were silent for their part of the time.
-                        asked.iter().for_each(|slow| slow.known.doubted());
-                        return Some(taken);
+                    let at = asked.iter().position(|asked| Arc::ptr_eq(asked, &server)).unwrap_or(0);
+                    asked.remove(at);
+                    match take(&server, answer) {
+                        Taken::Found(found) => {
+                            // Those that it has overtaken were silent for their part of the time.
+                            asked.iter().for_each(|slow| slow.known.doubted());
+                            return Some(found);
+                        }
+                        Taken::Denied(none) if at == 0 && denied.is_none() => return Some(none),
+                        Taken::Denied(none) => denied = denied.or(Some(none)),
+                        Taken::Nothing => {}
                     }
                 }
                 () = sleep(patience), if more => {}
@@ -248,6 +279,14 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Whether none of them was silent lately.
+    fn are_all_heard(&self) -> bool {
+        let now = Instant::now();
+        self.servers.iter().all(|server| server.known.pause(now).is_zero())
+    }
+}
+
 impl Server {
     fn new(address: SocketAddr, manner: &Manner, known: Arc<Known>) -> Result<Self, ConfigError> {
         let mut server = match manner.tcp {
@@ -258,23 +297,36 @@ impl Server {
             connection.port = address.port();
         }
         let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
-        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        let options: &mut ResolverOpts = builder.options_mut();
-        options.timeout = manner.timeout;
-        // Retries are ours, paced. Within its timeout hickory sends a lost datagram again.
-        options.attempts = 0;
-        options.cache_size = 0;
-        options.use_hosts_file = ResolveHosts::Never;
-        options.edns0 = true;
-        options.case_randomization = manner.mixed_case;
-        let resolver = builder.build().map_err(|source| ConfigError::Server { server: address, source })?;
-        Ok(Self { address, resolver, known })
+        let resolver = |edns| {
+            let mut builder =
+                TokioResolver::builder_with_config(config.clone(), TokioRuntimeProvider::default());
+            let options: &mut ResolverOpts = builder.options_mut();
+            options.timeout = manner.timeout;
+            // Retries are ours, paced. Within its timeout hickory sends a lost datagram again.
+            options.attempts = 0;
+            options.cache_size = 0;
+            options.use_hosts_file = ResolveHosts::Never;
+            options.edns0 = edns;
+            options.case_randomization = manner.mixed_case;
+            builder.build().map_err(|source| ConfigError::Server { server: address, source })
+        };
+        Ok(Self { address, resolver: resolver(true)?, plain: resolver(false)?, known })
     }
 
     async fn ask(&self, name: &Name, kind: RecordType, limit: Duration) -> Result<Lookup, NetError> {
         self.known.asked();
-        let answer = timeout(limit, self.resolver.lookup(name.clone(), kind)).await;
-        answer.unwrap_or(Err(NetError::Timeout))
+        let both = async {
+            if !self.known.no_edns.load(Ordering::Relaxed) {
+                let answer = self.resolver.lookup(name.clone(), kind).await;
+                if !meaning::reads_no_edns(&answer) {
+                    return answer;
+                }
+            }
+            let answer = self.plain.lookup(name.clone(), kind).await;
+            self.known.no_edns.store(!meaning::reads_no_edns(&answer), Ordering::Relaxed);
+            answer
+        };
+        timeout(limit, both).await.unwrap_or(Err(NetError::Timeout))
     }
 
     /// How it has done.
@@ -290,8 +342,8 @@ impl Known {
     }
 
     /// Notes an answer that was passed on as it is.
-    pub(super) fn passed_on(&self) {
-        self.answered(&self.found);
+    pub(super) fn passed_on(&self, is_denial: bool) {
+        self.answered(if is_denial { &self.denied } else { &self.found });
     }
 
     fn answered(&self, count: &AtomicU64) {
@@ -302,7 +354,10 @@ impl Known {
     /// Notes a query that brought nothing.
     pub(super) fn failed(&self, trouble: Trouble) {
         self.troubles[trouble as usize].fetch_add(1, Ordering::Relaxed);
-        self.doubted();
+        // What one name fails with says nothing of the others.
+        if trouble.is_silence() {
+            self.doubted();
+        }
     }
 
     /// Notes that others answered sooner, or that it brought nothing.
@@ -363,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_failed_is_asked_last_until_its_pause_is_over() {
+    async fn a_silent_server_is_asked_last_until_its_pause_is_over() {
         let servers = servers(MANNER, &[]);
         assert_eq!(order(&servers, "a."), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
         let first = servers.in_order(&name("a.")).remove(0);
@@ -374,7 +429,7 @@ mod tests {
         first.known.failed(Trouble::Unreachable);
         tokio::time::advance(FIRST_PAUSE).await;
         assert_eq!(order(&servers, "a.")[0], "10.0.0.2", "its second pause is longer");
-        first.known.passed_on();
+        first.known.passed_on(false);
         assert_eq!(order(&servers, "a.")[0], "10.0.0.1");
     }
 
@@ -387,7 +442,7 @@ mod tests {
         }
         let snapshot = servers.snapshot().remove(0);
         assert_eq!((snapshot.failures["servfail"], snapshot.failures["timeout"]), (2, 0));
-        assert!(snapshot.asked_last);
+        assert!(!snapshot.asked_last, "it speaks");
     }
 
     #[tokio::test]

@@ -4,15 +4,24 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Answer, Resolver, State, family};
 use crate::config::units::{EndpointName, Host, HostPort};
 use crate::error::Reason;
+
+/// Targets of one source's services that are asked for. A server that names more gives their addresses
+/// along, as the mesh's endpoint zone does.
+const TARGETS: usize = 256;
+
+/// How long a source without an address for any of its services goes on with those that it had, where
+/// servers say that there is none: they change names and addresses one after the other.
+const MEANWHILE: Duration = Duration::from_secs(5);
 
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -130,8 +139,8 @@ impl Part {
     fn follow_targets(&mut self, resolver: &Arc<Resolver>) {
         let Part::Services { answer, targets } = self else { return };
         let services = answer.borrow_and_update().services.clone();
-        let wanted: HashSet<&Arc<str>> =
-            services.iter().filter(|s| s.addresses.is_empty()).map(|s| &s.target).collect();
+        let unknown = services.iter().filter(|service| service.addresses.is_empty());
+        let wanted: HashSet<&Arc<str>> = unknown.map(|service| &service.target).take(TARGETS).collect();
         targets.retain(|target, _| wanted.contains(target));
         for target in wanted {
             if !targets.contains_key(target) {
@@ -199,22 +208,30 @@ fn zone(target: &str) -> Option<Arc<str>> {
 
 /// Carries changes of the names to the source's watchers, until there are none.
 async fn follow(mut parts: Vec<Part>, resolver: Arc<Resolver>, sender: watch::Sender<Resolution>) {
+    let mut bare: Option<Instant> = None;
     loop {
         parts.iter_mut().for_each(|part| part.follow_targets(&resolver));
         let mut resolution = merge(&parts);
+        let has_services = parts.iter().any(Part::has_services);
+        if has_services && resolution.endpoints.is_empty() {
+            bare.get_or_insert_with(Instant::now);
+        } else {
+            bare = None;
+        }
+        let mut until = None;
         sender.send_if_modified(|known| {
-            if !known.endpoints.is_empty() && resolution.endpoints.is_empty() {
+            if let (Some(since), false) = (bare, known.endpoints.is_empty()) {
                 // Other services took the place of those there were, and nobody knows their addresses
                 // yet: what there was serves on.
-                match &resolution.state {
-                    State::Pending => return false,
-                    State::Failed { reason: Reason::DnsNoAnswer, why }
-                        if parts.iter().any(Part::has_services) =>
-                    {
-                        resolution.state = State::Stale { why: why.clone() };
-                        resolution.endpoints = known.endpoints.clone();
-                    }
-                    _ => {}
+                let (limit, why) = match &resolution.state {
+                    State::Failed { reason: Reason::DnsNoAnswer, why } => (resolver.stale(), why.clone()),
+                    State::Failed { why, .. } => (MEANWHILE, why.clone()),
+                    _ => return false,
+                };
+                if since.elapsed() < limit {
+                    until = Some(since + limit);
+                    resolution.state = State::Stale { why };
+                    resolution.endpoints = known.endpoints.clone();
                 }
             }
             let changed = known.endpoints != resolution.endpoints || known.state != resolution.state;
@@ -229,6 +246,7 @@ async fn follow(mut parts: Vec<Part>, resolver: Arc<Resolver>, sender: watch::Se
                 parts.iter_mut().flat_map(Part::receivers).map(|answer| answer.changed()).collect();
             tokio::select! {
                 Some(change) = changes.next() => change,
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => Ok(()),
                 () = sender.closed() => return,
             }
         };

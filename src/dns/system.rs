@@ -15,6 +15,9 @@ use super::query::ConfigError;
 
 const PORT: u16 = 53;
 
+/// What stands for a timeout that was not written, in seconds.
+const UNSAID: u32 = 5;
+
 /// The system's configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct System {
@@ -22,8 +25,10 @@ pub(super) struct System {
     pub(super) search: Vec<Name>,
     /// Dots from which on a name is tried as it is first.
     pub(super) ndots: usize,
-    /// How long one query may take.
-    pub(super) timeout: Duration,
+    /// How long one query may take, where it says so.
+    pub(super) timeout: Option<Duration>,
+    /// It names no server, so that one on this machine stands for it.
+    pub(super) is_made_up: bool,
     /// The servers take turns.
     pub(super) rotate: bool,
     /// Queries go over TCP.
@@ -50,7 +55,8 @@ impl System {
     fn new(config: &Config, path: &Path) -> Self {
         let mut servers: Vec<SocketAddr> =
             config.nameservers.iter().filter_map(|server| usable(server, path)).collect();
-        if servers.is_empty() {
+        let is_made_up = servers.is_empty();
+        if is_made_up {
             servers.push((Ipv4Addr::LOCALHOST, PORT).into());
         }
         let domain = |text: &String| {
@@ -65,7 +71,8 @@ impl System {
             servers,
             search: config.get_last_search_or_domain().filter_map(domain).collect(),
             ndots: config.ndots as usize,
-            timeout: Duration::from_secs(config.timeout.max(1).into()),
+            timeout: (config.timeout != UNSAID).then(|| Duration::from_secs(config.timeout.max(1).into())),
+            is_made_up,
             rotate: config.rotate,
             tcp: config.use_vc,
             no_aaaa: config.no_aaaa,
@@ -105,7 +112,7 @@ mod tests {
         assert_eq!(servers, ["10.0.0.10:53", "[fd00::a]:53"]);
         let search: Vec<String> = system.search.iter().map(Name::to_ascii).collect();
         assert_eq!(search, ["shop.svc.mesh.", "svc.mesh."]);
-        assert_eq!((system.ndots, system.timeout), (5, Duration::from_secs(1)));
+        assert_eq!((system.ndots, system.timeout), (5, Some(Duration::from_secs(1))));
         assert!(system.rotate && system.tcp && system.no_aaaa);
     }
 
@@ -114,7 +121,10 @@ mod tests {
         let system = read("search shop.mesh\n");
         assert_eq!((system.servers, system.search.len()), (vec!["127.0.0.1:53".parse().unwrap()], 1));
         let missing = System::read(Path::new("/nonexistent"), true).unwrap();
-        assert_eq!((missing.servers, missing.ndots), (vec!["127.0.0.1:53".parse().unwrap()], 1));
+        assert_eq!(
+            (missing.servers, missing.ndots, missing.timeout),
+            (vec!["127.0.0.1:53".parse().unwrap()], 1, None)
+        );
         assert!(!missing.rotate && !missing.tcp && !missing.no_aaaa);
     }
 

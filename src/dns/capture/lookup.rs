@@ -71,6 +71,20 @@ pub(super) enum Given {
     Failed(ResponseCode),
 }
 
+/// A flight, until it has landed: one that never does is forgotten, and the question asked anew.
+struct Flying<'a> {
+    lookup: &'a Lookup,
+    key: Option<Key>,
+}
+
+impl Drop for Flying<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.lookup.known().flights.remove(&key);
+        }
+    }
+}
+
 impl Settings {
     fn new(config: &model::Dns) -> Self {
         Self {
@@ -208,7 +222,10 @@ impl Lookup {
             mixed_case: settings.mixed_case,
         };
         let limit = settings.resolution_timeout;
+        let mut flying = Flying { lookup: &self, key: Some(key.clone()) };
         let answer = forward(&self.resolver.asker(), &Outgoing::Asked(asking), limit).await;
+        flying.key = None;
+        drop(flying);
         let landed = self.keep(key, answer, &settings.rules);
         // Nobody may be waiting any more: it was kept all the same.
         let _ = land.send(landed);

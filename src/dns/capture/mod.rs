@@ -99,14 +99,16 @@ impl Capture {
     /// The answer to a question for an address of a mesh name. Where the resolver knows none at
     /// all, the servers say so better, with their SOA.
     async fn mesh_reply(&self, question: &Question<'_>) -> Option<Reply> {
-        let wanted: fn(&IpAddr) -> bool = match question.kind() {
-            A => IpAddr::is_ipv4,
-            AAAA => IpAddr::is_ipv6,
+        let (wanted, family): (fn(&IpAddr) -> bool, usize) = match question.kind() {
+            A => (IpAddr::is_ipv4, 0),
+            AAAA => (IpAddr::is_ipv6, 1),
             _ => return None,
         };
         let name = self.mesh_name(question.host()?)?;
         let answer = self.known(&name).await?;
-        if answer.addresses.is_empty() {
+        // Of a family that is being asked for the first time, nothing is said yet. Where nobody answers for
+        // it, the other one is all there is: a client that waits for both is not kept waiting.
+        if answer.addresses.is_empty() || !answer.families[family] {
             return None;
         }
         let mut addresses: Vec<IpAddr> = answer.addresses.iter().copied().filter(wanted).collect();

@@ -61,7 +61,7 @@ impl Name {
 
     fn denied(&mut self, kind: Kind, ttl: Option<u64>) -> &mut Self {
         let ttl = ttl.map(Duration::from_secs);
-        let outcome = Outcome::Denied { what: Denial::Name, ttl, why: "denied".into() };
+        let outcome = Outcome::Denied { what: Denial::Name, ttl, why: "denied".into(), sure: true };
         self.record.note(self.now, kind, Found { outcome, candidate: 0, certain: false });
         self
     }
@@ -268,4 +268,24 @@ fn another_configuration_asks_again_and_keeps_what_is_known() {
     name.record.reconfigure(name.now, BOUNDS.into());
     assert!(name.record.kinds().iter().all(|kind| name.record.is_due(*kind, name.now)));
     assert_eq!((name.state(), name.record.anchor()), (State::Fresh, None));
+}
+
+#[test]
+fn a_denial_while_another_server_is_silent_takes_nothing_from_a_set_that_works() {
+    let mut name = Name::new();
+    let unsure = || Found {
+        outcome: Outcome::Denied { what: Denial::Name, ttl: None, why: "denied".into(), sure: false },
+        candidate: 0,
+        certain: false,
+    };
+    name.found(Kind::V4, &["10.0.0.1"], 1).denied(Kind::V6, None);
+    for _ in 0..5 {
+        name.until_due(Kind::V4);
+        name.record.note(name.now, Kind::V4, unsure());
+        assert_eq!(name.addresses(), ["10.0.0.1"]);
+    }
+    let mut cold = Name::new();
+    cold.denied(Kind::V6, None);
+    cold.record.note(cold.now, Kind::V4, unsure());
+    assert_eq!(cold.reason(), Some(Reason::DnsNoSuchName), "who has nothing believes it");
 }

@@ -87,15 +87,20 @@ async fn mesh_names_come_from_the_cache_with_what_is_left() {
 }
 
 #[tokio::test]
-async fn a_family_that_a_mesh_name_lacks_is_answered_at_once() {
+async fn a_family_that_nobody_answers_for_keeps_no_client_waiting() {
     let server = Scripted::start(|query, _| match kind(query) {
         RecordType::A => with(query, 300, &["10.0.0.1"]),
         _ => Step::Silence,
     });
     let captured = capture(&[server.address], &["orders.mesh"]);
     ask(captured.address, "orders.mesh.", RecordType::A).await;
+    // While it is being asked for the first time, nothing can be said.
+    let first = ask(captured.address, "orders.mesh.", RecordType::AAAA).await;
+    assert_eq!(first.metadata.response_code, ResponseCode::ServFail);
+    let asked = server.asked_for(RecordType::AAAA);
     let answer = ask(captured.address, "orders.mesh.", RecordType::AAAA).await;
     assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
+    assert!(server.asked_for(RecordType::AAAA) <= asked + 1, "of the resolver's own at most");
 }
 
 #[tokio::test]

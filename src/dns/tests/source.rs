@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hickory_resolver::proto::rr::rdata::SRV;
 
@@ -176,4 +176,33 @@ async fn of_both_families_one_is_the_way_around_the_other() {
     let both = both.await.expect("in time").expect("open").clone();
     let seconds: Vec<_> = both.endpoints.iter().map(|t| (t.address.is_ipv6(), t.second)).collect();
     assert_eq!(seconds, [(false, true), (true, false)]);
+}
+
+#[tokio::test]
+async fn a_target_that_is_denied_once_empties_nothing() {
+    let turn = Arc::new(AtomicUsize::new(0));
+    let server = Scripted::start({
+        let turn = turn.clone();
+        move |query, _| match kind(query) {
+            // Its address comes along at first, and then no more.
+            RecordType::SRV => {
+                let glue: &[_] = if turn.fetch_add(1, Ordering::Relaxed) == 0 {
+                    &[("a.orders.", "10.0.0.1")]
+                } else {
+                    &[]
+                };
+                service(query, 1, &[(0, 1, 8080, "a.orders.")], glue)
+            }
+            _ if turn.load(Ordering::Relaxed) < 4 => code(query, ResponseCode::NXDomain),
+            _ => with(query, 300, &["10.0.0.1"]),
+        }
+    });
+    let resolver = resolver(&[server.address]);
+    let mut seen = source(&["_http._tcp.orders"]).subscribe(&resolver);
+    let wait = tokio::time::timeout(PATIENCE, seen.wait_for(|seen| !seen.endpoints.is_empty()));
+    wait.await.expect("in time").expect("open");
+    while turn.load(Ordering::Relaxed) < 6 {
+        assert_eq!(endpoints(&seen.borrow_and_update()), ["10.0.0.1:8080"]);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

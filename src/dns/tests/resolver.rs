@@ -579,9 +579,9 @@ async fn names_that_nobody_answers_are_not_in_the_way_of_others() {
         false => with(query, 1, &["10.0.0.1"]),
     });
     let resolver = resolver(&[server.address]);
-    let _silent: Vec<_> = (0..1000).map(|n| resolver.watch(&format!("silent-{n}.mesh"))).collect();
+    let _silent: Vec<_> = (0..100).map(|n| resolver.watch(&format!("silent-{n}.mesh"))).collect();
     let mut answer = resolver.watch("orders.mesh");
-    // All of theirs are under way before the first has failed.
+    // Theirs are more than may be under way at once, and none of them has failed yet.
     let first = addresses(&mut answer, &["10.0.0.1"]).await;
     assert_eq!(first.state, State::Fresh);
     until(&mut answer, |answer| answer.expires > first.expires).await;

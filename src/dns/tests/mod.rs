@@ -7,6 +7,7 @@ mod dnsmasq;
 mod forged;
 mod resolver;
 mod server;
+mod servers;
 mod source;
 
 use std::net::{IpAddr, SocketAddr};

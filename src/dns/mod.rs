@@ -40,12 +40,12 @@ use tokio::time::Instant;
 use crate::error::Reason;
 
 pub use capture::{Capture, CaptureSnapshot};
-pub use query::ConfigError;
 pub use resolver::{NameSnapshot, Resolver, Snapshot};
 pub use responder::{Responder, Zone};
 pub use server::Server;
 pub use servers::ServerSnapshot;
 pub use source::{EndpointSource, Resolution, Target};
+pub use system::ConfigError;
 
 /// What is known of a name.
 #[derive(Debug, Clone, PartialEq)]

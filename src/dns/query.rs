@@ -1,13 +1,11 @@
 //! Asks for names: which names a search list makes of one, `/etc/hosts` before every server, and
 //! what their answers together mean.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::Name;
 use tokio::time::timeout;
 
@@ -15,29 +13,8 @@ use super::hosts::HostsFile;
 use super::kept::{Bounds, Denial};
 use super::record::{Found, Kind, Outcome};
 use super::servers::{Known, Manner, Servers};
-use super::system::System;
+use super::system::{ConfigError, System};
 use crate::config::model;
-
-/// The search list and the servers cannot be known.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// `/etc/resolv.conf` exists, but cannot be read.
-    #[error("cannot read {path}: {source}; name the servers in `dns.servers`, or make it readable")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// A resolver for a server could not be made.
-    #[error("cannot ask DNS server {server}: {source}")]
-    Server {
-        /// The server.
-        server: SocketAddr,
-        /// Why.
-        source: NetError,
-    },
-}
 
 /// The system's files.
 #[derive(Debug, Clone)]

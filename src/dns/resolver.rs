@@ -15,9 +15,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
-use super::query::{Asker, ConfigError, Files};
+use super::query::{Asker, Files};
 use super::record::{Found, Kind, Outcome, Record, Sought};
 use super::servers::{Known, ServerSnapshot};
+use super::system::ConfigError;
 use super::{Answer, Service, State};
 use crate::config::model;
 use crate::config::watch::Watcher;

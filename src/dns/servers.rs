@@ -26,8 +26,8 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::meaning::{self, Meaning, Trouble};
-use super::query::ConfigError;
 use super::record::{Kind, Outcome};
+use super::system::ConfigError;
 
 /// The part of its time after which a silent server is helped by the next.
 const PATIENCE: u32 = 4;

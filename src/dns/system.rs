@@ -5,18 +5,38 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::Name;
 use resolv_conf::{Config, ScopedIp};
-
-use super::query::ConfigError;
 
 const PORT: u16 = 53;
 
 /// What stands for a timeout that was not written, in seconds.
 const UNSAID: u32 = 5;
+
+/// The search list and the servers cannot be known.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// `/etc/resolv.conf` exists, but cannot be read.
+    #[error("cannot read {path}: {source}; name the servers in `dns.servers`, or make it readable")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A resolver for a server could not be made.
+    #[error("cannot ask DNS server {server}: {source}")]
+    Server {
+        /// The server.
+        server: SocketAddr,
+        /// Why.
+        source: NetError,
+    },
+}
 
 /// The system's configuration.
 #[derive(Debug, Clone, PartialEq)]

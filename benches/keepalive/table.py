@@ -1,8 +1,7 @@
 """The tables that people read: every row, and the few lines of the README."""
 
-import sys
-
 import judge
+import markers
 from rows import METHODS
 
 BEGIN, END = "<!-- keepalive -->", "<!-- /keepalive -->"
@@ -136,10 +135,5 @@ def page(result, missed):
 
 
 def publish(path, result):
-    """Puts the table between the markers of a file; prints it where there are none."""
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        print(f"{path} has no {BEGIN} and {END}:\n{readme(result)}", file=sys.stderr)
-        return
-    before, rest = text.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n{readme(result)}\n{END}{rest.split(END, 1)[1]}")
+    """Puts the table between its markers in the README."""
+    markers.publish(path, BEGIN, END, readme(result))

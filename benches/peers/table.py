@@ -1,5 +1,6 @@
 """The tables that people read: every case, the chosen ones of the README, and the targets."""
 
+import markers
 from machine import cpu_model
 
 BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
@@ -142,9 +143,5 @@ def whole(rows, captions, found):
 
 
 def replace(path, text):
-    """Puts the text between the markers of a file, which must have them."""
-    before_and_after = path.read_text()
-    if BEGIN not in before_and_after or END not in before_and_after:
-        raise SystemExit(f"{path}: the markers {BEGIN} and {END} are missing")
-    before, rest = before_and_after.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+    """Puts the text between its markers in a file."""
+    markers.publish(path, BEGIN, END, text)

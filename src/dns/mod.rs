@@ -23,6 +23,7 @@ mod record;
 mod resolver;
 mod responder;
 mod rotation;
+mod seen;
 mod server;
 mod servers;
 mod source;
@@ -40,8 +41,9 @@ use tokio::time::Instant;
 use crate::error::Reason;
 
 pub use capture::{Capture, CaptureSnapshot};
-pub use resolver::{NameSnapshot, Resolver, Snapshot};
+pub use resolver::Resolver;
 pub use responder::{Responder, Zone};
+pub use seen::{NameSnapshot, Snapshot};
 pub use server::Server;
 pub use servers::ServerSnapshot;
 pub use source::{EndpointSource, Resolution, Target};

@@ -1,7 +1,7 @@
 //! The cache: every watched name, each kept fresh by a task of its own.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
@@ -10,16 +10,17 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
+use super::kept::MOST;
 use super::query::{Asker, Files};
 use super::record::{Found, Kind, Outcome, Record, Sought};
-use super::servers::{Known, ServerSnapshot};
+use super::seen::{NameSnapshot, Snapshot};
+use super::servers::Known;
 use super::system::ConfigError;
-use super::{Answer, Service, State};
+use super::{Answer, State};
 use crate::config::model;
 use crate::config::watch::Watcher;
 
@@ -65,45 +66,6 @@ struct Entry {
     trouble: Mutex<Option<Arc<str>>>,
     /// A watcher came back, or the configuration changed.
     poke: Notify,
-}
-
-/// The whole cache as an operator sees it.
-#[derive(Debug, Clone, Serialize)]
-pub struct Snapshot {
-    /// Names that were known already when somebody wanted them.
-    pub hits: u64,
-    /// Names that had to be asked for.
-    pub misses: u64,
-    /// Queries for what was known already, to keep it fresh.
-    pub refreshes: u64,
-    /// Refreshes that failed and left records in service past their TTL.
-    pub stale: u64,
-    /// Queries sent to servers.
-    pub queries: u64,
-    /// Queries that brought neither records nor a denial.
-    pub failures: u64,
-    /// In the order of the configuration.
-    pub servers: Vec<ServerSnapshot>,
-    /// In alphabetical order.
-    pub names: Vec<NameSnapshot>,
-}
-
-/// One name as an operator sees it.
-#[derive(Debug, Clone, Serialize)]
-pub struct NameSnapshot {
-    /// The name, in lower case.
-    pub name: String,
-    /// What it resolves to now.
-    pub addresses: Vec<IpAddr>,
-    /// The services that it names, where it is an SRV name.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub services: Vec<Service>,
-    /// `pending`, `fresh`, `stale` or `failed`.
-    pub state: &'static str,
-    /// Seconds until the first record is past its TTL; negative when stale.
-    pub ttl_left: Option<f64>,
-    /// Which server said what, when the last query of any kind went wrong.
-    pub last_error: Option<String>,
 }
 
 impl Resolver {
@@ -272,6 +234,7 @@ impl Resolver {
             if entry.answer.receiver_count() == 0 && record.kinds().iter().any(idles) {
                 // Boxed: most names never come here, and ten thousand tasks keep no room for it.
                 if Box::pin(self.forget(&entry, record.expires().unwrap_or(now))).await {
+                    self.note_meaning(&asker, &entry, meant, None);
                     return;
                 }
                 continue;
@@ -286,8 +249,8 @@ impl Resolver {
                 }
             }
             if record.anchor() != meant {
-                meant = record.anchor();
-                self.note_meaning(&asker, &entry, meant);
+                let before = std::mem::replace(&mut meant, record.anchor());
+                self.note_meaning(&asker, &entry, before, meant);
             }
             entry.publish(record.answer(now), record.trouble());
             let wakes = record.wakes(now, flights.under_way());
@@ -337,21 +300,27 @@ impl Resolver {
         let unwatched = entry.answer.receiver_count() == 0;
         if unwatched {
             names.remove(&(entry.sought, entry.name.clone()));
-            self.meant().retain(|_, name| *name != entry.name);
         }
         unwatched
     }
 
-    /// Remembers at which full name the search for a name ended.
-    fn note_meaning(&self, asker: &Asker, entry: &Entry, anchor: Option<usize>) {
+    /// Remembers at which full name the search for a name ended, and no longer where it did before.
+    fn note_meaning(&self, asker: &Asker, entry: &Entry, before: Option<usize>, now: Option<usize>) {
+        let full = |anchor: Option<usize>| {
+            let full = asker.names(&entry.name).candidates.into_iter().nth(anchor?)?;
+            let full = full.to_ascii().to_ascii_lowercase();
+            let full = full.trim_end_matches('.');
+            (entry.sought == Sought::Addresses && full != entry.name.trim_end_matches('.'))
+                .then(|| full.to_owned())
+        };
         let mut meant = self.meant();
-        meant.retain(|_, name| *name != entry.name);
-        let full = anchor.and_then(|anchor| asker.names(&entry.name).candidates.into_iter().nth(anchor));
-        let Some(full) = full.filter(|_| entry.sought == Sought::Addresses) else { return };
-        let full = full.to_ascii().to_ascii_lowercase();
-        let full = full.trim_end_matches('.');
-        if full != entry.name.trim_end_matches('.') {
-            meant.insert(full.to_owned(), entry.name.clone());
+        if let Some(full) = full(before)
+            && meant.get(&full) == Some(&entry.name)
+        {
+            meant.remove(&full);
+        }
+        if let Some(full) = full(now) {
+            meant.insert(full, entry.name.clone());
         }
     }
 
@@ -442,6 +411,15 @@ impl Entry {
             }
             if known.state.name() != answer.state.name() {
                 log(&self.name, &known.state, &answer.state);
+            }
+            let records = answer.addresses.len() + answer.services.len();
+            if records >= MOST && (&known.addresses, &known.services) != (&answer.addresses, &answer.services)
+            {
+                tracing::warn!(
+                    name = self.name,
+                    records,
+                    "name has as many records as are used, and maybe more"
+                );
             }
             if known.addresses == answer.addresses {
                 answer.addresses = known.addresses.clone();

@@ -116,14 +116,20 @@ enum Part {
     /// Addresses that listen on a port.
     Addresses { port: u16, answer: watch::Receiver<Answer> },
     /// Services, and the addresses of those targets that came without.
-    Services { answer: watch::Receiver<Answer>, targets: BTreeMap<Arc<str>, watch::Receiver<Answer>> },
+    Services {
+        answer: watch::Receiver<Answer>,
+        targets: BTreeMap<Arc<str>, watch::Receiver<Answer>>,
+        /// How many targets are not asked for, being beyond [`TARGETS`].
+        left_out: usize,
+    },
 }
 
 impl Part {
     fn watch(name: &EndpointName, resolver: &Arc<Resolver>) -> Self {
         match name {
             EndpointName::Srv(name) => {
-                Part::Services { answer: resolver.watch_services(name), targets: BTreeMap::new() }
+                let answer = resolver.watch_services(name);
+                Part::Services { answer, targets: BTreeMap::new(), left_out: 0 }
             }
             EndpointName::At(HostPort { host, port }) => {
                 let answer = match host {
@@ -137,12 +143,24 @@ impl Part {
 
     /// Watches the targets that the services name now, and no others.
     fn follow_targets(&mut self, resolver: &Arc<Resolver>) {
-        let Part::Services { answer, targets } = self else { return };
+        let Part::Services { answer, targets, left_out } = self else { return };
         let services = answer.borrow_and_update().services.clone();
+        let mut seen = HashSet::new();
         let unknown = services.iter().filter(|service| service.addresses.is_empty());
-        let wanted: HashSet<&Arc<str>> = unknown.map(|service| &service.target).take(TARGETS).collect();
-        targets.retain(|target, _| wanted.contains(target));
-        for target in wanted {
+        let unknown = unknown.map(|service| &service.target).filter(|target| seen.insert(*target));
+        let unknown: Vec<&Arc<str>> = unknown.collect();
+        let (wanted, beyond) = unknown.split_at(unknown.len().min(TARGETS));
+        if std::mem::replace(left_out, beyond.len()) != beyond.len()
+            && let Some(first) = beyond.first()
+        {
+            tracing::warn!(
+                %first,
+                left_out = beyond.len(),
+                "more than {TARGETS} targets whose server gives no addresses along are not asked for"
+            );
+        }
+        targets.retain(|target, _| wanted.contains(&target));
+        for &target in wanted {
             if !targets.contains_key(target) {
                 // A target is a full name: no search list applies to it.
                 targets.insert(target.clone(), resolver.watch(&format!("{target}.")));
@@ -158,7 +176,7 @@ impl Part {
     fn receivers(&mut self) -> Box<dyn Iterator<Item = &mut watch::Receiver<Answer>> + Send + '_> {
         match self {
             Part::Addresses { answer, .. } => Box::new(std::iter::once(answer)),
-            Part::Services { answer, targets } => {
+            Part::Services { answer, targets, .. } => {
                 Box::new(std::iter::once(answer).chain(targets.values_mut()))
             }
         }
@@ -172,7 +190,7 @@ impl Part {
                 into.extend(at(&answer.addresses, *port));
                 vec![answer]
             }
-            Part::Services { answer, targets } => {
+            Part::Services { answer, targets, .. } => {
                 let answer = answer.borrow().clone();
                 let mut answers = Vec::with_capacity(1 + targets.len());
                 for service in answer.services.iter() {

@@ -206,3 +206,24 @@ async fn a_target_that_is_denied_once_empties_nothing() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+#[tokio::test]
+async fn the_first_256_targets_without_an_address_are_asked_for() {
+    let server = Scripted::start(|query, _| match kind(query) {
+        RecordType::SRV => {
+            let targets: Vec<String> = (0..300).map(|n| format!("t{n}.orders.")).collect();
+            let services: Vec<_> = targets.iter().map(|target| (0, 1, 8080, target.as_str())).collect();
+            service(query, 300, &services, &[])
+        }
+        RecordType::A => {
+            let name = name(query);
+            let number = name.trim_start_matches('t').split('.').next().and_then(|n| n.parse().ok());
+            let number: u16 = number.expect("a number");
+            with(query, 300, &[&format!("10.0.{}.{}", number / 256, number % 256)])
+        }
+        _ => code(query, ResponseCode::NoError),
+    });
+    let mut seen = source(&["_http._tcp.orders"]).subscribe(&resolver(&[server.address]));
+    until(&mut seen, |seen| seen.endpoints.len() >= 256).await;
+    assert_eq!(seen.borrow().endpoints.len(), 256);
+}

@@ -43,8 +43,7 @@ pub fn least_saturated<'a>(endpoints: &'a [Arc<Endpoint>], tried: &[u64]) -> Res
         }
         let best = if endpoint.is_paused() || endpoint.is_leaving() { &mut best_paused } else { &mut best };
         // a/b < c/d without division.
-        let less = |(other, load, room): (&Arc<Endpoint>, u32, u32)| {
-            let _ = other;
+        let less = |(_, load, room): (&Arc<Endpoint>, u32, u32)| {
             u64::from(in_flight) * u64::from(room) < u64::from(load) * u64::from(capacity)
         };
         if best.is_none_or(less) {

@@ -96,10 +96,23 @@ pub(super) fn of(answer: Result<Lookup, NetError>, name: &Name, kind: Kind) -> M
     }
 }
 
-/// Whether an answer may say that its server cannot read EDNS (RFC 6891 section 7).
-pub(super) fn reads_no_edns(answer: &Result<Lookup, NetError>) -> bool {
+/// What an answer says of whether its server could read the query, EDNS in it (RFC 6891 section 7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Edns {
+    Read,
+    Unread,
+    /// There was no answer.
+    Unsaid,
+}
+
+/// See [`Edns`].
+pub(super) fn edns(answer: &Result<Lookup, NetError>) -> Edns {
     use ResponseCode::{FormErr, NotImp};
-    matches!(answer, Err(NetError::Dns(DnsError::ResponseCode(FormErr | NotImp))))
+    match answer {
+        Err(NetError::Dns(DnsError::ResponseCode(FormErr | NotImp))) => Edns::Unread,
+        Err(error) if Trouble::of(error).is_silence() => Edns::Unsaid,
+        _ => Edns::Read,
+    }
 }
 
 /// A denial in words.

@@ -25,7 +25,7 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::meaning::{self, Meaning, Trouble};
+use super::meaning::{self, Edns, Meaning, Trouble};
 use super::record::{Kind, Outcome};
 use super::system::ConfigError;
 
@@ -77,6 +77,8 @@ pub(super) struct Known {
     found: AtomicU64,
     denied: AtomicU64,
     troubles: [AtomicU64; Trouble::ALL.len()],
+    /// It has answered a query with EDNS.
+    reads_edns: AtomicBool,
     /// It has shown that it cannot read EDNS.
     no_edns: AtomicBool,
     doubt: Mutex<Doubt>,
@@ -277,9 +279,7 @@ impl Group {
         order.sort_by_key(|server| server.known.pause(now));
         order
     }
-}
 
-impl Group {
     /// Whether none of them was silent lately.
     fn are_all_heard(&self) -> bool {
         let now = Instant::now();
@@ -315,18 +315,47 @@ impl Server {
 
     async fn ask(&self, name: &Name, kind: RecordType, limit: Duration) -> Result<Lookup, NetError> {
         self.known.asked();
-        let both = async {
-            if !self.known.no_edns.load(Ordering::Relaxed) {
-                let answer = self.resolver.lookup(name.clone(), kind).await;
-                if !meaning::reads_no_edns(&answer) {
-                    return answer;
-                }
+        let answer = async {
+            match self.known.no_edns.load(Ordering::Relaxed) {
+                false => self.ask_with_edns(name, kind, limit / 2).await,
+                true => self.ask_without(name, kind).await,
             }
-            let answer = self.plain.lookup(name.clone(), kind).await;
-            self.known.no_edns.store(!meaning::reads_no_edns(&answer), Ordering::Relaxed);
-            answer
         };
-        timeout(limit, both).await.unwrap_or(Err(NetError::Timeout))
+        timeout(limit, answer).await.unwrap_or(Err(NetError::Timeout))
+    }
+
+    /// Asks with EDNS, and then without it a server that says that it cannot read it. One that has never
+    /// answered with it is asked without it beside, once it has been silent for `patience`: some drop what
+    /// they cannot read, and a complaint that does not repeat the question is passed over as forged.
+    async fn ask_with_edns(
+        &self,
+        name: &Name,
+        kind: RecordType,
+        patience: Duration,
+    ) -> Result<Lookup, NetError> {
+        let mut lookup = std::pin::pin!(self.resolver.lookup(name.clone(), kind));
+        let answer = if self.known.reads_edns.load(Ordering::Relaxed) {
+            lookup.await
+        } else {
+            tokio::select! {
+                biased;
+                answer = &mut lookup => answer,
+                answer = async { sleep(patience).await; self.ask_without(name, kind).await } => return answer,
+            }
+        };
+        match meaning::edns(&answer) {
+            Edns::Read => self.known.reads_edns.store(true, Ordering::Relaxed),
+            Edns::Unread => return self.ask_without(name, kind).await,
+            Edns::Unsaid => {}
+        }
+        answer
+    }
+
+    async fn ask_without(&self, name: &Name, kind: RecordType) -> Result<Lookup, NetError> {
+        let answer = self.plain.lookup(name.clone(), kind).await;
+        let speaks = matches!(meaning::edns(&answer), Edns::Read);
+        self.known.no_edns.store(speaks, Ordering::Relaxed);
+        answer
     }
 
     /// How it has done.

@@ -131,6 +131,28 @@ async fn a_server_from_before_edns_is_asked_without() {
 }
 
 #[tokio::test]
+async fn a_server_that_says_nothing_to_edns_is_asked_without() {
+    let drops = |_: &Message| Step::Silence;
+    // FORMERR, and no question: not to be told from a forger's.
+    let complains = |query: &Message| {
+        let [high, low] = query.metadata.id.to_be_bytes();
+        Step::Raw(vec![high, low, 0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0])
+    };
+    for says in [drops as fn(&Message) -> Step, complains] {
+        let server = Scripted::start(move |query, _| match query.edns {
+            Some(_) => says(query),
+            None => with(query, 1, &["10.0.0.1"]),
+        });
+        let resolver = resolver(&[server.address]);
+        let mut answer = resolver.watch("orders.mesh");
+        let first = addresses(&mut answer, &["10.0.0.1"]).await;
+        let asked = server.asked_for(RecordType::A);
+        until(&mut answer, |answer| answer.expires > first.expires).await;
+        assert_eq!(server.asked_for(RecordType::A), asked + 1, "from then on at once");
+    }
+}
+
+#[tokio::test]
 async fn names_that_nobody_answers_are_not_in_the_way_of_others() {
     let server = Scripted::start(|query, _| match name(query).starts_with("silent") {
         true => Step::Silence,

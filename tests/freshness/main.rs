@@ -2,6 +2,7 @@
 //! real binary, against a DNS server that misbehaves as told.
 
 mod change;
+mod clock;
 mod failure;
 mod server;
 mod services;
@@ -99,8 +100,11 @@ async fn answer(mut stream: TcpStream, seen: Arc<Seen>) -> std::io::Result<()> {
 /// A sidecar that asks this server, and calls an upstream `orders` with more lines in braces.
 async fn sidecar(server: &Server, apps: &Apps, dns: &str, upstream: &str) -> Loopback {
     let dns = format!("{}{dns}", server.yaml());
-    let orders = format!("upstreams: {{ orders: {{ address: \"{NAME}:{}\"{upstream} }} }}\n", apps.port);
-    Loopback::asking(&dns, "caller", &orders).await
+    Loopback::asking(&dns, "caller", &orders(apps, upstream)).await
+}
+
+fn orders(apps: &Apps, more: &str) -> String {
+    format!("upstreams: {{ orders: {{ address: \"{NAME}:{}\"{more} }} }}\n", apps.port)
 }
 
 /// Requests on one connection, on and on: whatever does not succeed is noted.

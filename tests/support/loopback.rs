@@ -58,16 +58,24 @@ impl Loopback {
 
     /// As [`start`](Self::start), with a `dns` of these lines.
     pub(crate) async fn asking(dns: &str, name: &str, yaml: &str) -> Self {
+        Self::asking_by(binary(&["proxy"]), dns, name, yaml).await
+    }
+
+    /// As [`asking`](Self::asking), by this command.
+    pub(crate) async fn asking_by(proxy: Command, dns: &str, name: &str, yaml: &str) -> Self {
         let listen = LISTEN.replace("servers: [\"127.0.0.1:9\"]", dns);
-        Self::begin(format!("{listen}workers: 1\n"), name, yaml).await
+        Self::begin_by(proxy, format!("{listen}workers: 1\n"), name, yaml).await
     }
 
     async fn begin(fixed: String, name: &str, yaml: &str) -> Self {
+        Self::begin_by(binary(&["proxy"]), fixed, name, yaml).await
+    }
+
+    async fn begin_by(mut command: Command, fixed: String, name: &str, yaml: &str) -> Self {
         let dir = TempDir::with_prefix("pannier-loopback-").expect("a temporary directory");
         let config = dir.path().join("pannier.yaml");
         fs::write(&config, format!("{fixed}{yaml}")).expect("our own directory");
-        let mut command = binary(&["proxy", "--config"]);
-        command.arg(&config).env("PANNIER_LOG", "debug");
+        command.arg("--config").arg(&config).env("PANNIER_LOG", "debug");
         let process = Process::start(command, name, &dir.path().join("log"));
         let mut sidecar = Self { process, config, fixed, bound: BTreeMap::new(), _dir: dir };
         sidecar.bound = sidecar.process.until(READY, "listening", |process| {

@@ -1,8 +1,9 @@
 //! The operator's door: readiness, metrics, configuration, drain and end over plain HTTP/1.1.
 //!
 //! A sidecar has two: **admin**, for whoever is inside the pod, and **probes**, for the cluster, which
-//! has health and metrics and nothing else. What has no pod's traffic has probes alone. All run on the control runtime, so nothing asked here
-//! is in the way of a request, and no lock is taken that the data path knows.
+//! has health and metrics and nothing else. What has no pod's traffic has probes alone. All run on the
+//! control runtime, so nothing asked here is in the way of a request, and no lock is taken that the data
+//! path knows.
 //!
 //! Promises:
 //! - A slow or hostile client cannot keep others out: each connection carries one request and ends

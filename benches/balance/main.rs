@@ -1,45 +1,36 @@
-//! How well an endpoint is chosen: a simulation of clients, servers and the network between them, in which
-//! ways to choose meet the same requests.
+//! How well an endpoint is chosen: clients, servers and the network between them are simulated, and every way
+//! to choose meets the same requests, the same servers and the same faults.
+//!
+//! `cargo run --release --example balance` simulates every case that its results do not have yet, and adds
+//! a line of JSON for each; `report.py` makes tables and pictures of them. Read `world.rs` for what happens
+//! in a run, `scenario.rs` for the worlds and `policy/` for what is compared.
+
 mod ask;
 mod events;
+mod grid;
 mod measure;
+mod options;
 mod plan;
 mod policy;
 mod requests;
+mod results;
 mod scenario;
 mod server;
 mod speed;
 mod world;
 
-use plan::{Case, Plan};
-use scenario::{Scenario, Work};
+use std::process::ExitCode;
 
-fn main() {
-    for name in ["alike", "heterogeneous"] {
-        for (clients, servers) in [(10, 10), (100, 100), (1000, 1000)] {
-            for policy in policy::NAMES {
-                let case = Case {
-                    scenario: Scenario::named(name).unwrap(),
-                    clients,
-                    servers,
-                    load: 80,
-                    work: Work::Exponential,
-                    seed: 1,
-                };
-                let begin = std::time::Instant::now();
-                let plan = Plan::new(&case);
-                let mut m = policy::run(policy, &plan).unwrap();
-                let took = begin.elapsed().as_secs_f64();
-                println!(
-                    "{name} {clients}x{servers} {policy:14} p50 {} p99 {} mean {:.0} goodput {:.3} {} requests {:.2}M/s",
-                    m.percentile(0.5),
-                    m.percentile(0.99),
-                    m.mean(),
-                    m.goodput,
-                    m.requests,
-                    m.sends as f64 / took / 1e6
-                );
-            }
+fn main() -> ExitCode {
+    let done = options::Options::parse(std::env::args().skip(1)).and_then(|options| grid::run(&options));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@ pub(crate) struct Measured {
     latencies: Vec<u32>,
     /// Requests that count and had no answer, or one that says that the server failed.
     pub(crate) errors: u64,
+    /// All requests, those included that do not count.
+    pub(crate) came: u64,
     /// Attempts, and questions about load, of all requests.
     pub(crate) sends: u64,
     pub(crate) probes: u64,

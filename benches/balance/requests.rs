@@ -41,6 +41,8 @@ pub(crate) struct Request {
     pub(crate) sent: Nanos,
     /// When it reached the server.
     pub(crate) reached: Nanos,
+    /// How many the server had then, this one included.
+    pub(crate) met: u32,
     /// What its server told with the answer.
     pub(crate) report: Report,
 }

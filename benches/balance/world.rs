@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use fastrand::Rng;
 
-use crate::ask::{Round, Rounds, Told};
+use crate::ask::{Question, Round, Rounds, Told};
 use crate::events::{Calendar, MICROSECOND, Nanos, SECOND, What};
 use crate::measure::{Measured, Victim};
 use crate::plan::Plan;
-use crate::policy::{Ask, Decision, Few, Finish, Outcome, Policy, Report, Ticket, Turn, tried};
+use crate::policy::{Ask, Decision, Few, Finish, Outcome, Policy, Report, Served, Ticket, Turn, tried};
 use crate::requests::{Place, Request, Requests, TRIED};
 use crate::scenario::exponential;
 use crate::server::{Health, Server};
@@ -125,6 +125,7 @@ impl<'a, P: Policy> World<'a, P> {
         let work = self.plan.work.draw(&mut self.arrivals);
         self.expect();
         self.number += 1;
+        self.measured.came += 1;
         let measured = (self.plan.from..self.plan.until).contains(&self.now);
         if measured {
             self.measured.requests += 1;
@@ -144,6 +145,7 @@ impl<'a, P: Policy> World<'a, P> {
             came: self.now,
             sent: 0,
             reached: 0,
+            met: 0,
             report: Report::default(),
         });
         if let Some(patience) = self.plan.patience {
@@ -217,6 +219,7 @@ impl<'a, P: Policy> World<'a, P> {
             }
             return self.answer(slot, Outcome::Refused);
         }
+        request.met = server.in_flight + 1;
         if server.health == Health::Fails {
             server.in_flight += 1;
             request.runs = false;
@@ -238,7 +241,11 @@ impl<'a, P: Policy> World<'a, P> {
     fn done(&mut self, slot: u32) {
         let Request { server: number, runs, .. } = self.requests[slot];
         let server = &mut self.servers[usize::from(number)];
-        let outcome = if runs && server.health != Health::Dead { Outcome::Answered } else { Outcome::Failed };
+        let outcome = match server.health {
+            Health::Dead => Outcome::Broken,
+            _ if !runs => Outcome::Failed,
+            _ => Outcome::Answered,
+        };
         self.leave(slot, outcome);
         if !runs {
             return;
@@ -259,7 +266,8 @@ impl<'a, P: Policy> World<'a, P> {
         let server = &mut self.servers[usize::from(request.server)];
         server.in_flight -= 1;
         let latency = self.now - request.reached;
-        self.policy.served(self.now, request.server, latency, outcome, server.in_flight);
+        let served = Served { outcome, latency, met: request.met, in_flight: server.in_flight };
+        self.policy.served(self.now, request.server, &served);
         if P::REPORTS {
             request.report = self.policy.report(self.now, request.server, server.in_flight);
         }
@@ -366,9 +374,10 @@ impl<'a, P: Policy> World<'a, P> {
 
     fn told(&mut self, question: u32) {
         let answered = self.rounds.close(question);
-        self.policy.told(self.now, answered.client, answered.server, answered.report);
+        let Question { client, server, report, .. } = answered;
+        self.policy.told(self.now, client, server, report, &mut self.rng);
         if let Some(round) = answered.round
-            && let Some(round) = self.rounds.note(round, (answered.server, answered.report))
+            && let Some(round) = self.rounds.note(round, (server, report))
         {
             self.decide(&round);
         }
@@ -412,7 +421,7 @@ impl<'a, P: Policy> World<'a, P> {
             while health == Health::Dead
                 && let Some(lost) = self.servers[usize::from(server)].give_up()
             {
-                self.leave(lost, Outcome::Failed);
+                self.leave(lost, Outcome::Broken);
             }
         }
         if P::KNOWS_ALL || matches!(turn, Turn::Joins(_) | Turn::Leaves(_)) {

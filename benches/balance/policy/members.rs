@@ -26,6 +26,11 @@ impl Members {
         self.servers[rng.usize(..self.servers.len())]
     }
 
+    /// The n-th, counted round.
+    pub(crate) fn nth(&self, n: usize) -> u16 {
+        self.servers[n % self.servers.len()]
+    }
+
     /// All of them from the n-th on, round.
     pub(crate) fn from(&self, start: usize) -> impl Iterator<Item = u16> {
         let (before, after) = self.servers.split_at(start % self.servers.len());

@@ -1,10 +1,14 @@
 //! Ways to choose a server, each with the information that its real implementation has.
 
+mod least_connections;
 mod least_request;
 mod members;
 mod oracle;
 mod pannier;
+mod peak_ewma;
+mod prequal;
 mod random;
+mod round_robin;
 
 use fastrand::Rng;
 
@@ -16,18 +20,24 @@ use crate::requests::TRIED;
 use crate::server::Health;
 use crate::world::World;
 
-/// A run of the policy of this name.
-pub(crate) fn run(name: &str, plan: &Plan) -> Option<Measured> {
-    Some(match name {
-        "random" => World::<random::Random>::new(plan).run(),
-        "least-request" => World::<least_request::LeastRequest>::new(plan).run(),
-        "oracle" => World::<oracle::Oracle>::new(plan).run(),
-        "pannier" => World::<pannier::Pannier>::new(plan).run(),
-        _ => return None,
-    })
-}
+/// A way to run a plan.
+type Runs = fn(&Plan) -> Measured;
 
-pub(crate) const NAMES: [&str; 4] = ["random", "least-request", "oracle", "pannier"];
+/// All policies, by name.
+pub(crate) const POLICIES: [(&str, Runs); 8] = [
+    ("random", run::<random::Random>),
+    ("round-robin", run::<round_robin::RoundRobin>),
+    ("least-request", run::<least_request::LeastRequest>),
+    ("least-connections", run::<least_connections::LeastConnections>),
+    ("peak-ewma", run::<peak_ewma::PeakEwma>),
+    ("prequal", run::<prequal::Prequal>),
+    ("oracle", run::<oracle::Oracle>),
+    ("pannier", run::<pannier::Pannier>),
+];
+
+fn run<P: Policy>(plan: &Plan) -> Measured {
+    World::<P>::new(plan).run()
+}
 
 /// Servers, few enough to be handed around.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,6 +91,8 @@ pub(crate) enum Outcome {
     Failed,
     /// The server took no connection.
     Unreachable,
+    /// The connection broke before an answer came.
+    Broken,
     /// The server's side of the policy did not take the request.
     Refused,
     /// The client gave up at its deadline.
@@ -125,6 +137,17 @@ pub(crate) struct Finish {
     pub(crate) report: Report,
 }
 
+/// How a server's part in an attempt ended, as its side sees it.
+pub(crate) struct Served {
+    /// `Abandoned` where it was past its deadline before a worker took it.
+    pub(crate) outcome: Outcome,
+    /// Nanoseconds after it came.
+    pub(crate) latency: Nanos,
+    /// How many the server had when it had come, itself included, and how many it has without it.
+    pub(crate) met: u32,
+    pub(crate) in_flight: u32,
+}
+
 /// A change of the world.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Turn {
@@ -164,7 +187,7 @@ pub(crate) trait Policy: Sized {
     }
 
     /// A server's report has come, or the news that it cannot be reached.
-    fn told(&mut self, _now: Nanos, _client: u16, _server: u16, _report: Option<Report>) {}
+    fn told(&mut self, _now: Nanos, _client: u16, _server: u16, _report: Option<Report>, _rng: &mut Rng) {}
 
     /// A client's timer.
     fn tick(&mut self, _now: Nanos, _client: u16, _rng: &mut Rng, _probes: &mut Few) {}
@@ -186,8 +209,8 @@ pub(crate) trait Policy: Sized {
     /// A server's worker begins with a request.
     fn starts(&mut self, _now: Nanos, _server: u16) {}
 
-    /// A server is done with a request so many nanoseconds after it came, and has so many left.
-    fn served(&mut self, _now: Nanos, _server: u16, _latency: Nanos, _outcome: Outcome, _in_flight: u32) {}
+    /// A server is done with a request.
+    fn served(&mut self, _now: Nanos, _server: u16, _served: &Served) {}
 
     /// What a server tells with its answers, and to those who ask.
     fn report(&mut self, _now: Nanos, _server: u16, _in_flight: u32) -> Report {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use fastrand::Rng;
 
-use super::{Ask, Decision, Few, Finish, Outcome, Policy, Ticket, Turn};
+use super::{Ask, Decision, Few, Finish, Policy, Served, Ticket, Turn};
 use crate::events::Nanos;
 use crate::plan::Plan;
 use crate::server::Health;
@@ -71,7 +71,7 @@ impl Policy for Oracle {
         if self.stirred { self.waiting.pop_front() } else { None }
     }
 
-    fn served(&mut self, _: Nanos, server: u16, _: Nanos, _: Outcome, _: u32) {
+    fn served(&mut self, _: Nanos, server: u16, _: &Served) {
         self.free[usize::from(server)] += 1;
         self.look(server);
     }

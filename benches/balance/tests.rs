@@ -1,0 +1,3 @@
+//! The simulation against what queueing theory knows, and against itself.
+
+use super::*;

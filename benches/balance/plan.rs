@@ -53,7 +53,7 @@ pub(crate) struct Plan {
     pub(crate) patience: Option<Nanos>,
     /// One way through the network: at least, and how much more.
     pub(crate) delay: (Nanos, Nanos),
-    /// Requests a second that the servers can do while it counts, of all clients.
+    /// Requests a second that the servers can really do while it counts, of all clients.
     pub(crate) capacity: f64,
     /// Requests a second that come.
     pub(crate) rate: f64,
@@ -75,7 +75,8 @@ impl Plan {
         let servers = scenario.servers(case.servers, &mut rng);
         let workers: f64 = servers.iter().map(|(workers, speed)| f64::from(*workers) * speed).sum();
         let per_worker = SECOND as f64 / Work::MEAN as f64;
-        let span = (LEAST_REQUESTS / (load * workers * per_worker)).max(LEAST_SPAN);
+        let rate = load * workers * per_worker * scenario.leaves();
+        let span = (LEAST_REQUESTS / rate).max(LEAST_SPAN);
         let until = WARM + (span * SECOND as f64) as Nanos;
         let mut plan = Self {
             seed,

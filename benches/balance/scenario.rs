@@ -129,6 +129,15 @@ impl Scenario {
         servers
     }
 
+    /// What the weather leaves of a server's speed, on average.
+    pub(crate) fn leaves(&self) -> f64 {
+        match self.weather {
+            Weather::Fair => 1.0,
+            Weather::Antagonists => 1.0 - 0.35 / 2.0,
+            Weather::Pauses => 2.0 / 2.1,
+        }
+    }
+
     /// A server's speed over time, from its speed in fair weather.
     pub(crate) fn speeds(&self, speed: f64, until: Nanos, rng: &mut Rng) -> Speeds {
         let mut speeds = Speeds::constant(speed);

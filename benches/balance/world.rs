@@ -16,9 +16,6 @@ use crate::server::{Health, Server};
 /// After how long a server that fails fast says so.
 const FAILS_AFTER: Nanos = 200 * MICROSECOND;
 
-/// More attempts than this are a policy that goes round in circles.
-const MOST_ATTEMPTS: u8 = 32;
-
 pub(crate) struct World<'a, P> {
     plan: &'a Plan,
     policy: P,
@@ -193,7 +190,7 @@ impl<'a, P: Policy> World<'a, P> {
         request.place = Place::Sent;
         request.server = server;
         request.sent = self.now;
-        request.attempts += 1;
+        request.attempts = request.attempts.saturating_add(1);
         request.tried.rotate_right(1);
         request.tried[0] = server;
         // Whoever knows everything sends before it can be taken.
@@ -299,7 +296,7 @@ impl<'a, P: Policy> World<'a, P> {
         {
             victim.failed(self.now, client);
         }
-        if attempts < MOST_ATTEMPTS && self.policy.tries_again(outcome, attempts) {
+        if self.policy.tries_again(client, outcome, attempts) {
             self.requests[slot].place = Place::Client;
             self.choose(slot, None);
         } else {
@@ -339,7 +336,7 @@ impl<'a, P: Policy> World<'a, P> {
                     let finish = Finish { outcome: Outcome::Abandoned, latency: self.now - sent, report };
                     self.policy.finished(self.now, client, server, &finish);
                 } else {
-                    self.policy.abandons(ticket);
+                    self.policy.abandons(client, ticket);
                 }
                 self.end(slot, Outcome::Abandoned);
             }

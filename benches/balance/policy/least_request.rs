@@ -41,7 +41,7 @@ impl Policy for LeastRequest {
         *self.in_flight.at(client, server) -= 1;
     }
 
-    fn tries_again(&self, outcome: Outcome, again: u8) -> bool {
+    fn tries_again(&mut self, _: u16, outcome: Outcome, again: u8) -> bool {
         outcome == Outcome::Unreachable && again <= 2
     }
 

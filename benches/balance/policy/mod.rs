@@ -35,7 +35,7 @@ pub(crate) const POLICIES: [(&str, Runs); 8] = [
     ("pannier", run::<pannier::Pannier>),
 ];
 
-fn run<P: Policy>(plan: &Plan) -> Measured {
+pub(crate) fn run<P: Policy>(plan: &Plan) -> Measured {
     World::<P>::new(plan).run()
 }
 
@@ -180,9 +180,9 @@ pub(crate) trait Policy: Sized {
     /// An attempt has ended, in the eyes of its client.
     fn finished(&mut self, now: Nanos, client: u16, server: u16, finish: &Finish);
 
-    /// Whether an attempt that ended like this is followed by another, of which this would be the
-    /// n-th, from 1.
-    fn tries_again(&self, _outcome: Outcome, _again: u8) -> bool {
+    /// Whether an attempt that ended like this is followed by another, which would be the n-th again, from
+    /// 1. Asked after [`Policy::finished`]; if it is not, the request has ended.
+    fn tries_again(&mut self, _client: u16, _outcome: Outcome, _again: u8) -> bool {
         false
     }
 
@@ -198,8 +198,8 @@ pub(crate) trait Policy: Sized {
         None
     }
 
-    /// One that waited is waited for no longer.
-    fn abandons(&mut self, _ticket: Ticket) {}
+    /// A client has given up a request that it had not sent, or had back.
+    fn abandons(&mut self, _client: u16, _ticket: Ticket) {}
 
     /// Whether a server's side takes a request that has come; who is refused hears it at once.
     fn admits(&mut self, _now: Nanos, _server: u16, _deadline: Option<Nanos>) -> bool {

@@ -16,6 +16,8 @@ pub(crate) struct Measured {
     pub(crate) requests: u64,
     /// What the server had that failed.
     pub(crate) victim: Option<Victim>,
+    /// Requests a second that came, of all clients.
+    pub(crate) rate: f64,
     /// Answers as a share of what the servers could have done.
     pub(crate) goodput: f64,
 }

@@ -72,12 +72,12 @@ impl Options {
                 continue;
             }
             if argument == "--help" {
-                return Err(USAGE.into());
+                return Err(usage());
             }
-            let value = arguments.next().ok_or_else(|| format!("{argument}: no value\n\n{USAGE}"))?;
+            let value = arguments.next().ok_or_else(|| format!("{argument}: no value\n\n{}", usage()))?;
             options
                 .take(&argument, &value)
-                .ok_or_else(|| format!("{argument} {value}: what is that?\n\n{USAGE}"))?;
+                .ok_or_else(|| format!("{argument} {value}: what is that?\n\n{}", usage()))?;
         }
         Ok(options)
     }
@@ -112,6 +112,15 @@ impl Options {
             None => scenario.loads,
         }
     }
+}
+
+fn usage() -> String {
+    let mut usage =
+        format!("{USAGE}\n\nPolicies: {}.\nScenarios:\n", POLICIES.map(|policy| policy.0).join(", "));
+    for scenario in SCENARIOS {
+        usage += &format!("  {:16} {}\n", scenario.name, scenario.about);
+    }
+    usage
 }
 
 /// Clients and servers; as many as they can be numbered with.

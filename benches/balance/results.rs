@@ -60,7 +60,8 @@ fn line(key: &str, measured: &mut Measured, took: Duration) -> String {
     let requests = measured.requests;
     let [p50, p90, p99, p999] = [0.5, 0.9, 0.99, 0.999].map(|share| measured.percentile(share));
     let mut line = format!(
-        r#"{key}{BEHIND}:{requests},"mean_us":{:.1},"p50_us":{p50},"p90_us":{p90},"p99_us":{p99},"p999_us":{p999},"errors":{:.6},"goodput":{:.5},"sends":{:.4},"probes":{:.4}"#,
+        r#"{key}{BEHIND}:{requests},"rate":{:.1},"mean_us":{:.1},"p50_us":{p50},"p90_us":{p90},"p99_us":{p99},"p999_us":{p999},"errors":{:.6},"goodput":{:.5},"sends":{:.4},"probes":{:.4}"#,
+        measured.rate,
         measured.mean(),
         measured.errors as f64 / requests as f64,
         measured.goodput,

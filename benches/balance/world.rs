@@ -86,6 +86,7 @@ impl<'a, P: Policy> World<'a, P> {
         }
         let span = (self.plan.until - self.plan.from) as f64 / SECOND as f64;
         self.measured.goodput = self.measured.answers() as f64 / (self.plan.capacity * span);
+        self.measured.rate = self.plan.rate;
         self.measured
     }
 

@@ -13,7 +13,7 @@ ARGS ?=
 # How long `make fuzz` spends on each of its targets.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test prove lint bench keepalive dns fuzz fmt clean
+.PHONY: help demo test prove lint bench keepalive dns balance fuzz fmt clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,7 +27,7 @@ test: ## every test; installs what it needs as root on Debian, else says what is
 	@tests/support/install test
 	cargo test --profile test-release --locked $(ARGS)
 
-prove: ## everything a release needs to have passed: lint, test, fuzz, keepalive, dns, bench
+prove: ## everything a release needs to have passed: lint, test, fuzz, keepalive, dns, balance, bench
 	$(MAKE) lint
 	$(MAKE) test
 	PANNIER_TEST_BODY_MIB=8192 $(MAKE) test ARGS='--test explicit large_bodies'
@@ -35,6 +35,7 @@ prove: ## everything a release needs to have passed: lint, test, fuzz, keepalive
 	$(MAKE) fuzz
 	$(MAKE) keepalive
 	$(MAKE) dns
+	$(MAKE) balance
 	$(MAKE) bench
 
 lint: ## format, clippy, scripts, and dependencies where cargo-deny is installed
@@ -64,6 +65,11 @@ dns: ## how soon names are followed, and what fails while DNS does, beside the p
 	@tests/support/install bench
 	cargo build --release --locked --bin pannier
 	python3 benches/dns/bench.py --pannier $(BUILT)/release/pannier $(or $(ARGS),--publish)
+
+balance: ## how well endpoints are chosen, simulated beside other ways (ARGS='--minutes 10' for a part); the result goes into the README
+	cargo build --release --locked --example balance
+	$(BUILT)/release/examples/balance $(ARGS)
+	python3 benches/balance/report.py --publish
 
 fuzz: ## hostile input for every parser, FUZZ_SECONDS (60) for each target, or for those in ARGS
 	@tests/support/install fuzz

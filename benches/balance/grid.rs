@@ -14,7 +14,7 @@ use crate::results::{Results, key};
 /// Simulates what the results do not have, until there is nothing left or the time is over.
 pub(crate) fn run(options: &Options) -> Result<(), String> {
     let unwritten = |error| format!("{}: {error}", options.out.display());
-    let results = Results::open(&options.out).map_err(unwritten)?;
+    let results = Results::open(&options.out, &options.again).map_err(unwritten)?;
     let cases: Vec<_> = cases(options).filter(|(case, policy)| !results.has(&key(case, policy))).collect();
     let (results, next) = (Mutex::new(results), AtomicUsize::new(0));
     let begin = Instant::now();

@@ -13,6 +13,7 @@ Simulates ways to choose an endpoint. What the results have already is not simul
   --size SIZES       clients and servers, such as 100x10
   --load LOADS       in percent of what the servers can do, instead of the scenario's own
   --policy NAMES     all by default
+  --again NAMES      of these policies, forgets the results first: they have changed
   --work NAME        how the work of requests is distributed: exponential, lognormal or bimodal
   --seeds N          of each case; 20 by default
   --quick            three small sizes, one load and three seeds
@@ -44,6 +45,8 @@ pub(crate) struct Options {
     loads: Option<Vec<u32>>,
     /// Names out of [`POLICIES`].
     pub(crate) policies: Vec<&'static str>,
+    /// Those whose results are of no use any more.
+    pub(crate) again: Vec<&'static str>,
     pub(crate) work: Work,
     pub(crate) seeds: u64,
     pub(crate) time: Option<Duration>,
@@ -58,6 +61,7 @@ impl Options {
             sizes: SIZES.to_vec(),
             loads: None,
             policies: POLICIES.iter().map(|policy| policy.0).collect(),
+            again: Vec::new(),
             work: Work::Exponential,
             seeds: 20,
             time: None,
@@ -88,10 +92,8 @@ impl Options {
             "--scenario" => self.scenarios = values().map(Scenario::named).collect::<Option<_>>()?,
             "--size" => self.sizes = values().map(size).collect::<Option<_>>()?,
             "--load" => self.loads = Some(values().map(|load| load.parse().ok()).collect::<Option<_>>()?),
-            "--policy" => {
-                let known = |name| POLICIES.iter().map(|policy| policy.0).find(|known| *known == name);
-                self.policies = values().map(known).collect::<Option<_>>()?;
-            }
+            "--policy" => self.policies = values().map(policy).collect::<Option<_>>()?,
+            "--again" => self.again = values().map(policy).collect::<Option<_>>()?,
             "--work" => self.work = Work::ALL.iter().find(|work| work.0 == value)?.1,
             "--seeds" => self.seeds = value.parse().ok()?,
             "--minutes" => self.time = Some(Duration::from_secs_f64(60.0 * value.parse::<f64>().ok()?)),
@@ -121,6 +123,10 @@ fn usage() -> String {
         usage += &format!("  {:16} {}\n", scenario.name, scenario.about);
     }
     usage
+}
+
+fn policy(name: &str) -> Option<&'static str> {
+    POLICIES.iter().map(|policy| policy.0).find(|known| *known == name)
 }
 
 /// Clients and servers; as many as they can be numbered with.
@@ -156,7 +162,15 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_an_error() {
-        for line in ["--scenario no", "--size 10", "--size 0x1", "--policy best", "--load", "--fast 1"] {
+        for line in [
+            "--scenario no",
+            "--size 10",
+            "--size 0x1",
+            "--policy best",
+            "--again best",
+            "--load",
+            "--fast 1",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -29,7 +29,8 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    /// Those of the file, without what policies have that are simulated again.
+    pub(crate) fn open(path: &Path, again: &[&str]) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -39,11 +40,18 @@ impl Results {
         })?;
         // A line that was cut off is no result.
         let whole = written.lines().filter(|line| line.ends_with('}'));
-        let known = whole.filter_map(|line| Some(line.split_once(BEHIND)?.0.to_owned())).collect();
-        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-        if !written.is_empty() && !written.ends_with('\n') {
-            file.write_all(b"\n")?;
+        let is_kept = |line: &&str| !again.iter().any(|name| line.contains(&format!(r#""policy":"{name}""#)));
+        let kept: Vec<_> = whole.filter(is_kept).collect();
+        let known = kept.iter().filter_map(|line| Some(line.split_once(BEHIND)?.0.to_owned())).collect();
+        let mut text = kept.join("\n");
+        text += if kept.is_empty() { "" } else { "\n" };
+        if text != written {
+            // All or nothing: hours are in it.
+            let aside = path.with_extension("new");
+            fs::write(&aside, text)?;
+            fs::rename(&aside, path)?;
         }
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
         Ok(Self { file, known })
     }
 
@@ -92,15 +100,18 @@ mod tests {
         let case = Case { scenario, clients: 2, servers: 2, load: 50, work: Work::Bimodal, seed: 3 };
         let mut measured = POLICIES[0].1(&Plan::new(&case));
         let [first, second] = ["random", "oracle"].map(|policy| key(&case, policy));
-        Results::open(&path).unwrap().add(&first, &mut measured, Duration::ZERO).unwrap();
+        Results::open(&path, &[]).unwrap().add(&first, &mut measured, Duration::ZERO).unwrap();
         let line = fs::read_to_string(&path).unwrap();
         let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&parsed["policy"], &parsed["seed"]), (&"random".into(), &3.into()));
         assert!(parsed["share_later"].as_f64().unwrap() > 0.4, "{line}");
         fs::write(&path, format!("{line}{}", &line.replace("random", "oracle")[..150])).unwrap();
-        let mut results = Results::open(&path).unwrap();
+        let mut results = Results::open(&path, &[]).unwrap();
         assert!(results.has(&first) && !results.has(&second));
         results.add(&second, &mut measured, Duration::ZERO).unwrap();
-        assert!(Results::open(&path).unwrap().has(&second));
+        assert!(Results::open(&path, &[]).unwrap().has(&second));
+        let anew = Results::open(&path, &["random"]).unwrap();
+        assert!(anew.has(&second) && !anew.has(&first));
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
     }
 }

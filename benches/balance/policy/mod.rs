@@ -1,4 +1,6 @@
 //! Ways to choose a server, each with the information that its real implementation has.
+//!
+//! What a policy may know and do is more than each of them needs, hence the allowances for dead code.
 
 mod least_connections;
 mod least_request;
@@ -100,6 +102,7 @@ pub(crate) enum Outcome {
 }
 
 /// What a choice is for.
+#[allow(dead_code)]
 pub(crate) struct Ask<'a> {
     pub(crate) now: Nanos,
     pub(crate) client: u16,
@@ -116,6 +119,7 @@ pub(crate) struct Ask<'a> {
 }
 
 /// What a client does with a request.
+#[allow(dead_code)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Decision {
     Send(u16),
@@ -129,6 +133,7 @@ pub(crate) enum Decision {
 }
 
 /// How an attempt ended, as its client sees it.
+#[allow(dead_code)]
 pub(crate) struct Finish {
     pub(crate) outcome: Outcome,
     /// Nanoseconds after it was sent.
@@ -138,6 +143,7 @@ pub(crate) struct Finish {
 }
 
 /// How a server's part in an attempt ended, as its side sees it.
+#[allow(dead_code)]
 pub(crate) struct Served {
     /// `Abandoned` where it was past its deadline before a worker took it.
     pub(crate) outcome: Outcome,

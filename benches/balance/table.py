@@ -3,7 +3,7 @@
 import judge
 import markers
 import picture
-from rows import BOUND, COMMON, OURS, POLICIES, SCENARIOS
+from rows import ALLOWANCE, COMMON, OURS, POLICIES, SCENARIOS
 
 BEGIN, END = "<!-- balance -->", "<!-- /balance -->"
 PAGE, FOLDER = "docs/balance-bench.md", "docs/balance"
@@ -26,7 +26,7 @@ HOW = {
     "random": "any server.",
     "round-robin": "each client in turn, from a place of its own.",
     "least-request": "Envoy's LEAST_REQUEST as Istio configures it: of two random servers the one with fewer requests of this client. Outlier detection is off, as it is by default; two more attempts follow a connection that failed.",
-    "least-connections": "HAProxy's `leastconn`: the server with the fewest requests of this client, in turns among equals. Health checks are off, as they are by default, and so is `redispatch`.",
+    "least-connections": "HAProxy's `leastconn`: the server with the fewest requests of this client, and of equals the one whose number has not changed for longest. Health checks are off, as they are by default, and so is `redispatch`.",
     "peak-ewma": "linkerd2-proxy's balancer: of two random servers the one with the lesser product of peak EWMA latency (decay 10 s, 30 ms for one that is new) and its requests. Failure accrual and retries are off, as they are by default; a server that takes no connection is no choice.",
     "prequal": "as its paper has it (NSDI 2024): three probes for each request, a pool of 16, reuse by its formula, one removed for each request, hot from the quantile 2^-0.25 on; clients take no answers of a server that has just failed them.",
     "oracle": "no contender: one queue for all, which knows the speed of each server at each moment, and what fails. What comes is not known to it either.",
@@ -127,10 +127,11 @@ def page(rows, pictures):
            "Clients ask at random times, each for itself; work is exponential, 20 ms on average; a way through the network takes 0.08 to "
            "0.12 ms. The load is in percent of what the servers can really do in the time that is measured. Two seconds come before that; "
            "it is 110,000 requests long, and 2.5 s at least. A policy that does not notice that a server is slower than others sends more to it "
-           "than it can ever do: its p99 is then as long as the run. "
-           f"Every policy meets the same requests, servers and faults; of each case there are {span(seeds)} seeds. Times are in milliseconds, "
+           "than it can ever do: its p99 is then as long as the run. Of two that are drawn at random the better one is no way out of that where servers differ much: "
+           "however good a server is, of n it has at most 2/n of all requests. "
+           f"Every policy meets the same requests, servers and faults; seeds of each case: {span(seeds)}. Times are in milliseconds, "
            "and geometric means over the seeds. Ratios are between p99s of the same seed, with 95 % confidence; below 1 is better. The best rival is the one "
-           f"with the least p99 of those that fail no more than {judge_allowance()} of requests more than Pannier does.")
+           f"with the least p99 of those that fail no more than {ALLOWANCE:.1%} of requests more than Pannier does.")
     yield from ("", *promises(rows), "", "What is compared:", "")
     yield from (f"- {NAMES[policy]}: {HOW[policy]}" for policy in POLICIES if policy in HOW)
     for title in titles(rows):
@@ -147,11 +148,6 @@ def page(rows, pictures):
     yield ""
 
 
-def judge_allowance():
-    from rows import ALLOWANCE
-    return f"{ALLOWANCE:.1%}"
-
-
 def span(numbers):
     low, high = min(numbers), max(numbers)
     return f"{low}" if low == high else f"{low} to {high}"
@@ -163,7 +159,7 @@ SHORT_SIZES, SHORT_LOAD = ("10x10", "100x100", "1000x1000"), 80
 
 def short(rows):
     """The lines of the README."""
-    policies = [policy for policy in known(rows) if policy not in ("random",)]
+    policies = [policy for policy in known(rows) if policy != "random"]
     body = []
     for scenario in SCENARIOS:
         if scenario in (*judge.FAULTS, "overload"):

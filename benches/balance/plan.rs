@@ -7,10 +7,7 @@ use crate::policy::Turn;
 use crate::scenario::{Scenario, Work};
 use crate::speed::Speeds;
 
-/// What is simulated before anything counts.
-const WARM: Nanos = 2 * SECOND;
-
-/// For how long it goes on after that, at least, and for how many requests.
+/// For how long it counts, at least, and for how many requests.
 const LEAST_SPAN: f64 = 2.5;
 const LEAST_REQUESTS: f64 = 110_000.0;
 
@@ -77,7 +74,7 @@ impl Plan {
         let per_worker = SECOND as f64 / Work::MEAN as f64;
         let rate = load * workers * per_worker * scenario.leaves();
         let span = (LEAST_REQUESTS / rate).max(LEAST_SPAN);
-        let until = WARM + (span * SECOND as f64) as Nanos;
+        let until = scenario.warm + (span * SECOND as f64) as Nanos;
         let mut plan = Self {
             seed,
             clients: case.clients,
@@ -89,7 +86,7 @@ impl Plan {
             delay: (80 * MICROSECOND, 40 * MICROSECOND),
             capacity: 0.0,
             rate: 0.0,
-            from: WARM,
+            from: scenario.warm,
             until,
             end: until + TAIL,
             servers: Vec::new(),
@@ -105,7 +102,7 @@ impl Plan {
         if let Some(health) = scenario.fault {
             let victim = rng.u16(..case.servers as u16);
             plan.victim = Some(victim);
-            plan.turns.push((WARM, Turn::Health(victim, health)));
+            plan.turns.push((scenario.warm, Turn::Health(victim, health)));
         }
         for (server, planned) in plan.servers.iter().enumerate() {
             let speeds = planned.speeds.steps().iter().skip(1);

@@ -20,6 +20,8 @@ pub(crate) struct Scenario {
     pub(crate) fault: Option<Health>,
     /// How long clients wait for an answer.
     pub(crate) patience: Option<Nanos>,
+    /// What is simulated before anything counts.
+    pub(crate) warm: Nanos,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,7 @@ const ALIKE: Scenario = Scenario {
     replaces: false,
     fault: None,
     patience: None,
+    warm: 2 * SECOND,
 };
 
 /// As many workers as a server has where all are alike.
@@ -104,6 +107,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "clients ask for more than the servers can do, and give up after 500 ms",
         loads: &[110],
         patience: Some(500 * MILLISECOND),
+        // Until queues are as long as they will be: they grow by a tenth of a second's work each second.
+        warm: 8 * SECOND,
         ..ALIKE
     },
 ];

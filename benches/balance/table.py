@@ -125,7 +125,7 @@ def page(rows, pictures):
     yield ""
     yield ("Written by `benches/balance/report.py` from what `benches/balance` has simulated; [README](../README.md) has the short of it. "
            "Clients ask at random times, each for itself; work is exponential, 20 ms on average; a way through the network takes 0.08 to "
-           "0.12 ms. The load is in percent of what the servers can really do in the time that is measured. Two seconds come before that; "
+           "0.12 ms. The load is in percent of what the servers can really do in the time that is measured. Two seconds come before that, and eight under overload; "
            "it is 110,000 requests long, and 2.5 s at least. A policy that does not notice that a server is slower than others sends more to it "
            "than it can ever do: its p99 is then as long as the run. Of two that are drawn at random the better one is no way out of that where servers differ much: "
            "however good a server is, of n it has at most 2/n of all requests. "

@@ -294,6 +294,7 @@ impl<'a, P: Policy> World<'a, P> {
         }
         if let Some(victim) = &mut self.measured.victim
             && victim.server == server
+            && outcome != Outcome::Refused
         {
             victim.failed(self.now, client);
         }

@@ -40,6 +40,8 @@ def table(head, body, words=1):
 
 def time(micros):
     """Milliseconds, or seconds where nobody would count them as such."""
+    if micros <= 1:
+        return "no answer"
     if micros >= 10_000_000:
         return "> 10 s"
     return f"{micros / 1_000_000:.1f} s" if micros >= 1_000_000 else f"{micros / 1000:.0f}" if micros >= 99_500 else f"{micros / 1000:.1f}"

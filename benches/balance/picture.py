@@ -4,7 +4,7 @@ import math
 from rows import BOUND, OURS, POLICIES
 
 SIZES = ("10x10", "100x10", "100x100", "1000x1000")
-WIDTH, PANEL, TOP, HEIGHT, LEFT, RIGHT = 960, 240, 44, 190, 54, 8
+WIDTH, PANEL, TOP, HEIGHT, LEFT, RIGHT = 960, 240, 44, 190, 52, 18
 LEGEND = 42
 # Beyond so many times the oracle's, lines leave the picture: such a server is overwhelmed, and its queue
 # only grows.
@@ -21,7 +21,7 @@ COLOURS = {"pannier": ("#2f6f5e", "#6fbfa6", ""), "random": ("#a79a86", "#7d7365
 
 
 def style():
-    yield "    text { fill: #2b2722; } .small { font-size: 11px; fill: #5d554a; } .strong { font-weight: 600; }"
+    yield "    text { fill: #2b2722; } .small { font-size: 11px; fill: #5d554a; } .strong { font-size: 12px; font-weight: 600; }"
     yield "    .grid { stroke: #d9d0c0; } path { fill: none; stroke-width: 1.5; } .pannier { stroke-width: 3; }"
     yield from (f"    .{policy} {{ stroke: {light}; stroke-dasharray: {dashes or 'none'}; }}"
                 for policy, (light, _, dashes) in COLOURS.items())

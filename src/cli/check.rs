@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::model::{
-    Direction, InboundMtls, KeyExchange, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis,
+    Direction, InboundMtls, KeyExchange, Limit, Model, MtlsMode, PathMatch, RetryRules, Scope, Upstream,
+    WithoutRedis,
 };
 use crate::config::units::OneOrMany;
 use crate::config::{self, Plain, Problem};
@@ -173,12 +174,12 @@ fn routes(model: &Model) -> Table {
                 route.timeout.map_or("none".into(), |timeout| timeout.to_string()),
                 route.body_timeout.unwrap_or(http.body_timeout).to_string(),
                 route.min_body_rate.unwrap_or(http.min_body_rate).to_string(),
-                route.retries.to_string(),
+                retries(&route.retries.rules()),
             ]);
         }
     }
     for (upstream, address) in model.implicit_routes() {
-        let (timeout, retries) = ("none".into(), config::model::Route::default_retries().to_string());
+        let (timeout, retries) = ("none".into(), retries(&RetryRules::default()));
         let (body, rate) = (http.body_timeout.to_string(), http.min_body_rate.to_string());
         let note = "by its address".into();
         table.row([address.to_string(), "/".into(), upstream.into(), timeout, body, rate, retries, note]);
@@ -186,6 +187,18 @@ fn routes(model: &Model) -> Table {
     let rest = if model.upstreams.is_empty() { "everything" } else { "everything else" };
     table.row([rest, "", "its original destination"]);
     table
+}
+
+/// How often, and what differs from the default.
+fn retries(rules: &RetryRules) -> String {
+    let (mut out, usual) = (rules.most.to_string(), RetryRules::default());
+    if rules.on != usual.on {
+        let _ = write!(out, " on {}", list(&rules.on));
+    }
+    if let Some(time) = rules.try_timeout {
+        let _ = write!(out, ", {time} each");
+    }
+    out
 }
 
 fn upstreams(model: &Model) -> Table {

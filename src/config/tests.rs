@@ -146,7 +146,7 @@ limits:
         "5:29: upstreams.mail.idle: `idle` is no key here",
         "7:34: routes[0].timeout: `soon` is not a time",
         "8:26: routes[1].upstream: no upstream is named `mial`; did you mean `mail`?",
-        "9:53: routes[2].retries: expected a whole number from 0 to 255, found 300",
+        "9:53: routes[2].retries: expected a whole number from 0 to 255, or a block as `{ most: 2, on: [connect, 503] }`, found `300`",
         "10:13: routes[3].host: `a b` is not a host: the host is not a DNS name",
         "10:24: routes[3].path: `v1` is not a path: expected `/` at its beginning",
         "12:5: limits[0]: `name` is missing",

@@ -13,7 +13,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::model::KeyPart;
+use super::model::{KeyPart, RetryOn};
 use super::units::{Addresses, ByteRate, EndpointName, HostPort, OneOrMany, Percent, Rate, Size, Time};
 
 /// A type that is written as text: reads it with its own words for what was expected, writes it,
@@ -84,6 +84,13 @@ textual!(KeyPart, "`caller`, `host`, `method` or `header:NAME`", {
     "type": "string",
     "description": "caller, host, method, or header:NAME",
     "pattern": "^(caller|host|method|header:.+)$"
+});
+textual!(RetryOn, "a failure, as `connect`, `reset`, `503`, `5xx` or `unavailable`", {
+    "type": ["string", "integer"],
+    "description": "A failure: connect, refused, reset, timeout, a status from 400 to 599, 5xx, or a status of gRPC, as unavailable",
+    "minimum": 400,
+    "maximum": 599,
+    "pattern": "^([45][0-9][0-9]|5xx|[a-z_]+)$"
 });
 
 /// Reads a value from its text.

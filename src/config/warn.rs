@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::model::{InboundMtls, KeyPart, Model, MtlsMode, Scope};
+use super::model::{InboundMtls, KeyPart, Model, MtlsMode, Retries, RetryOn, Scope};
 use super::problem::Plain;
-use super::units::{Host, HostPort};
+use super::units::{Host, HostPort, Time};
 
 /// Something that works otherwise than one may think.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub fn warnings(model: &Model) -> Vec<Warning> {
     encryption(model, &mut found);
     listeners(model, &mut found);
     upstreams(model, &mut found);
+    routes(model, &mut found);
     limits(model, &mut found);
     found.0
 }
@@ -129,6 +130,32 @@ fn looks_like_service(address: &HostPort) -> bool {
     }
 }
 
+fn routes(model: &Model, found: &mut Found) {
+    for (i, route) in model.routes.iter().enumerate() {
+        let Retries::Rules(rules) = &route.retries else { continue };
+        let path = format!("routes[{i}].retries");
+        if rules.most == 0 {
+            found.push(&path, "`most: 0` sends nothing again, whatever else stands here");
+        }
+        let later = |try_timeout: &&Time| route.timeout.is_some_and(|timeout| **try_timeout >= timeout);
+        if let (Some(try_timeout), Some(timeout)) = (rules.try_timeout.as_ref().filter(later), route.timeout)
+        {
+            let message = format!(
+                "{try_timeout} is no less than the route's `timeout`, {timeout}, which ends all tries"
+            );
+            found.push(format!("{path}.try_timeout"), message);
+        }
+        if rules.try_timeout.is_some() && !rules.on.contains(&RetryOn::Timeout) {
+            let message = "`on` does not list `timeout`, so that no try is given up for another";
+            found.push(format!("{path}.try_timeout"), message);
+        }
+        if rules.try_timeout.is_none() && rules.on.contains(&RetryOn::Timeout) {
+            let message = "`timeout` is that of `try_timeout`, which is not set";
+            found.push(format!("{path}.on"), message);
+        }
+    }
+}
+
 fn limits(model: &Model, found: &mut Found) {
     let mut mesh_limits = 0;
     for (i, limit) in model.limits.iter().enumerate() {
@@ -196,6 +223,16 @@ mod tests {
             &with("upstreams: { a: { address: a:80, keep_alive: { timeout: 1h } } }"),
             "upstreams.a.keep_alive.timeout: 1h is more than idle_timeout, 5m",
         );
+        let route = |retries: &str| {
+            with(&format!(
+                "upstreams: {{ a: {{ address: a:80 }} }}\nroutes: [ {{ upstream: a, timeout: 1s, retries: {{ {retries} }} }} ]"
+            ))
+        };
+        one(&route("most: 0"), "routes[0].retries: `most: 0` sends nothing again");
+        one(&route("on: [timeout], try_timeout: 1s"), "routes[0].retries.try_timeout: 1s is no less than");
+        one(&route("try_timeout: 100ms"), "routes[0].retries.try_timeout: `on` does not list `timeout`");
+        one(&route("on: [timeout]"), "routes[0].retries.on: `timeout` is that of `try_timeout`");
+        assert_eq!(of(&route("on: [timeout, 503], try_timeout: 100ms")), [""; 0]);
         one(&with("limits: [ { name: x, rate: 1/s } ]"), "limits[0]: no `redis` is configured");
         one(
             &with("redis: { url: \"redis://h\" }\nlimits: [ { name: x, rate: 1/s, scope: pod } ]"),

@@ -1,6 +1,7 @@
 //! The last stages, for both directions: balance, pool, exchange; and again, where a failure
 //! proves that this is safe.
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,24 +11,23 @@ use http::StatusCode;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::exchange::{self, Terms};
-use super::mesh::Destination;
+use super::exchange::{self, Judge, Terms};
+use super::mesh::{Destination, Route};
+use super::patience::unless_slow;
+use super::retry::{Failure, Pause, Tries};
 use super::tunnel::{End, Switched, Tunnel, granted};
 use super::worker::Worker;
 use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::within;
-use crate::http::{Body, Length, Next, RequestHead, Responder};
+use crate::http::{Body, Length, Next, RequestHead, Responder, ResponseHead};
 use crate::intercept::Source;
 use crate::pool::{Dial, Need, Streams};
 use crate::tls::Carries;
 
 /// What is kept of a request's body, so that it can be sent again.
 const REPLAY: usize = 64 << 10;
-
-/// The pause before an endpoint is tried a second time: doubled each time, and spread.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// How to reach a destination.
 pub(super) struct Way {
@@ -53,6 +53,7 @@ pub(super) async fn forward(
     let mut none = Body::Empty;
     // What follows such a request is no body: it is the tunnel's, once there is one.
     let body = if head.asks_for_tunnel() { &mut none } else { body };
+    route.budget.asked(worker.index);
     let attempts = pin!(attempts(worker, way, head, body, respond, started));
     let limit = route.timeout.unwrap_or(Duration::MAX);
     let late = || Error::new(Reason::UpstreamTimeout, format!("no whole answer within {limit:?}"));
@@ -86,22 +87,38 @@ async fn attempts(
     respond: &mut Responder<'_>,
     started: Instant,
 ) -> Result<Answered<Tunnel>> {
-    let retries = way.destination.route.retries;
-    let mut body = Replay::new(body, REPLAY);
+    let route = &*way.destination.route;
+    let ends = route.timeout.and_then(|timeout| started.checked_add(timeout));
+    let body = Replay::new(body, REPLAY);
+    let tries = Tries::new(&route.retries, &route.budget, head.is_idempotent(), ends);
+    let asked = Asked { worker, way, head, body: &body, tries: &tries };
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
-    let mut tries = 0;
-    let mut repeated = false;
+    let mut next: Option<InFlight> = None;
     let mut failed: Option<Error> = None;
     loop {
-        // That there is no other endpoint is not what failed.
-        let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
-        worker.shared.leads_away(way.destination.route.direction, place.endpoint.address)?;
-        let mut this = Try {
-            need: if tries > 0 { Need::New } else { need(head, retries) },
-            begun: if tries > 0 { Instant::now() } else { started },
-            reused: false,
+        let place = match next.take() {
+            Some(place) => place,
+            // That there is no other endpoint is not what failed.
+            None => place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?,
         };
-        let error = match attempt(worker, way, &place, head, &mut body, respond, &mut this).await {
+        worker.shared.leads_away(route.direction, place.endpoint.address)?;
+        let first = tries.is_first();
+        let this = Try {
+            need: if first { need(head, route) } else { Need::New },
+            begun: if first { started } else { Instant::now() },
+            reused: Cell::new(false),
+            answered: Cell::new(false),
+            granted: Cell::new(None),
+        };
+        let done = match tries.try_timeout() {
+            None => attempt(&asked, &place, &this, respond).await,
+            // In memory of its own: few routes have one.
+            Some(limit) => {
+                let attempt = attempt(&asked, &place, &this, respond);
+                Box::pin(unless_slow(attempt, limit, &asked, &this)).await
+            }
+        };
+        let error = match done {
             Ok(Answered { status, at, tunnel }) => {
                 let tunnel = match tunnel {
                     Some(switched) => {
@@ -113,31 +130,38 @@ async fn attempts(
             }
             Err(error) => error,
         };
-        let safe = match error.retry {
-            Retry::Unprocessed => true,
-            // That a used connection was closed is no failure of the endpoint. Beyond that, what may have
-            // been processed is sent once more, not as often as it takes.
-            Retry::Idempotent if this.reused => head.is_idempotent(),
-            Retry::Idempotent => head.is_idempotent() && !std::mem::replace(&mut repeated, true),
-            Retry::Never => false,
+        let again = match this.granted.take() {
+            Some(pause) => Ok(pause),
+            None => tries.again(Failure::of(&error, this.reused.get()), respond.has_begun(), &body),
         };
-        // A request that nobody took goes on a new connection whatever the route says of retries.
-        let unsent = this.reused && error.retry == Retry::Unprocessed && tries == 0;
-        if !safe || (tries >= retries && !unsent) || respond.has_begun() || !body.rewind() {
-            return Err(error);
-        }
+        let pause = match again {
+            Ok(pause) => pause,
+            Err(not) => return Err(not.told(error)),
+        };
         tracing::debug!(endpoint = %place.endpoint.address, %error, "trying again");
+        body.rewind();
         if !tried.contains(&place.endpoint.id) {
             tried.push(place.endpoint.id);
-        } else if !this.reused {
-            let pause = FIRST_PAUSE * (1 << tries.min(6));
-            let spread = pause.mul_f64(0.5 + fastrand::f64());
-            drop(place);
-            tokio::time::sleep(spread).await;
         }
-        tries += 1;
+        drop(place);
+        next = Box::pin(paused(way, &tried, pause)).await;
         failed = Some(error);
     }
+}
+
+/// Waits for the time of the next try; returns its place, if that had to be known for it.
+async fn paused(way: &Way, tried: &[u64], pause: Pause) -> Option<InFlight> {
+    let pause = match pause {
+        Pause::None => return None,
+        Pause::Always(pause) => pause,
+        Pause::IfTried(pause) => match place(way, tried).await {
+            Ok(place) if tried.contains(&place.endpoint.id) => pause,
+            place => return place.ok(),
+        },
+    };
+    // No place is held meanwhile.
+    tokio::time::sleep(pause).await;
+    None
 }
 
 /// Balance: a place with the least saturated endpoint that was not tried; when all were, with any.
@@ -152,36 +176,47 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
     }
 }
 
+/// What all tries of a request have in common.
+pub(super) struct Asked<'a, 'b, 'c> {
+    pub worker: &'a Rc<Worker>,
+    pub way: &'a Way,
+    pub head: &'a RequestHead,
+    pub body: &'a Replay<'b, 'c>,
+    pub tries: &'a Tries<'a>,
+}
+
 /// One try.
-struct Try {
+pub(super) struct Try {
     /// What it needs of a connection. After a first, a new one: that might have met one that was just
     /// being closed.
     need: Need,
     begun: Instant,
     /// Whether it went on a connection that others had used.
-    reused: bool,
+    reused: Cell<bool>,
+    /// Whether the head of its answer has come, and was not turned down.
+    pub answered: Cell<bool>,
+    /// It was given up, or its answer turned down, and another was granted in its place.
+    pub granted: Cell<Option<Pause>>,
 }
 
 /// What a request needs of the connection that it goes on first.
-fn need(head: &RequestHead, retries: u8) -> Need {
+fn need(head: &RequestHead, route: &Route) -> Need {
     let kept = match head.length {
         Length::None => true,
         Length::Sized(length) => length <= REPLAY as u64,
         Length::Stream => false,
     };
-    if kept && retries > 0 && head.is_idempotent() { Need::Usable } else { Need::Proven }
+    if kept && route.retries.takes_resets() && head.is_idempotent() { Need::Usable } else { Need::Proven }
 }
 
 /// Pool and exchange: one try with one endpoint.
 async fn attempt(
-    worker: &Rc<Worker>,
-    way: &Way,
+    asked: &Asked<'_, '_, '_>,
     place: &InFlight,
-    head: &RequestHead,
-    body: &mut Replay<'_, '_>,
+    this: &Try,
     respond: &mut Responder<'_>,
-    this: &mut Try,
 ) -> Result<Answered<Box<Switched>>> {
+    let Asked { worker, way, head, body, tries } = *asked;
     let Try { need, begun, .. } = *this;
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
     let bounds = &way.destination.route.bounds;
@@ -200,7 +235,18 @@ async fn attempt(
     }
     // A route's own timeout says how long its answers may take, and is watched over already.
     let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
-    let terms = Terms { bounds, begun, patience, host: &endpoint.host, sidecar, h2: way.h2 };
+    let judge = |answer: &ResponseHead| match tries.judge(answer, head, sidecar, body) {
+        Some((pause, error)) => {
+            this.granted.set(Some(pause));
+            Err(error)
+        }
+        None => {
+            this.answered.set(true);
+            Ok(())
+        }
+    };
+    let judge: Option<&Judge<'_>> = if way.destination.route.retries.judges() { Some(&judge) } else { None };
+    let terms = Terms { bounds, begun, patience, host: &endpoint.host, sidecar, h2: way.h2, judge };
     let answered = match streams {
         Some(streams) => {
             let done = match streams {
@@ -223,9 +269,9 @@ async fn attempt(
                     noted(endpoint, opened.await)?
                 }
             };
-            this.reused = !lease.is_new();
+            this.reused.set(!lease.is_new());
             // The time that opening took is no part of a round trip.
-            let sent = if this.reused { now } else { Instant::now() };
+            let sent = if this.reused.get() { now } else { Instant::now() };
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
                 Ok(done) => done,
                 Err(error) => {

@@ -4,6 +4,7 @@
 //! Read `outbound` and `inbound` first: each is one direction's stages, in order.
 
 mod application;
+mod budget;
 mod child;
 mod connection;
 pub mod detect;
@@ -14,6 +15,8 @@ mod inbound;
 mod listen;
 mod mesh;
 mod outbound;
+mod patience;
+mod retry;
 mod sidecar;
 mod tcp;
 mod tunnel;

@@ -44,7 +44,12 @@ pub struct Terms<'a> {
     pub sidecar: bool,
     /// The application speaks HTTP/2.
     pub h2: bool,
+    /// Looks at an answer's head before anything of it goes on: an error turns the answer down.
+    pub judge: Option<&'a Judge<'a>>,
 }
+
+/// See [`Terms::judge`].
+pub type Judge<'a> = dyn Fn(&ResponseHead) -> Result<()> + 'a;
 
 impl Terms<'_> {
     /// When an answer must have come.
@@ -56,6 +61,11 @@ impl Terms<'_> {
     /// they have deadlines of their own.
     fn least(&self, head: &RequestHead, body: &Replay<'_, '_>) -> Option<Rate> {
         if body.is_empty() || head.is_grpc() { None } else { self.bounds.least }
+    }
+
+    /// What is said of an answer by its head.
+    fn judged(&self, head: &ResponseHead) -> Result<()> {
+        self.judge.map_or(Ok(()), |judge| judge(head))
     }
 }
 
@@ -78,7 +88,7 @@ pub(super) type Frames = (Box<dyn Sink>, Body<'static>);
 pub async fn over_h1(
     conn: &mut Conn,
     head: &RequestHead,
-    body: &mut Replay<'_, '_>,
+    mut body: &Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done> {
@@ -88,7 +98,7 @@ pub async fn over_h1(
     writer.request(head, terms.host);
     let sending = Sending::new();
     let least = terms.least(head, body);
-    let send = pump(body, writer, terms.bounds.body_timeout).at_least(least);
+    let send = pump(&mut body, writer, terms.bounds.body_timeout).at_least(least);
     let receive = async {
         let parsed = h1_head(reader, head, respond, terms, &sending).await?;
         let status = parsed.head.status;
@@ -129,12 +139,18 @@ async fn h1_head(
             StatusCode::SWITCHING_PROTOCOLS if !parsed.head.grants_tunnel(request) => {
                 return Err(malformed("it switches to a protocol that was not offered"));
             }
-            StatusCode::SWITCHING_PROTOCOLS => return Ok(parsed),
+            StatusCode::SWITCHING_PROTOCOLS => {
+                terms.judged(&parsed.head)?;
+                return Ok(parsed);
+            }
             status if status.is_informational() => {
                 interim_left = interim_left.checked_sub(1).ok_or_else(endless)?;
                 Box::pin(interim(status, parsed.head.fields, respond, terms)).await?;
             }
-            _ => return Ok(parsed),
+            _ => {
+                terms.judged(&parsed.head)?;
+                return Ok(parsed);
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::http::{Body, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, UP
 pub(in crate::proxy) async fn over_h2(
     mut sender: h2::Sender,
     head: &RequestHead,
-    body: &mut Replay<'_, '_>,
+    mut body: &Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
@@ -40,7 +40,7 @@ pub(in crate::proxy) async fn over_h2(
     }
     let sending = Sending::new();
     let least = terms.least(head, body);
-    let send = pump(body, &mut sink, terms.bounds.body_timeout).at_least(least);
+    let send = pump(&mut body, &mut sink, terms.bounds.body_timeout).at_least(least);
     let receive = async {
         let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms, &sending).await?;
         let status = head_back.status;
@@ -145,7 +145,11 @@ async fn h2_head(
         });
         match next.await?.map_err(|error| reset(&error))? {
             Ok(last) if !is_status(&last.status()) => return Err(malformed("the status is not a status")),
-            Ok(last) => return Ok(h2::received(last, method)),
+            Ok(last) => {
+                let (head, body) = h2::received(last, method);
+                terms.judged(&head)?;
+                return Ok((head, body));
+            }
             Err(early) if early.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(malformed("it switches protocols, which HTTP/2 does not have"));
             }
@@ -162,7 +166,7 @@ async fn h2_head(
 pub async fn over_mesh(
     link: mesh::Link,
     head: &RequestHead,
-    body: &mut Replay<'_, '_>,
+    mut body: &Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
@@ -173,7 +177,7 @@ pub async fn over_mesh(
     }
     let sending = Sending::new();
     let least = terms.least(head, body);
-    let send = pump(body, &mut sink, terms.bounds.body_timeout).at_least(least);
+    let send = pump(&mut body, &mut sink, terms.bounds.body_timeout).at_least(least);
     let receive = async {
         let head_back = mesh_head(&mut response, respond, terms, &sending).await?;
         let status = head_back.status;
@@ -221,7 +225,10 @@ async fn mesh_head(
                 interim_left = interim_left.checked_sub(1).ok_or_else(endless)?;
                 Box::pin(interim(status, next.fields, respond, terms)).await?;
             }
-            _ => return Ok(next),
+            _ => {
+                terms.judged(&next)?;
+                return Ok(next);
+            }
         }
     }
 }

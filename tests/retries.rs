@@ -12,6 +12,7 @@ use support::authority::Authority;
 use support::client::{Answer, request, send};
 use support::loopback::{HOST, Loopback};
 use support::raw::{Raw, listen};
+use tempfile::TempDir;
 
 /// An application that does one and the same with each request, and counts them.
 #[derive(Clone)]
@@ -138,6 +139,19 @@ async fn who_asks_to_be_left_alone_for_longer_than_there_is_time_is() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_in_a_pause_is_not_asked_for_again() {
+    let busy = App::answers("HTTP/1.1 503 Busy\r\nretry-after: 30\r\ncontent-length: 4\r\n\r\nbusy").await;
+    let caller = caller(&[busy.address], "", "timeout: 60s, retries: { on: [503] }").await;
+    let mut raw = Raw::connect(caller.outbound()).await;
+    raw.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
+    caller.until_metric("pannier_retries_total", &["outcome=\"sent\""], 1.0).await;
+    caller.until_metric("pannier_upstream_in_flight", &["upstream=\"orders\""], 0.0).await;
+    raw.reset();
+    caller.until_metric("pannier_refused_total", &["reason=\"http.downstream_gone\""], 1.0).await;
+    assert_eq!(busy.gets(), 1);
+}
+
+#[tokio::test]
 async fn a_whole_upstream_that_fails_is_not_asked_much_more_often() {
     const REQUESTS: usize = 500;
     let (one, two) = (App::unavailable().await, App::unavailable().await);
@@ -241,36 +255,40 @@ async fn a_body_that_comes_slowly_is_no_slow_try() {
     assert_eq!(good.others(), 1);
 }
 
+/// Sidecars of orders, each with its application and whom it lets in; and a caller of both over mutual TLS.
+async fn mesh(orders: [(&App, &str); 2], route: &str) -> (Loopback, [Loopback; 2], TempDir) {
+    let files = tempfile::tempdir().expect("a temporary directory");
+    let authority = Authority::new("cluster.local");
+    let issue =
+        |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}")).yaml();
+    let start = async |(app, caller): (&App, &str)| {
+        let allow = format!("allow: [{{ caller: \"spiffe://cluster.local/ns/shop/sa/{caller}\" }}]");
+        let inbound = format!("application: {}\ninbound: {{ mtls: strict, {allow} }}\n", app.address);
+        Loopback::start("orders", &(issue("orders") + &inbound)).await
+    };
+    let both = [start(orders[0]).await, start(orders[1]).await];
+    let yaml = format!(
+        "{}upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [\"{}\", \"{}\"] }} }}
+routes: [{{ host: {HOST}, upstream: orders, {route} }}]
+",
+        issue("caller"),
+        both[0].inbound(),
+        both[1].inbound()
+    );
+    (Loopback::start("caller", &yaml).await, both, files)
+}
+
 #[tokio::test]
 async fn what_a_peers_sidecar_refused_goes_elsewhere_whatever_it_is() {
     let (closed, open) = (App::good().await, App::good().await);
-    let files = tempfile::tempdir().expect("a temporary directory");
-    let authority = Authority::new("cluster.local");
-    let issue = |name: &str| authority.issue_into(&files.path().join(name), &format!("ns/shop/sa/{name}"));
-    let orders = |app: &App, allowed: &str| {
-        let allow = format!("allow: [{{ caller: \"spiffe://cluster.local/ns/shop/sa/{allowed}\" }}]");
-        issue("orders").yaml()
-            + &format!("application: {}\ninbound: {{ mtls: strict, {allow} }}\n", app.address)
-    };
-    let first = Loopback::start("closed", &orders(&closed, "nobody")).await;
-    let second = Loopback::start("open", &orders(&open, "caller")).await;
-    let yaml = format!(
-        "{}upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [\"{}\", \"{}\"] }} }}
-routes: [{{ host: {HOST}, upstream: orders, retries: {{ on: [403] }} }}]
-",
-        issue("caller").yaml(),
-        first.inbound(),
-        second.inbound()
-    );
-    let caller = Loopback::start("caller", &yaml).await;
+    let (caller, _orders, _files) =
+        mesh([(&closed, "nobody"), (&open, "caller")], "retries: { on: [403] }").await;
     for _ in 0..20 {
         assert_eq!(ask(&caller, "POST", "x").await.text(), "good");
     }
     assert_eq!((closed.others(), open.others()), (0, 20));
-    assert!(
-        caller.metric("pannier_retries_total", &["outcome=\"sent\""]).await > 0.0,
-        "the closed one was never asked"
-    );
+    let sent = caller.metric("pannier_retries_total", &["outcome=\"sent\""]).await;
+    assert!(sent > 0.0, "the closed one was never asked");
 }
 
 #[tokio::test]
@@ -280,6 +298,108 @@ async fn an_application_that_says_it_was_a_sidecar_is_not_believed() {
     let caller = caller(&[app.address], "", "retries: { on: [403] }").await;
     assert_eq!(ask(&caller, "POST", "x").await.text(), "no");
     assert_eq!(app.others(), 1);
+}
+
+/// What is sent to a slow endpoint is answered by the other, and the slow one is let go.
+async fn is_hedged(caller: &Loopback, silent: &App) {
+    for _ in 0..10 {
+        assert_eq!(ask(caller, "GET", "").await.text(), "good");
+        assert_eq!(ask(caller, "PUT", "xxx").await.text(), "good");
+    }
+    let asked = silent.gets() + silent.others();
+    assert!(asked > 0, "the silent one was never asked");
+    until(|| silent.left.load(Ordering::SeqCst) == asked).await;
+    caller.until_metric("pannier_upstream_in_flight", &["upstream=\"orders\""], 0.0).await;
+    for outcome in ["sent", "won"] {
+        let count = caller.metric("pannier_hedges_total", &[&format!("outcome=\"{outcome}\"")]).await;
+        // A good one that took so long by itself has a second beside it, too.
+        assert!(count as usize >= asked, "{outcome}: {count}, and {asked} to the silent one");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_request_is_hedged_and_the_slower_try_cancelled() {
+    let (good, silent) = (App::good().await, App::answers("").await);
+    let caller = caller(&[good.address, silent.address], "", "retries: 0, hedge: { after: 50ms }").await;
+    is_hedged(&caller, &silent).await;
+}
+
+#[tokio::test]
+async fn a_slow_peer_is_hedged_and_its_application_let_go() {
+    let (good, silent) = (App::good().await, App::answers("").await);
+    let (caller, _orders, _files) =
+        mesh([(&good, "caller"), (&silent, "caller")], "hedge: { after: 50ms }").await;
+    is_hedged(&caller, &silent).await;
+}
+
+#[tokio::test]
+async fn what_must_not_run_twice_is_not_hedged() {
+    let (good, silent) = (App::good().await, App::answers("").await);
+    let route = "timeout: 400ms, hedge: { after: 20ms }";
+    let caller = caller(&[good.address, silent.address], "", route).await;
+    let mut late = 0;
+    for _ in 0..6 {
+        late += usize::from(ask(&caller, "POST", "x").await.refused() == Some("upstream.timeout"));
+    }
+    assert_eq!((good.others() + silent.others(), silent.others()), (6, late));
+    assert!(late > 0, "the silent one was never asked");
+    assert_eq!(caller.metric("pannier_hedges_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn no_budget_no_hedge() {
+    let silent = [App::answers("").await, App::answers("").await];
+    let budget = ", retry_budget: { share: 0%, least: 1/h }";
+    let route = "timeout: 300ms, hedge: { after: 20ms }";
+    let caller = caller(&[silent[0].address, silent[1].address], budget, route).await;
+    assert_eq!(ask(&caller, "GET", "").await.refused(), Some("upstream.timeout"));
+    assert_eq!(silent[0].gets() + silent[1].gets(), 1);
+    assert_eq!(caller.metric("pannier_retries_total", &["outcome=\"over_budget\""]).await, 1.0);
+}
+
+#[tokio::test]
+async fn an_interim_answer_is_none_of_who_may_lose() {
+    let early = App::answers("HTTP/1.1 103 Early Hints\r\nlink: </slow>\r\n\r\n").await;
+    let good = App::good().await;
+    let caller = caller(&[good.address, early.address], "", "hedge: { after: 100ms }").await;
+    for _ in 0..10 {
+        let mut raw = Raw::connect(caller.outbound()).await;
+        raw.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
+        let head = raw.head().await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    }
+    assert!(early.gets() > 0, "the early one was never asked");
+}
+
+#[tokio::test]
+async fn what_is_slow_is_learned() {
+    let stuck = Arc::<AtomicUsize>::default();
+    let now = stuck.clone();
+    let app = listen(move |mut raw: Raw| {
+        let stuck = stuck.clone();
+        async move {
+            while raw.next_or_gone().await.is_some() {
+                if stuck.load(Ordering::SeqCst) > 0 {
+                    stuck.fetch_add(1, Ordering::SeqCst);
+                    return raw.gone().await;
+                }
+                raw.offer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfast").await;
+            }
+        }
+    })
+    .await;
+    let good = App::good().await;
+    let caller = caller(&[good.address, app], "", "timeout: 9s, hedge: { after: p99 }").await;
+    let begun = Instant::now();
+    // For more than a second, after which what was usual is looked at again.
+    while begun.elapsed() < Duration::from_millis(2500) {
+        ask(&caller, "GET", "").await;
+    }
+    now.store(1, Ordering::SeqCst);
+    for _ in 0..20 {
+        assert_eq!(ask(&caller, "GET", "").await.status, 200);
+    }
+    assert!(now.load(Ordering::SeqCst) > 1, "the one that is stuck was never asked");
 }
 
 async fn until(done: impl Fn() -> bool) {

@@ -149,6 +149,7 @@ impl Hop {
             host: HOST,
             sidecar,
             h2: false,
+            own: None,
             judge: None,
         };
         let body = Replay::new(body, 0);

@@ -90,6 +90,11 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// Whether a list stands here in which nobody has written anything.
+    fn is_empty_list(&self) -> bool {
+        self.node.is_some_and(|node| matches!(&node.kind, Kind::List(slots) if slots.is_empty()))
+    }
+
     /// Whether something stands here, even something wrong.
     fn is_written(&self) -> bool {
         self.node.is_some()

@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::text::{addresses, socket, socket_list, socket_lists};
 use super::units::{Addresses, ByteRate, OneOrMany, Percent, Rate, Time};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
-pub use retries::{Backoff, Retries, RetryBudget, RetryOn, RetryRules};
+pub use retries::{Backoff, Hedge, HedgeAfter, Retries, RetryBudget, RetryOn, RetryRules};
 pub use upstream::{KeepAlive, Upstream};
 
 /// A sidecar's whole configuration. An empty file is valid.
@@ -199,6 +199,9 @@ pub struct Route {
     /// that says more. Default 2.
     #[serde(default)]
     pub retries: Retries,
+    /// When a request that may be run twice is sent to a second endpoint too. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
 }
 
 /// How a path is matched.

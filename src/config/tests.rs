@@ -167,6 +167,41 @@ fn more_faults_than_anyone_reads_end() {
 }
 
 #[test]
+fn retries_and_hedges() {
+    let wrong = |route: &str, at: usize, expected: &str| {
+        let begin = "  - { upstream: a, ";
+        let text = format!("{ONE}routes:\n{begin}{route} }}\n");
+        fault(&text, &format!("3:{}: {expected}", begin.len() + at));
+    };
+    wrong("retries: [1]", 10, "routes[0].retries: expected a whole number from 0 to 255, or a block as");
+    wrong("retries: +2", 10, "routes[0].retries: expected a whole number from 0 to 255, or a block as");
+    wrong(
+        "retries: { on: [600] }",
+        17,
+        "routes[0].retries.on[0]: `600` is no status of a failure; expected one from 400",
+    );
+    wrong(
+        "retries: { on: [conect] }",
+        17,
+        "routes[0].retries.on[0]: `conect` is no failure; did you mean `connect`?",
+    );
+    wrong("retries: { on: [503, 503] }", 22, "routes[0].retries.on[1]: `503` is in the list already");
+    wrong("retries: { on: [] }", 16, "routes[0].retries.on: an empty list sends nothing again");
+    wrong("retries: { try_timeout: 0s }", 25, "routes[0].retries.try_timeout: nothing is done in no time");
+    wrong(
+        "retries: { backoff: { first: 1s } }",
+        30,
+        "routes[0].retries.backoff.first: `first` (1s) is above `most` (500ms)",
+    );
+    wrong("hedge: { after: p100 }", 17, "routes[0].hedge.after: `p100` is no share; expected `p1` to `p99`");
+    wrong("hedge: { after: 0s }", 17, "routes[0].hedge.after: nothing is done in no time");
+    fault(
+        "upstreams: { a: { address: a:80, retry_budget: { share: 120% } } }",
+        "1:57: upstreams.a.retry_budget.share: `120%` is not a share",
+    );
+}
+
+#[test]
 fn names_that_do_not_resolve() {
     fault("routes: [ { upstream: a } ]", "1:23: routes[0].upstream: no upstream is named `a`");
     let text = format!("{ONE}routes:\n  - upstream: b\n");

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::model::{InboundMtls, KeyPart, Model, MtlsMode, Retries, RetryOn, Scope};
+use super::model::{Hedge, HedgeAfter, InboundMtls, KeyPart, Model, MtlsMode, Retries, RetryOn, Scope};
 use super::problem::Plain;
-use super::units::{Host, HostPort, Time};
+use super::units::{EndpointName, Host, HostPort, OneOrMany, Time};
 
 /// Something that works otherwise than one may think.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +132,22 @@ fn looks_like_service(address: &HostPort) -> bool {
 
 fn routes(model: &Model, found: &mut Found) {
     for (i, route) in model.routes.iter().enumerate() {
+        if let (Some(Hedge { after: HedgeAfter::Time(after) }), Some(timeout)) = (route.hedge, route.timeout)
+            && after >= timeout
+        {
+            let message = format!(
+                "{after} is no less than the route's `timeout`, {timeout}: no second request is sent"
+            );
+            found.push(format!("routes[{i}].hedge.after"), message);
+        }
+        let endpoints = model.upstreams.get(&route.upstream).and_then(|upstream| upstream.endpoints.as_ref());
+        if let (Some(_), Some([EndpointName::At(one)])) = (route.hedge, endpoints.map(OneOrMany::as_slice))
+            && matches!(one.host, Host::Address(_))
+        {
+            let message =
+                format!("{one} is the only endpoint: there is no other to send a second request to");
+            found.push(format!("routes[{i}].hedge"), message);
+        }
         let Retries::Rules(rules) = &route.retries else { continue };
         let path = format!("routes[{i}].retries");
         if rules.most == 0 {
@@ -232,6 +248,15 @@ mod tests {
         one(&route("on: [timeout], try_timeout: 1s"), "routes[0].retries.try_timeout: 1s is no less than");
         one(&route("try_timeout: 100ms"), "routes[0].retries.try_timeout: `on` does not list `timeout`");
         one(&route("on: [timeout]"), "routes[0].retries.on: `timeout` is that of `try_timeout`");
+        let hedged = |endpoints: &str, after: &str| {
+            with(&format!(
+                "upstreams: {{ a: {{ address: a:80, endpoints: {endpoints} }} }}
+routes: [ {{ upstream: a, timeout: 1s, hedge: {{ after: {after} }} }} ]"
+            ))
+        };
+        one(&hedged("a-all:80", "1s"), "routes[0].hedge.after: 1s is no less than the route's `timeout`, 1s");
+        one(&hedged("[10.0.0.1:80]", "p95"), "routes[0].hedge: 10.0.0.1:80 is the only endpoint");
+        assert_eq!(of(&hedged("[10.0.0.1:80, 10.0.0.2:80]", "50ms")), [""; 0]);
         assert_eq!(of(&route("on: [timeout, 503], try_timeout: 100ms")), [""; 0]);
         one(&with("limits: [ { name: x, rate: 1/s } ]"), "limits[0]: no `redis` is configured");
         one(

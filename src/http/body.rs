@@ -122,6 +122,17 @@ impl<'a, 'b> Replay<'a, 'b> {
         self.0.borrow_mut().poll_frame(cx, room)
     }
 
+    /// The same body once more, beside this one, if it has come to its end and is kept. `none` is what the
+    /// copy has to come.
+    pub fn copy<'c, 'd>(&self, none: &'c mut Body<'d>) -> Option<Replay<'c, 'd>> {
+        let Kept { body, kept, room, ended, .. } = &*self.0.borrow();
+        let ended = if matches!(body, Body::Empty) { Some(None) } else { ended.clone() };
+        (room.is_some() && ended.is_some()).then(|| {
+            let (kept, room) = (kept.clone(), *room);
+            Replay(RefCell::new(Kept { body: none, kept, room, again: true, awaited: false, ended }))
+        })
+    }
+
     /// Begins again from the first byte, if that [is kept](Self::is_kept).
     pub fn rewind(&self) {
         self.0.borrow_mut().again = true;

@@ -41,6 +41,8 @@ struct Ledger {
     /// 32 bits each, the time above.
     mark: AtomicU64,
     retried: AtomicU64,
+    hedged: AtomicU64,
+    won: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -49,11 +51,24 @@ struct Ledger {
 #[repr(align(128))]
 struct Count(AtomicU64);
 
+/// What a second request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Second {
+    /// The first one failed.
+    Retry,
+    /// The first one is slow.
+    Hedge,
+}
+
 /// What became of second requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spent {
     /// Those that were sent because a first one had failed.
     pub retried: u64,
+    /// Those that were sent because a first one was slow.
+    pub hedged: u64,
+    /// Those of them that were answered first.
+    pub won: u64,
     /// Those that were not sent, because the budget had been used up.
     pub refused: u64,
 }
@@ -79,7 +94,7 @@ impl Budget {
     }
 
     /// Takes a second request from the budget; false if there is none.
-    pub(super) fn take(&self, now: Instant) -> bool {
+    pub(super) fn take(&self, second: Second, now: Instant) -> bool {
         let ledger = &*self.ledger;
         let age = now.saturating_duration_since(ledger.begun);
         let asked = ledger.asked.iter().map(|Count(count)| count.load(Relaxed)).sum::<u64>();
@@ -93,15 +108,26 @@ impl Budget {
             left.checked_sub(WHOLE as u64).map(|rest| earned - rest)
         };
         let taken = ledger.used.fetch_update(Relaxed, Relaxed, take).is_ok();
-        let count = if taken { &ledger.retried } else { &ledger.refused };
+        let count = match second {
+            _ if !taken => &ledger.refused,
+            Second::Retry => &ledger.retried,
+            Second::Hedge => &ledger.hedged,
+        };
         count.fetch_add(1, Relaxed);
         taken
     }
 
+    /// Counts a second request that was answered before the first.
+    pub(super) fn won(&self) {
+        self.ledger.won.fetch_add(1, Relaxed);
+    }
+
     /// What became of second requests.
     pub(super) fn spent(&self) -> Spent {
-        let Ledger { retried, refused, .. } = &*self.ledger;
-        Spent { retried: retried.load(Relaxed), refused: refused.load(Relaxed) }
+        let Ledger { retried, hedged, won, refused, .. } = &*self.ledger;
+        let [retried, hedged, won, refused] =
+            [retried, hedged, won, refused].map(|count| count.load(Relaxed));
+        Spent { retried, hedged, won, refused }
     }
 }
 
@@ -113,6 +139,8 @@ impl Ledger {
             used: AtomicU64::new(0),
             mark: AtomicU64::new(0),
             retried: AtomicU64::new(0),
+            hedged: AtomicU64::new(0),
+            won: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
     }
@@ -153,7 +181,7 @@ mod tests {
 
     /// How many can be taken at once.
     fn takes(budget: &Budget) -> usize {
-        (0..100_000).take_while(|_| budget.take(Instant::now())).count()
+        (0..100_000).take_while(|_| budget.take(Second::Retry, Instant::now())).count()
     }
 
     fn ask(budget: &Budget, requests: usize) {
@@ -174,7 +202,7 @@ mod tests {
         assert_eq!(takes(&budget), 0, "less than one");
         ask(&budget, 1);
         assert_eq!(takes(&budget), 1);
-        assert_eq!(budget.spent(), Spent { retried: 211, refused: 5 });
+        assert_eq!(budget.spent(), Spent { retried: 211, hedged: 0, won: 0, refused: 5 });
     }
 
     #[tokio::test(start_paused = true)]
@@ -184,7 +212,7 @@ mod tests {
             ask(&budget, 1000);
             tokio::time::advance(SECOND).await;
             // Looked at now and then, as failures come.
-            assert!(budget.take(Instant::now()));
+            assert!(budget.take(Second::Hedge, Instant::now()));
         }
         let (most, now) = (10 * (200 + 1), takes(&budget));
         // The mark lies up to twenty seconds back, and what came since is spread evenly.
@@ -223,7 +251,7 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         let now = budget.ledger.begun;
-                        (0..1000).filter(|_| budget.take(now)).count()
+                        (0..1000).filter(|_| budget.take(Second::Retry, now)).count()
                     })
                 })
                 .collect();

@@ -2,16 +2,19 @@
 //! proves that this is safe.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::exchange::{self, Judge, Terms};
+use super::hedge::hedged;
 use super::mesh::{Destination, Route};
 use super::patience::unless_slow;
 use super::retry::{Failure, Pause, Tries};
@@ -20,8 +23,9 @@ use super::worker::Worker;
 use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
-use crate::http::deadline::within;
-use crate::http::{Body, Length, Next, RequestHead, Responder, ResponseHead};
+use crate::http::deadline::{Deadline, within_since};
+use crate::http::expiry::{self, millis};
+use crate::http::{Body, Expiry, Length, Next, RequestHead, Responder, ResponseHead};
 use crate::intercept::Source;
 use crate::pool::{Dial, Need, Streams};
 use crate::tls::Carries;
@@ -54,10 +58,11 @@ pub(super) async fn forward(
     // What follows such a request is no body: it is the tunnel's, once there is one.
     let body = if head.asks_for_tunnel() { &mut none } else { body };
     route.budget.asked(worker.index);
-    let attempts = pin!(attempts(worker, way, head, body, respond, started));
-    let limit = route.timeout.unwrap_or(Duration::MAX);
-    let late = || Error::new(Reason::UpstreamTimeout, format!("no whole answer within {limit:?}"));
-    let result = within(limit, attempts).await.unwrap_or_else(|| Err(late()));
+    let ends = ends(route, head, started);
+    let limit = ends.map_or(Duration::MAX, |ends| ends.saturating_duration_since(started));
+    let attempts = pin!(attempts(worker, way, head, body, respond, started, ends));
+    let result = if limit.is_zero() { None } else { within_since(started, limit, attempts).await };
+    let result = result.unwrap_or_else(|| Err(late(route, limit)));
     let (status, ended) = match &result {
         Ok(answered) => (answered.status, answered.at),
         Err(error) => (error.reason.status(), Instant::now()),
@@ -70,8 +75,25 @@ pub(super) async fn forward(
     }
 }
 
+/// When a request's time is over: its route's, or what its caller has left for it.
+fn ends(route: &Route, head: &RequestHead, started: Instant) -> Option<Instant> {
+    let of_route = route.timeout.and_then(|timeout| started.checked_add(timeout));
+    let of_caller = head.expiry.map(|expiry| expiry.at);
+    of_route.into_iter().chain(of_caller).min()
+}
+
+/// That it is over.
+fn late(route: &Route, limit: Duration) -> Error {
+    let why = match limit {
+        limit if limit.is_zero() => "its caller had no time left".into(),
+        limit if route.timeout == Some(limit) => format!("no whole answer within {limit:?}"),
+        limit => format!("no whole answer within the {limit:?} that its caller had left"),
+    };
+    Error::new(Reason::UpstreamTimeout, why)
+}
+
 /// How a request ended well.
-struct Answered<T> {
+pub(super) struct Answered<T> {
     status: StatusCode,
     /// When its answer had been sent.
     at: Instant,
@@ -86,9 +108,9 @@ async fn attempts(
     body: &mut Body<'_>,
     respond: &mut Responder<'_>,
     started: Instant,
+    ends: Option<Instant>,
 ) -> Result<Answered<Tunnel>> {
     let route = &*way.destination.route;
-    let ends = route.timeout.and_then(|timeout| started.checked_add(timeout));
     let body = Replay::new(body, REPLAY);
     let tries = Tries::new(&route.retries, &route.budget, head.is_idempotent(), ends);
     let asked = Asked { worker, way, head, body: &body, tries: &tries };
@@ -103,32 +125,35 @@ async fn attempts(
         };
         worker.shared.leads_away(route.direction, place.endpoint.address)?;
         let first = tries.is_first();
-        let this = Try {
-            need: if first { need(head, route) } else { Need::New },
-            begun: if first { started } else { Instant::now() },
-            reused: Cell::new(false),
-            answered: Cell::new(false),
-            granted: Cell::new(None),
-        };
-        let done = match tries.try_timeout() {
-            None => attempt(&asked, &place, &this, respond).await,
-            // In memory of its own: few routes have one.
-            Some(limit) => {
-                let attempt = attempt(&asked, &place, &this, respond);
-                Box::pin(unless_slow(attempt, limit, &asked, &this)).await
+        let need = if first { need(head, route) } else { Need::New };
+        let this = Try::new(need, if first { started } else { Instant::now() });
+        let (id, address) = (place.endpoint.id, place.endpoint.address);
+        let error = if let Some(after) = asked.hedged_after(started) {
+            match Box::pin(hedged(&asked, place, &this, after, respond, &mut tried)).await {
+                Ok(Answered { status, at, .. }) => return Ok(Answered { status, at, tunnel: None }),
+                Err(error) => error,
             }
-        };
-        let error = match done {
-            Ok(Answered { status, at, tunnel }) => {
-                let tunnel = match tunnel {
-                    Some(switched) => {
-                        Some(granted(worker, &way.destination.route, End::new(*switched, place)?))
-                    }
-                    None => None,
-                };
-                return Ok(Answered { status, at, tunnel });
+        } else {
+            let done = match tries.try_timeout() {
+                None => attempt(&asked, &place, &this, respond).await,
+                // In memory of its own: few routes have one.
+                Some(_) => Box::pin(once(&asked, &place, &this, respond)).await,
+            };
+            match done {
+                Ok(Answered { status, at, tunnel }) => {
+                    let tunnel = match tunnel {
+                        Some(switched) => {
+                            Some(granted(worker, &way.destination.route, End::new(*switched, place)?))
+                        }
+                        None => None,
+                    };
+                    return Ok(Answered { status, at, tunnel });
+                }
+                Err(error) => {
+                    drop(place);
+                    error
+                }
             }
-            Err(error) => error,
         };
         let again = match this.granted.take() {
             Some(pause) => Ok(pause),
@@ -138,30 +163,39 @@ async fn attempts(
             Ok(pause) => pause,
             Err(not) => return Err(not.told(error)),
         };
-        tracing::debug!(endpoint = %place.endpoint.address, %error, "trying again");
+        tracing::debug!(endpoint = %address, %error, "trying again");
         body.rewind();
-        if !tried.contains(&place.endpoint.id) {
-            tried.push(place.endpoint.id);
+        if !tried.contains(&id) {
+            tried.push(id);
         }
-        drop(place);
-        next = Box::pin(paused(way, &tried, pause)).await;
+        next = Box::pin(paused(way, &tried, pause, respond)).await?;
         failed = Some(error);
     }
 }
 
-/// Waits for the time of the next try; returns its place, if that had to be known for it.
-async fn paused(way: &Way, tried: &[u64], pause: Pause) -> Option<InFlight> {
+/// Waits for the time of the next try, as long as the downstream wants one; returns its place, if that had
+/// to be known for it.
+async fn paused(
+    way: &Way,
+    tried: &[u64],
+    pause: Pause,
+    respond: &mut Responder<'_>,
+) -> Result<Option<InFlight>> {
     let pause = match pause {
-        Pause::None => return None,
+        Pause::None => return Ok(None),
         Pause::Always(pause) => pause,
         Pause::IfTried(pause) => match place(way, tried).await {
             Ok(place) if tried.contains(&place.endpoint.id) => pause,
-            place => return place.ok(),
+            place => return Ok(place.ok()),
         },
     };
     // No place is held meanwhile.
-    tokio::time::sleep(pause).await;
-    None
+    let mut over = Deadline::new(pause);
+    poll_fn(|cx| match respond.poll_gone(cx) {
+        Poll::Ready(()) => Poll::Ready(Err(exchange::given_up())),
+        Poll::Pending => over.poll(cx).map(|()| Ok(None)),
+    })
+    .await
 }
 
 /// Balance: a place with the least saturated endpoint that was not tried; when all were, with any.
@@ -185,18 +219,85 @@ pub(super) struct Asked<'a, 'b, 'c> {
     pub tries: &'a Tries<'a>,
 }
 
+impl Asked<'_, '_, '_> {
+    /// Where it goes, and on which terms.
+    pub(super) fn route(&self) -> &Route {
+        &self.way.destination.route
+    }
+
+    /// After how long a first try is not to be alone any more: where the route asks for that, and the
+    /// request may be run twice.
+    fn hedged_after(&self, now: Instant) -> Option<Duration> {
+        let route = self.route();
+        let hedge = route.hedge.as_ref()?;
+        let may_be = self.tries.is_first()
+            && self.head.is_idempotent()
+            && !self.head.asks_for_tunnel()
+            && self.way.destination.pinned.is_none();
+        if may_be { hedge.after(&route.traffic, now) } else { None }
+    }
+
+    /// What the next hop is told of the time that is left; an error if there is none.
+    fn told(&self, sidecar: bool) -> Result<Option<Told<'_>>> {
+        let (route, said) = (self.route(), self.head.expiry.as_ref());
+        let Some(ends) = self.tries.ends().filter(|_| sidecar || said.is_some_and(Expiry::is_said)) else {
+            return Ok(None);
+        };
+        let left = ends.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late(route, left));
+        }
+        let whole = |timeout| said.is_none() && millis(left) == millis(timeout);
+        Ok(Some(match route.timeout {
+            Some(timeout) if whole(timeout) => Told::Whole(&route.told),
+            _ => Told::Less(Box::new(expiry::told(said, left, sidecar))),
+        }))
+    }
+}
+
+/// The fields that tell the next hop how much time is left; few requests have any of their own.
+enum Told<'a> {
+    /// All of the route's.
+    Whole(&'a HeaderMap),
+    /// Less, or a caller's.
+    Less(Box<HeaderMap>),
+}
+
+impl Told<'_> {
+    fn fields(&self) -> &HeaderMap {
+        match self {
+            Told::Whole(fields) => fields,
+            Told::Less(fields) => fields,
+        }
+    }
+}
+
 /// One try.
 pub(super) struct Try {
     /// What it needs of a connection. After a first, a new one: that might have met one that was just
     /// being closed.
-    need: Need,
-    begun: Instant,
+    pub need: Need,
+    pub begun: Instant,
     /// Whether it went on a connection that others had used.
     reused: Cell<bool>,
     /// Whether the head of its answer has come, and was not turned down.
     pub answered: Cell<bool>,
     /// It was given up, or its answer turned down, and another was granted in its place.
     pub granted: Cell<Option<Pause>>,
+}
+
+impl Try {
+    /// One that begins.
+    pub(super) fn new(need: Need, begun: Instant) -> Self {
+        let (reused, answered, granted) = (Cell::new(false), Cell::new(false), Cell::new(None));
+        Self { need, begun, reused, answered, granted }
+    }
+
+    /// Lets another stand for this one, as far as what comes after it is concerned.
+    pub(super) fn pass_to(&self, other: &Self) {
+        other.reused.set(self.reused.get());
+        other.granted.set(self.granted.take());
+    }
 }
 
 /// What a request needs of the connection that it goes on first.
@@ -209,7 +310,20 @@ fn need(head: &RequestHead, route: &Route) -> Need {
     if kept && route.retries.takes_resets() && head.is_idempotent() { Need::Usable } else { Need::Proven }
 }
 
-/// Pool and exchange: one try with one endpoint.
+/// One try with one endpoint, as long as it is not given up for another.
+pub(super) async fn once(
+    asked: &Asked<'_, '_, '_>,
+    place: &InFlight,
+    this: &Try,
+    respond: &mut Responder<'_>,
+) -> Result<Answered<Box<Switched>>> {
+    match asked.tries.try_timeout() {
+        None => attempt(asked, place, this, respond).await,
+        Some(limit) => unless_slow(attempt(asked, place, this, respond), limit, asked, this).await,
+    }
+}
+
+/// Pool and exchange.
 async fn attempt(
     asked: &Asked<'_, '_, '_>,
     place: &InFlight,
@@ -246,9 +360,12 @@ async fn attempt(
         }
     };
     let judge: Option<&Judge<'_>> = if way.destination.route.retries.judges() { Some(&judge) } else { None };
-    let terms = Terms { bounds, begun, patience, host: &endpoint.host, sidecar, h2: way.h2, judge };
+    let terms =
+        |own| Terms { bounds, begun, patience, host: &endpoint.host, sidecar, h2: way.h2, own, judge };
     let answered = match streams {
         Some(streams) => {
+            let own = asked.told(sidecar)?;
+            let terms = terms(own.as_ref().map(Told::fields));
             let done = match streams {
                 Streams::Mesh(link) => exchange::over_mesh(link, head, body, respond, &terms).await?,
                 Streams::H2(sender, _in_use) => {
@@ -272,6 +389,8 @@ async fn attempt(
             this.reused.set(!lease.is_new());
             // The time that opening took is no part of a round trip.
             let sent = if this.reused.get() { now } else { Instant::now() };
+            let own = asked.told(sidecar)?;
+            let terms = terms(own.as_ref().map(Told::fields));
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
                 Ok(done) => done,
                 Err(error) => {

@@ -8,8 +8,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use http::HeaderMap;
 
 use super::budget::Budget;
+use super::hedge::Hedge;
 use super::retry::Policy;
 use crate::auth;
 use crate::balance::{Configured, Endpoint, Spec, Upstream};
@@ -17,7 +19,7 @@ use crate::config::HostPattern;
 use crate::config::model::{self, Direction, InboundMtls, Model, MtlsMode, OnMismatch, Retries, RetryBudget};
 use crate::config::units::{EndpointName, Host, HostPort, Time};
 use crate::dns::{EndpointSource, Resolver};
-use crate::http::Bounds;
+use crate::http::{Bounds, expiry};
 use crate::limit::{self, Limits};
 use crate::route::{Entry, Table};
 use crate::telemetry::{Metrics, Tcp, Traffic};
@@ -61,8 +63,12 @@ pub(super) struct Route {
     pub upstream: Arc<Upstream>,
     /// From the request's head to the end of the answer.
     pub timeout: Option<Duration>,
+    /// What a sidecar is told of a request whose whole `timeout` is left.
+    pub told: HeaderMap,
     /// When a request is sent again.
     pub retries: Policy,
+    /// When it is sent a second time before the first has been answered.
+    pub hedge: Option<Hedge>,
     /// How many may be, over all routes to the upstream.
     pub budget: Arc<Budget>,
     /// The bounds of messages.
@@ -92,6 +98,7 @@ struct Towards {
 struct Terms<'a> {
     timeout: Option<Duration>,
     retries: &'a Retries,
+    hedge: Option<model::Hedge>,
     bounds: Bounds,
 }
 
@@ -121,7 +128,9 @@ impl Mesh {
                 direction,
                 upstream: towards.upstream.clone(),
                 timeout: terms.timeout,
+                told: terms.timeout.map_or_else(HeaderMap::new, |left| expiry::told(None, left, true)),
                 retries: Policy::new(terms.retries),
+                hedge: terms.hedge.map(|hedge| Hedge::new(&hedge)),
                 budget: towards.budget.clone(),
                 bounds: terms.bounds,
                 traffic: metrics.traffic(direction, &name, label),
@@ -129,7 +138,7 @@ impl Mesh {
             })
         };
         let route = |direction, towards: &Towards, label: &str, retries: &Retries| {
-            let terms = Terms { timeout: None, retries, bounds: both[direction as usize] };
+            let terms = Terms { timeout: None, retries, hedge: None, bounds: both[direction as usize] };
             route_within(direction, towards, label, terms)
         };
         let upstreams: HashMap<&str, Towards> = model
@@ -155,7 +164,7 @@ impl Mesh {
                 least: written.min_body_rate.map_or(of_all.least, |rate| rate.0),
                 ..of_all
             };
-            let terms = Terms { timeout, retries: &written.retries, bounds };
+            let terms = Terms { timeout, retries: &written.retries, hedge: written.hedge, bounds };
             let target = route_within(Direction::Outbound, towards, &label, terms);
             named.push(target.clone());
             for host in written.host.as_slice().iter().filter_map(|h| h.parse().ok()) {

@@ -11,6 +11,7 @@ pub mod detect;
 mod drain;
 pub mod exchange;
 mod forward;
+mod hedge;
 mod inbound;
 mod listen;
 mod mesh;

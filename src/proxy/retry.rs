@@ -12,7 +12,7 @@ use http::StatusCode;
 use http::header::RETRY_AFTER;
 use tokio::time::Instant;
 
-use super::budget::Budget;
+use super::budget::{Budget, Second};
 use crate::config::model::{Retries, RetryOn};
 use crate::error::{Error, REFUSED_FIELD, Reason, Retry};
 use crate::http::body::Replay;
@@ -280,6 +280,11 @@ impl<'a> Tries<'a> {
         Self { policy, budget, idempotent, ends, again: Cell::new(0), repeated: Cell::new(false) }
     }
 
+    /// When the time for all of them is over.
+    pub(super) fn ends(&self) -> Option<Instant> {
+        self.ends
+    }
+
     /// How long one is waited for, if another may follow it.
     pub(super) fn try_timeout(&self) -> Option<Duration> {
         self.policy.try_timeout
@@ -329,7 +334,8 @@ impl<'a> Tries<'a> {
                 return Err(Not::InTime);
             }
         }
-        if !unsent && !self.budget.take(now) {
+        // That a used connection turned out to be closed is no failure to be asked about again.
+        if !reused && !self.budget.take(Second::Retry, now) {
             return Err(Not::Affordable);
         }
         self.again.set(self.again.get().saturating_add(1));
@@ -356,6 +362,16 @@ impl<'a> Tries<'a> {
             _ => format!("it answered with status {status}"),
         };
         Some((pause, Error::new(Reason::UpstreamStatus, detail).retry(failure.retry)))
+    }
+
+    /// Whether a first try that is slow may have a second one beside it; that is counted as one that may
+    /// have been processed.
+    pub(super) fn hedge(&self) -> bool {
+        let afforded = self.budget.take(Second::Hedge, Instant::now());
+        if afforded {
+            self.repeated.set(true);
+        }
+        afforded
     }
 
     fn pause(&self, cause: Cause, reused: bool, after: Option<Duration>) -> Pause {

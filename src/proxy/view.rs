@@ -201,6 +201,11 @@ fn retries(route: &Route, scrape: &mut Scrape) {
             .counter("pannier_retries_total", "Requests that were sent again, or would have been")
             .set(&[("upstream", upstream), ("outcome", outcome)], count);
     }
+    for (outcome, count) in [("sent", spent.hedged), ("won", spent.won)] {
+        scrape
+            .counter("pannier_hedges_total", "Second requests beside slow ones, and those answered first")
+            .set(&[("upstream", upstream), ("outcome", outcome)], count);
+    }
 }
 
 /// What the servers of names have said. Their addresses are the operator's, and so few.
@@ -264,6 +269,7 @@ fn upstream(mesh: &Mesh, route: &Route) -> Value {
         },
         "requests": traffic.requests(),
         "retries": { "sent": spent.retried, "over_budget": spent.refused },
+        "hedges": { "sent": spent.hedged, "won": spent.won },
         "latency_seconds": { "p50": quantile(0.5), "p99": quantile(0.99) },
         "endpoints": upstream.endpoints().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
         "leaving": upstream.leaving().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),

@@ -1,16 +1,19 @@
 //! When requests are sent again: values that must agree.
 
 use super::{Checker, Place};
-use crate::config::model::{Retries, Route};
+use crate::config::model::{Hedge, HedgeAfter, Retries, Route};
 use crate::config::units::OneOrMany;
 
 impl Checker<'_, '_> {
     /// What a route says of requests that failed.
     pub(super) fn retries(&mut self, route: &Route, place: &Place<'_>) {
+        if let Some(Hedge { after: HedgeAfter::Time(time) }) = route.hedge {
+            self.not_zero(&place.key("hedge").key("after"), time);
+        }
         let Retries::Rules(rules) = &route.retries else { return };
         let place = place.key("retries");
         let on = place.key("on");
-        if rules.on.is_empty() {
+        if on.is_empty_list() {
             self.fault(&on, "an empty list sends nothing again; write `retries: 0`");
         }
         for (i, (failure, place)) in

@@ -175,6 +175,50 @@ impl fmt::Display for RetryOn {
     }
 }
 
+/// When a request that may be run twice is sent to a second endpoint too, because the first has not
+/// answered.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Hedge {
+    /// After so long, as `50ms`; or after as long as a share of the route's requests lately took at
+    /// most, as `p95`.
+    pub after: HedgeAfter,
+}
+
+/// How long a first endpoint may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HedgeAfter {
+    /// So long.
+    Time(Time),
+    /// As long as so many of a hundred take at most: 1 to 99.
+    Percentile(u8),
+}
+
+impl FromStr for HedgeAfter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(share) = text.strip_prefix('p') else {
+            let time = text.parse().map(HedgeAfter::Time);
+            return time.map_err(|why: String| why + "; or a share, as `p95`");
+        };
+        let digits = share.bytes().all(|b| b.is_ascii_digit());
+        let share = share.parse().ok().filter(|share| digits && (1..100).contains(share));
+        share
+            .map(HedgeAfter::Percentile)
+            .ok_or_else(|| format!("`{text}` is no share; expected `p1` to `p99`"))
+    }
+}
+
+impl fmt::Display for HedgeAfter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HedgeAfter::Time(time) => time.fmt(f),
+            HedgeAfter::Percentile(share) => write!(f, "p{share}"),
+        }
+    }
+}
+
 /// How many requests to an upstream may be second ones: together with every route to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -194,6 +238,19 @@ impl RetryBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hedges_by_time_and_share() {
+        for text in ["50ms", "2s", "p1", "p95", "p99"] {
+            assert_eq!(text.parse::<HedgeAfter>().unwrap().to_string(), text);
+        }
+        for (text, why) in
+            [("p0", "`p1` to `p99`"), ("p100", "`p1`"), ("p", "`p1`"), ("p+5", "`p1`"), ("soon", "`p95`")]
+        {
+            let error = text.parse::<HedgeAfter>().unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
 
     #[test]
     fn failures_by_their_words() {

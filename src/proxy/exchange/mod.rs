@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
@@ -44,6 +44,8 @@ pub struct Terms<'a> {
     pub sidecar: bool,
     /// The application speaks HTTP/2.
     pub h2: bool,
+    /// Fields that this hop adds to the request.
+    pub own: Option<&'a HeaderMap>,
     /// Looks at an answer's head before anything of it goes on: an error turns the answer down.
     pub judge: Option<&'a Judge<'a>>,
 }
@@ -95,7 +97,7 @@ pub async fn over_h1(
     let Conn { reader, writer } = conn;
     let written = writer.written();
     let before = written.get();
-    writer.request(head, terms.host);
+    writer.request(head, terms.host, terms.own);
     let sending = Sending::new();
     let least = terms.least(head, body);
     let send = pump(&mut body, writer, terms.bounds.body_timeout).at_least(least);
@@ -364,7 +366,8 @@ where
     }
 }
 
-fn given_up() -> Error {
+/// Nobody wants an answer any more.
+pub(super) fn given_up() -> Error {
     Error::new(Reason::HttpDownstreamGone, "the downstream gave the request up")
 }
 

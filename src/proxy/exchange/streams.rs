@@ -1,12 +1,13 @@
 //! An exchange on a stream among others: between sidecars, or of HTTP/2.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::{
     Done, Frames, MAX_INTERIM, Sending, Sent, Terms, answer, both, endless, grant, interim, lost, malformed,
@@ -26,13 +27,10 @@ pub(in crate::proxy) async fn over_h2(
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
-    let told = match &head.upgrade {
-        Some(protocols) if terms.sidecar => Some((UPGRADE_FIELD, HeaderValue::clone(protocols))),
-        _ => (terms.sidecar && terms.h2).then_some((PROTOCOL_FIELD, HeaderValue::from_static("h2"))),
-    };
-    let told = told.map(|(name, value)| (HeaderName::from_static(name), value));
+    let own =
+        if terms.sidecar { own(head, terms).into_owned() } else { terms.own.cloned().unwrap_or_default() };
     // Nothing has left as long as the stream is not open.
-    let exchange = h2::send(&mut sender, head, terms.host, told)
+    let exchange = h2::send(&mut sender, head, terms.host, own)
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
     let h2::Exchange { mut sink, mut response } = exchange;
     if head.asks_for_tunnel() {
@@ -197,13 +195,24 @@ fn send_head(
     head: &RequestHead,
     terms: &Terms<'_>,
 ) -> Result<(mesh::Sink, mesh::Response), mesh::Lost> {
-    let mut own = HeaderMap::new();
-    if let Some(protocols) = &head.upgrade {
-        own.insert(UPGRADE_FIELD, HeaderValue::clone(protocols));
-    } else if terms.h2 {
-        own.insert(PROTOCOL_FIELD, HeaderValue::from_static("h2"));
+    link.send(head, terms.host, &own(head, terms))
+}
+
+/// The fields that a sidecar adds for another.
+fn own<'a>(head: &RequestHead, terms: &Terms<'a>) -> Cow<'a, HeaderMap> {
+    let told = match &head.upgrade {
+        Some(protocols) => Some((UPGRADE_FIELD, HeaderValue::clone(protocols))),
+        None => terms.h2.then(|| (PROTOCOL_FIELD, HeaderValue::from_static("h2"))),
+    };
+    match (told, terms.own) {
+        (None, Some(own)) => Cow::Borrowed(own),
+        (None, None) => Cow::Owned(HeaderMap::new()),
+        (Some((name, value)), own) => {
+            let mut own = own.cloned().unwrap_or_default();
+            own.insert(name, value);
+            Cow::Owned(own)
+        }
     }
-    link.send(head, terms.host, &own)
 }
 
 /// The final head of an answer; interim ones are passed on.

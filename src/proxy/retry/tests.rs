@@ -169,9 +169,15 @@ async fn a_budget_that_is_used_up_ends_it_and_says_so() {
     assert_eq!(tries.again(refused(), false, &body), Err(Not::Affordable));
     let error = Not::Affordable.told(Error::new(Reason::UpstreamRefused, "it was refused"));
     assert_eq!(error.detail, "it was refused; not sent again: the upstream's retry_budget is used up");
-    let first = Tries::new(&policy, &budget, false, None);
-    let stale = Failure { reused: true, ..refused() };
-    assert_eq!(first.again(stale, false, &body), Ok(Pause::None), "what nobody took is no second request");
+    for (idempotent, failure) in [(false, refused()), (true, reset())] {
+        let first = Tries::new(&policy, &budget, idempotent, None);
+        let stale = Failure { reused: true, ..failure };
+        assert_eq!(
+            first.again(stale, false, &body),
+            Ok(Pause::None),
+            "a used connection's end costs nothing"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

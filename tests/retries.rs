@@ -310,11 +310,10 @@ async fn is_hedged(caller: &Loopback, silent: &App) {
     assert!(asked > 0, "the silent one was never asked");
     until(|| silent.left.load(Ordering::SeqCst) == asked).await;
     caller.until_metric("pannier_upstream_in_flight", &["upstream=\"orders\""], 0.0).await;
-    for outcome in ["sent", "won"] {
-        let count = caller.metric("pannier_hedges_total", &[&format!("outcome=\"{outcome}\"")]).await;
-        // A good one that took so long by itself has a second beside it, too.
-        assert!(count as usize >= asked, "{outcome}: {count}, and {asked} to the silent one");
-    }
+    // A good one that took so long by itself has had the silent one beside it, and won all the same.
+    let sent = caller.metric("pannier_hedges_total", &["outcome=\"sent\""]).await as usize;
+    let won = caller.metric("pannier_hedges_total", &["outcome=\"won\""]).await as usize;
+    assert!(sent >= asked && (1..=sent).contains(&won), "{sent} sent, {won} won, {asked} to the silent one");
 }
 
 #[tokio::test]

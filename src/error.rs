@@ -146,8 +146,63 @@ reasons! {
     UpstreamMalformed = "upstream.malformed", BAD_GATEWAY, grpc 13, Upstream;
     /// The upstream refused the stream before processing it.
     UpstreamRefused = "upstream.refused", SERVICE_UNAVAILABLE, grpc 14, Upstream;
+    /// The upstream answered with a failure after which the route sends requests again, and no other
+    /// try came about.
+    UpstreamStatus = "upstream.status", BAD_GATEWAY, grpc 14, Upstream;
     /// This sidecar is shutting down.
     DrainDraining = "drain.draining", SERVICE_UNAVAILABLE, grpc 14, Pannier;
+}
+
+impl Reason {
+    /// The reason of this name, as `x-pannier-refused` has it.
+    pub fn named(name: &[u8]) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name().as_bytes() == name)
+    }
+
+    /// Whether the sidecar that gives it for a refusal has not handed the request on: the
+    /// application behind it has seen nothing of it.
+    pub const fn precedes_the_application(self) -> bool {
+        match self {
+            Reason::InterceptOwnPort
+            | Reason::InterceptNotLocal
+            | Reason::InterceptNoDestination
+            | Reason::ListenFull
+            | Reason::RouteNone
+            | Reason::RouteMismatch
+            | Reason::AuthDenied
+            | Reason::AuthPlaintext
+            | Reason::LimitExhausted
+            | Reason::LimitUnavailable
+            | Reason::DnsNoAnswer
+            | Reason::DnsNoSuchName
+            | Reason::DnsNoAddress
+            | Reason::BalanceNoEndpoint
+            | Reason::BalanceFull
+            | Reason::PoolConnect
+            | Reason::PoolConnectTimeout
+            | Reason::PoolFull
+            | Reason::PoolLoop
+            | Reason::TlsHandshake
+            | Reason::TlsIdentity
+            | Reason::UpstreamRefused
+            | Reason::DrainDraining => true,
+            Reason::HttpMalformed
+            | Reason::HttpHeadTooLarge
+            | Reason::HttpHeadTimeout
+            | Reason::HttpBodyTimeout
+            | Reason::HttpBodySlow
+            | Reason::HttpAnswerTimeout
+            | Reason::HttpVersion
+            | Reason::HttpUnsupported
+            | Reason::HttpExpectation
+            | Reason::HttpFlood
+            | Reason::HttpDownstreamGone
+            | Reason::UpstreamTimeout
+            | Reason::UpstreamReset
+            | Reason::UpstreamMalformed
+            | Reason::UpstreamStatus => false,
+        }
+    }
 }
 
 /// A failure on the data path.
@@ -220,6 +275,7 @@ mod tests {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert_eq!(Reason::ALL.iter().filter(|r| r.name() == reason.name()).count(), 1);
+            assert_eq!(Reason::named(reason.name().as_bytes()), Some(*reason));
             assert!(reason.status().is_client_error() || reason.status().is_server_error());
         }
     }

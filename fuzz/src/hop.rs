@@ -149,16 +149,18 @@ impl Hop {
             host: HOST,
             sidecar,
             h2: false,
+            own: None,
+            judge: None,
         };
-        let mut body = Replay::new(body, 0);
+        let body = Replay::new(body, 0);
         match &self.way {
             Way::Mesh(link) => {
-                over_mesh(link.clone(), head, &mut body, respond, &terms).await?;
+                over_mesh(link.clone(), head, &body, respond, &terms).await?;
             }
             Way::Http1 { dial, idle } => {
                 let kept = idle.take().filter(|conn| conn.reader.is_quiet());
                 let mut conn = kept.unwrap_or_else(|| Conn::new(dial()));
-                if over_h1(&mut conn, head, &mut body, respond, &terms).await?.reusable {
+                if over_h1(&mut conn, head, &body, respond, &terms).await?.reusable {
                     idle.replace(Some(conn));
                 }
             }

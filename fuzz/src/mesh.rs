@@ -106,6 +106,7 @@ async fn ask(link: &Link, method: Method, length: Length) {
         fields: Fields::default(),
         length,
         upgrade: None,
+        expiry: None,
     };
     let Ok((sink, response)) = link.send(&head, hop::HOST, &HeaderMap::new()) else { return };
     let _ = tokio::join!(send(sink, length), receive(response, &method));

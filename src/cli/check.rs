@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::model::{
-    Direction, InboundMtls, KeyExchange, Limit, Model, MtlsMode, PathMatch, Scope, Upstream, WithoutRedis,
+    Direction, Hedge, InboundMtls, KeyExchange, Limit, Model, MtlsMode, PathMatch, RetryRules, Scope,
+    Upstream, WithoutRedis,
 };
 use crate::config::units::OneOrMany;
 use crate::config::{self, Plain, Problem};
@@ -173,12 +174,12 @@ fn routes(model: &Model) -> Table {
                 route.timeout.map_or("none".into(), |timeout| timeout.to_string()),
                 route.body_timeout.unwrap_or(http.body_timeout).to_string(),
                 route.min_body_rate.unwrap_or(http.min_body_rate).to_string(),
-                route.retries.to_string(),
+                retries(&route.retries.rules(), route.hedge),
             ]);
         }
     }
     for (upstream, address) in model.implicit_routes() {
-        let (timeout, retries) = ("none".into(), config::model::Route::default_retries().to_string());
+        let (timeout, retries) = ("none".into(), retries(&RetryRules::default(), None));
         let (body, rate) = (http.body_timeout.to_string(), http.min_body_rate.to_string());
         let note = "by its address".into();
         table.row([address.to_string(), "/".into(), upstream.into(), timeout, body, rate, retries, note]);
@@ -186,6 +187,21 @@ fn routes(model: &Model) -> Table {
     let rest = if model.upstreams.is_empty() { "everything" } else { "everything else" };
     table.row([rest, "", "its original destination"]);
     table
+}
+
+/// How often, what differs from the default, and when before that.
+fn retries(rules: &RetryRules, hedge: Option<Hedge>) -> String {
+    let (mut out, usual) = (rules.most.to_string(), RetryRules::default());
+    if rules.on != usual.on {
+        let _ = write!(out, " on {}", list(&rules.on));
+    }
+    if let Some(time) = rules.try_timeout {
+        let _ = write!(out, ", {time} each");
+    }
+    if let Some(hedge) = hedge {
+        let _ = write!(out, ", hedged after {}", hedge.after);
+    }
+    out
 }
 
 fn upstreams(model: &Model) -> Table {
@@ -342,6 +358,7 @@ upstreams:
 routes:
   - { host: [Orders.Shop, orders], path: { exact: /v1 }, upstream: orders, timeout: 1500ms,
       body_timeout: 10m }
+  - { host: fast, upstream: orders, retries: { on: [timeout, 5xx, 429], try_timeout: 300ms }, hedge: { after: p95 } }
 limits:
   - { name: writes, host: orders, method: [POST, PUT], key: [caller, 'header:X-Tenant'], rate: 90/m }
 redis: { url: 'redis://r:hush@h' }
@@ -361,6 +378,7 @@ inbound: { mtls: strict, http: { body_timeout: 1m, min_body_rate: off }, allow: 
             "min_body_rate 600/m off",
             "orders.shop = /v1 orders 1500ms 10m 600/m 2",
             "orders = /v1 orders 1500ms 10m 600/m 2",
+            "fast / orders none 5m 600/m 2 on timeout, 5xx, 429, 300ms each, hedged after p95",
             "mail:25 / mail none 5m 600/m 2 by its address",
             "everything else its original destination",
             "orders orders.shop:8080 orders-all:8080 require spiffe://td/ns/shop/sa/orders 200 no bound no bound",

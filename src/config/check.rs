@@ -1,6 +1,8 @@
 //! What serde cannot see: names that must resolve, texts that must be well-formed, values that
 //! must agree. Every fault is reported, at the value that would have to change.
 
+mod retries;
+
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
@@ -86,6 +88,11 @@ impl<'a> Place<'a> {
             Some(_) => self.items(),
             None => vec![self.clone(); values.as_slice().len()],
         }
+    }
+
+    /// Whether a list stands here in which nobody has written anything.
+    fn is_empty_list(&self) -> bool {
+        self.node.is_some_and(|node| matches!(&node.kind, Kind::List(slots) if slots.is_empty()))
     }
 
     /// Whether something stands here, even something wrong.
@@ -311,6 +318,7 @@ impl<'a> Checker<'a, '_> {
                 }
             }
             self.require(&path_place, path_sound);
+            self.retries(route, &place);
             if !names.contains(route.upstream.as_str()) {
                 let hint = did_you_mean(&route.upstream, names.iter().copied());
                 let message = format!("no upstream is named `{}`{hint}", route.upstream);

@@ -123,6 +123,7 @@ impl Upstream {
             capacity: Self::default_capacity(),
             max_in_flight: None,
             max_connections: None,
+            retry_budget: RetryBudget::default(),
             connect_timeout: Self::default_connect_timeout(),
             keep_alive: KeepAlive::default(),
             idle_timeout: Self::default_idle_timeout(),
@@ -161,9 +162,34 @@ impl Route {
     pub(super) fn default_host() -> OneOrMany<String> {
         OneOrMany::One("*".into())
     }
+}
 
-    pub(crate) fn default_retries() -> u8 {
-        2
+impl Default for Retries {
+    fn default() -> Self {
+        Retries::Most(RetryRules::default().most)
+    }
+}
+
+impl Default for RetryRules {
+    fn default() -> Self {
+        Self {
+            most: 2,
+            on: vec![RetryOn::Connect, RetryOn::Refused, RetryOn::Reset],
+            try_timeout: None,
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { first: Time(Duration::from_millis(20)), most: Time(Duration::from_millis(500)) }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { share: Percent(20), least: Rate { count: 10, per: Duration::from_secs(1) } }
     }
 }
 

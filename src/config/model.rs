@@ -2,6 +2,7 @@
 //! operator would choose; unknown fields are errors.
 
 mod http;
+mod retries;
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::text::{addresses, socket, socket_list, socket_lists};
 use super::units::{Addresses, ByteRate, OneOrMany, Percent, Rate, Time};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
+pub use retries::{Backoff, Hedge, HedgeAfter, Retries, RetryBudget, RetryOn, RetryRules};
 pub use upstream::{KeepAlive, Upstream};
 
 /// A sidecar's whole configuration. An empty file is valid.
@@ -193,9 +195,13 @@ pub struct Route {
     /// As `http.min_body_rate`, for what takes this route. Default: the direction's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_body_rate: Option<ByteRate>,
-    /// How often a request that failed may be sent again, where that is safe. Default 2.
-    #[serde(default = "Route::default_retries")]
-    pub retries: u8,
+    /// How often a request that failed may be sent again, where that is safe: a number, or a block
+    /// that says more. Default 2.
+    #[serde(default)]
+    pub retries: Retries,
+    /// When a request that may be run twice is sent to a second endpoint too. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
 }
 
 /// How a path is matched.

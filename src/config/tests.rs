@@ -146,7 +146,7 @@ limits:
         "5:29: upstreams.mail.idle: `idle` is no key here",
         "7:34: routes[0].timeout: `soon` is not a time",
         "8:26: routes[1].upstream: no upstream is named `mial`; did you mean `mail`?",
-        "9:53: routes[2].retries: expected a whole number from 0 to 255, found 300",
+        "9:53: routes[2].retries: expected a whole number from 0 to 255, or a block as `{ most: 2, on: [connect, 503] }`, found `300`",
         "10:13: routes[3].host: `a b` is not a host: the host is not a DNS name",
         "10:24: routes[3].path: `v1` is not a path: expected `/` at its beginning",
         "12:5: limits[0]: `name` is missing",
@@ -164,6 +164,41 @@ fn more_faults_than_anyone_reads_end() {
     let found = faults(&text);
     assert_eq!(found.len(), 51);
     assert!(found[50].contains("50 faults are enough"), "{}", found[50]);
+}
+
+#[test]
+fn retries_and_hedges() {
+    let wrong = |route: &str, at: usize, expected: &str| {
+        let begin = "  - { upstream: a, ";
+        let text = format!("{ONE}routes:\n{begin}{route} }}\n");
+        fault(&text, &format!("3:{}: {expected}", begin.len() + at));
+    };
+    wrong("retries: [1]", 10, "routes[0].retries: expected a whole number from 0 to 255, or a block as");
+    wrong("retries: +2", 10, "routes[0].retries: expected a whole number from 0 to 255, or a block as");
+    wrong(
+        "retries: { on: [600] }",
+        17,
+        "routes[0].retries.on[0]: `600` is no status of a failure; expected one from 400",
+    );
+    wrong(
+        "retries: { on: [conect] }",
+        17,
+        "routes[0].retries.on[0]: `conect` is no failure; did you mean `connect`?",
+    );
+    wrong("retries: { on: [503, 503] }", 22, "routes[0].retries.on[1]: `503` is in the list already");
+    wrong("retries: { on: [] }", 16, "routes[0].retries.on: an empty list sends nothing again");
+    wrong("retries: { try_timeout: 0s }", 25, "routes[0].retries.try_timeout: nothing is done in no time");
+    wrong(
+        "retries: { backoff: { first: 1s } }",
+        30,
+        "routes[0].retries.backoff.first: `first` (1s) is above `most` (500ms)",
+    );
+    wrong("hedge: { after: p100 }", 17, "routes[0].hedge.after: `p100` is no share; expected `p1` to `p99`");
+    wrong("hedge: { after: 0s }", 17, "routes[0].hedge.after: nothing is done in no time");
+    fault(
+        "upstreams: { a: { address: a:80, retry_budget: { share: 120% } } }",
+        "1:57: upstreams.a.retry_budget.share: `120%` is not a share",
+    );
 }
 
 #[test]

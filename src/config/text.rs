@@ -13,7 +13,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::model::KeyPart;
+use super::model::{HedgeAfter, KeyPart, RetryOn};
 use super::units::{Addresses, ByteRate, EndpointName, HostPort, OneOrMany, Percent, Rate, Size, Time};
 
 /// A type that is written as text: reads it with its own words for what was expected, writes it,
@@ -84,6 +84,18 @@ textual!(KeyPart, "`caller`, `host`, `method` or `header:NAME`", {
     "type": "string",
     "description": "caller, host, method, or header:NAME",
     "pattern": "^(caller|host|method|header:.+)$"
+});
+textual!(HedgeAfter, "a time, as `50ms`, or a share, as `p95`", {
+    "type": "string",
+    "description": "A time, or what a share of requests takes at most: 50ms, p95",
+    "pattern": "^([0-9]+(\\.[0-9]+)? ?(ns|us|ms|s|m|h|d)|p[1-9][0-9]?)$"
+});
+textual!(RetryOn, "a failure, as `connect`, `reset`, `503`, `5xx` or `unavailable`", {
+    "type": ["string", "integer"],
+    "description": "A failure: connect, refused, reset, timeout, a status from 400 to 599, 5xx, or a status of gRPC, as unavailable",
+    "minimum": 400,
+    "maximum": 599,
+    "pattern": "^([45][0-9][0-9]|5xx|[a-z_]+)$"
 });
 
 /// Reads a value from its text.

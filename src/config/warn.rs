@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::model::{InboundMtls, KeyPart, Model, MtlsMode, Scope};
+use super::model::{Hedge, HedgeAfter, InboundMtls, KeyPart, Model, MtlsMode, Retries, RetryOn, Scope};
 use super::problem::Plain;
-use super::units::{Host, HostPort};
+use super::units::{EndpointName, Host, HostPort, OneOrMany, Time};
 
 /// Something that works otherwise than one may think.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub fn warnings(model: &Model) -> Vec<Warning> {
     encryption(model, &mut found);
     listeners(model, &mut found);
     upstreams(model, &mut found);
+    routes(model, &mut found);
     limits(model, &mut found);
     found.0
 }
@@ -129,6 +130,48 @@ fn looks_like_service(address: &HostPort) -> bool {
     }
 }
 
+fn routes(model: &Model, found: &mut Found) {
+    for (i, route) in model.routes.iter().enumerate() {
+        if let (Some(Hedge { after: HedgeAfter::Time(after) }), Some(timeout)) = (route.hedge, route.timeout)
+            && after >= timeout
+        {
+            let message = format!(
+                "{after} is no less than the route's `timeout`, {timeout}: no second request is sent"
+            );
+            found.push(format!("routes[{i}].hedge.after"), message);
+        }
+        let endpoints = model.upstreams.get(&route.upstream).and_then(|upstream| upstream.endpoints.as_ref());
+        if let (Some(_), Some([EndpointName::At(one)])) = (route.hedge, endpoints.map(OneOrMany::as_slice))
+            && matches!(one.host, Host::Address(_))
+        {
+            let message =
+                format!("{one} is the only endpoint: there is no other to send a second request to");
+            found.push(format!("routes[{i}].hedge"), message);
+        }
+        let Retries::Rules(rules) = &route.retries else { continue };
+        let path = format!("routes[{i}].retries");
+        if rules.most == 0 {
+            found.push(&path, "`most: 0` sends nothing again, whatever else stands here");
+        }
+        let later = |try_timeout: &&Time| route.timeout.is_some_and(|timeout| **try_timeout >= timeout);
+        if let (Some(try_timeout), Some(timeout)) = (rules.try_timeout.as_ref().filter(later), route.timeout)
+        {
+            let message = format!(
+                "{try_timeout} is no less than the route's `timeout`, {timeout}, which ends all tries"
+            );
+            found.push(format!("{path}.try_timeout"), message);
+        }
+        if rules.try_timeout.is_some() && !rules.on.contains(&RetryOn::Timeout) {
+            let message = "`on` does not list `timeout`, so that no try is given up for another";
+            found.push(format!("{path}.try_timeout"), message);
+        }
+        if rules.try_timeout.is_none() && rules.on.contains(&RetryOn::Timeout) {
+            let message = "`timeout` is that of `try_timeout`, which is not set";
+            found.push(format!("{path}.on"), message);
+        }
+    }
+}
+
 fn limits(model: &Model, found: &mut Found) {
     let mut mesh_limits = 0;
     for (i, limit) in model.limits.iter().enumerate() {
@@ -196,6 +239,25 @@ mod tests {
             &with("upstreams: { a: { address: a:80, keep_alive: { timeout: 1h } } }"),
             "upstreams.a.keep_alive.timeout: 1h is more than idle_timeout, 5m",
         );
+        let route = |retries: &str| {
+            with(&format!(
+                "upstreams: {{ a: {{ address: a:80 }} }}\nroutes: [ {{ upstream: a, timeout: 1s, retries: {{ {retries} }} }} ]"
+            ))
+        };
+        one(&route("most: 0"), "routes[0].retries: `most: 0` sends nothing again");
+        one(&route("on: [timeout], try_timeout: 1s"), "routes[0].retries.try_timeout: 1s is no less than");
+        one(&route("try_timeout: 100ms"), "routes[0].retries.try_timeout: `on` does not list `timeout`");
+        one(&route("on: [timeout]"), "routes[0].retries.on: `timeout` is that of `try_timeout`");
+        let hedged = |endpoints: &str, after: &str| {
+            with(&format!(
+                "upstreams: {{ a: {{ address: a:80, endpoints: {endpoints} }} }}
+routes: [ {{ upstream: a, timeout: 1s, hedge: {{ after: {after} }} }} ]"
+            ))
+        };
+        one(&hedged("a-all:80", "1s"), "routes[0].hedge.after: 1s is no less than the route's `timeout`, 1s");
+        one(&hedged("[10.0.0.1:80]", "p95"), "routes[0].hedge: 10.0.0.1:80 is the only endpoint");
+        assert_eq!(of(&hedged("[10.0.0.1:80, 10.0.0.2:80]", "50ms")), [""; 0]);
+        assert_eq!(of(&route("on: [timeout, 503], try_timeout: 100ms")), [""; 0]);
         one(&with("limits: [ { name: x, rate: 1/s } ]"), "limits[0]: no `redis` is configured");
         one(
             &with("redis: { url: \"redis://h\" }\nlimits: [ { name: x, rate: 1/s, scope: pod } ]"),

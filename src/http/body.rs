@@ -1,5 +1,6 @@
 //! Bodies: a stream of frames from either protocol, read as fast as the other side takes them.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -89,9 +90,13 @@ fn poll_h2_frame(
     Poll::Ready(Ok(trailers.map(|map| Frame::Trailers(Box::new(map.into())))))
 }
 
-/// Keeps the beginning of a request's body, so that it can be sent again on another connection.
+/// Keeps the beginning of a request's body, so that it can be sent again on another connection. It is
+/// shared by who sends it and who wants to know how far it has come.
 #[derive(Debug)]
-pub struct Replay<'a, 'b> {
+pub struct Replay<'a, 'b>(RefCell<Kept<'a, 'b>>);
+
+#[derive(Debug)]
+struct Kept<'a, 'b> {
     body: &'a mut Body<'b>,
     /// A copy: the pieces themselves would hold on to the buffers that they were read into.
     kept: BytesMut,
@@ -99,28 +104,67 @@ pub struct Replay<'a, 'b> {
     room: Option<usize>,
     /// Whether what is kept is to be sent again first.
     again: bool,
+    /// Whether more of it was asked for than has come.
+    awaited: bool,
     ended: Option<Option<Box<Fields>>>,
 }
 
 impl<'a, 'b> Replay<'a, 'b> {
     /// A body of which up to `room` bytes are kept.
     pub fn new(body: &'a mut Body<'b>, room: usize) -> Self {
-        Self { body, kept: BytesMut::new(), room: Some(room), again: false, ended: None }
+        let kept =
+            Kept { body, kept: BytesMut::new(), room: Some(room), again: false, awaited: false, ended: None };
+        Self(RefCell::new(kept))
     }
 
     /// As [`Body::poll_frame`].
-    pub fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-        room: usize,
-    ) -> Poll<Result<Option<Frame>, BodyError>> {
+    pub fn poll_frame(&self, cx: &mut Context<'_>, room: usize) -> Poll<Result<Option<Frame>, BodyError>> {
+        self.0.borrow_mut().poll_frame(cx, room)
+    }
+
+    /// The same body once more, beside this one, if it has come to its end and is kept. `none` is what the
+    /// copy has to come.
+    pub fn copy<'c, 'd>(&self, none: &'c mut Body<'d>) -> Option<Replay<'c, 'd>> {
+        let Kept { body, kept, room, ended, .. } = &*self.0.borrow();
+        let ended = if matches!(body, Body::Empty) { Some(None) } else { ended.clone() };
+        (room.is_some() && ended.is_some()).then(|| {
+            let (kept, room) = (kept.clone(), *room);
+            Replay(RefCell::new(Kept { body: none, kept, room, again: true, awaited: false, ended }))
+        })
+    }
+
+    /// Begins again from the first byte, if that [is kept](Self::is_kept).
+    pub fn rewind(&self) {
+        self.0.borrow_mut().again = true;
+    }
+
+    /// Whether its first byte has not been let go.
+    pub fn is_kept(&self) -> bool {
+        self.0.borrow().room.is_some()
+    }
+
+    /// Whether more of it is waited for.
+    pub fn is_awaited(&self) -> bool {
+        self.0.borrow().awaited
+    }
+
+    /// Whether there is no body at all.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.0.borrow().body, Body::Empty)
+    }
+}
+
+impl Kept<'_, '_> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Result<Option<Frame>, BodyError>> {
         if std::mem::take(&mut self.again) && !self.kept.is_empty() {
             return Poll::Ready(Ok(Some(Frame::Data(Bytes::copy_from_slice(&self.kept)))));
         }
         if let Some(trailers) = &self.ended {
             return Poll::Ready(Ok(trailers.clone().map(Frame::Trailers)));
         }
-        let frame = ready!(self.body.poll_frame(cx, room))?;
+        let frame = self.body.poll_frame(cx, room);
+        self.awaited = frame.is_pending();
+        let frame = ready!(frame)?;
         match &frame {
             Some(Frame::Data(data)) => self.keep(data),
             Some(Frame::Trailers(trailers)) => self.ended = Some(Some(trailers.clone())),
@@ -136,17 +180,6 @@ impl<'a, 'b> Replay<'a, 'b> {
         } else {
             self.kept = BytesMut::new();
         }
-    }
-
-    /// Begins again from the first byte; false if that has already been let go.
-    pub fn rewind(&mut self) -> bool {
-        self.again = true;
-        self.room.is_some()
-    }
-
-    /// Whether there is no body at all.
-    pub fn is_empty(&self) -> bool {
-        matches!(self.body, Body::Empty)
     }
 }
 

@@ -175,6 +175,11 @@ pin_project! {
     }
 }
 
+/// Waits for `work` no longer than `limit` from `begun`: none if it takes longer.
+pub fn within_since<F: Future>(begun: Instant, limit: Duration, work: F) -> Within<F> {
+    Within { work, deadline: Deadline::since(begun, limit) }
+}
+
 /// Waits for `work` no longer than `limit`: none if it takes longer.
 pub fn within<F: Future>(limit: Duration, work: F) -> Within<F> {
     Within { work, deadline: Deadline::new(limit) }

@@ -137,6 +137,30 @@ impl Fields {
         }
     }
 
+    /// The first value of each of these fields, named in lower case, in one walk.
+    pub fn values<const N: usize>(&self, names: [&str; N]) -> [Option<&[u8]>; N] {
+        let Inner::Block(block) = &self.0 else { return names.map(|name| self.get(name)) };
+        let Places { bytes, spans, added } = &*block.0;
+        let mut found = [None; N];
+        for span in spans {
+            for (found, name) in found.iter_mut().zip(names) {
+                // Nearly all differ in their length.
+                if span.name_len as usize == name.len()
+                    && found.is_none()
+                    && span.name(bytes).eq_ignore_ascii_case(name.as_bytes())
+                {
+                    *found = Some(span.value(bytes));
+                }
+            }
+        }
+        for (field, value) in added {
+            for (found, _) in found.iter_mut().zip(names).filter(|(_, name)| field == name) {
+                found.get_or_insert(value.as_bytes());
+            }
+        }
+        found
+    }
+
     /// Calls `f` with each name and value, in order.
     pub fn each(&self, mut f: impl FnMut(&[u8], &[u8])) {
         match &self.0 {
@@ -250,7 +274,8 @@ impl Fields {
     }
 }
 
-fn put_line(out: &mut BytesMut, name: &[u8], value: &[u8]) {
+/// Writes one field as an HTTP/1 line.
+pub(super) fn put_line(out: &mut BytesMut, name: &[u8], value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
     out.put_slice(name);
     out.put_slice(b": ");

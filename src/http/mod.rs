@@ -7,8 +7,10 @@
 
 pub mod authority;
 pub mod body;
+pub mod claim;
 pub mod closing;
 pub mod deadline;
+pub mod expiry;
 pub mod fields;
 pub mod h1;
 pub mod h2;
@@ -28,6 +30,7 @@ use ::http::{HeaderValue, Method, StatusCode, Version};
 use crate::config::units::Rate;
 pub use authority::Authority;
 pub use body::{Body, BodyError, Frame};
+pub use expiry::Expiry;
 pub use fields::Fields;
 pub use handler::{Handler, Next};
 pub use respond::Responder;
@@ -64,6 +67,8 @@ pub struct RequestHead {
     /// The protocols that the connection may switch to (RFC 9110 section 7.8): a field of one hop
     /// that every hop offers anew. Few requests have one, so those without have no room for it.
     pub upgrade: Option<Box<HeaderValue>>,
+    /// When its caller no longer waits, as far as it has said so: see [`expiry::take`].
+    pub expiry: Option<Expiry>,
 }
 
 /// A response's head, without what belongs to the hop it came over.

@@ -207,7 +207,7 @@ impl Source for Body<'_> {
     }
 }
 
-impl Source for Replay<'_, '_> {
+impl Source for &Replay<'_, '_> {
     fn poll_frame(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Result<Option<Frame>, BodyError>> {
         Replay::poll_frame(self, cx, room)
     }

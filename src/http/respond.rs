@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, StatusCode, Version};
 
+use super::claim::Runner;
 use super::h1::{Keeps, Writer};
 use super::pump::Sink;
 use super::{Fields, Length, ResponseHead, h2, mesh};
@@ -24,6 +25,8 @@ pub enum Responder<'a> {
     H2(h2::Answer),
     /// To a stream between sidecars.
     Mesh(mesh::Answer),
+    /// To whichever of these, if no other try has been answered first.
+    Raced(Runner<'a>),
 }
 
 /// An answer on an HTTP/1 connection.
@@ -67,6 +70,8 @@ impl Responder<'_> {
             }
             Responder::H2(answer) => answer.interim(status, fields),
             Responder::Mesh(answer) => answer.interim(status, &fields),
+            // Of an answer that may not be given.
+            Responder::Raced(_) => Ok(()),
         }
     }
 
@@ -84,14 +89,20 @@ impl Responder<'_> {
             }
             Responder::H2(answer) => answer.head(head),
             Responder::Mesh(answer) => answer.head(&head),
+            Responder::Raced(runner) => {
+                runner.claim()?;
+                runner.with(Ok(()), |answer| answer.head(head))
+            }
         }
     }
 
     /// Says in the answer's head that the connection ends with it, since the request's body is not
     /// going to be read.
     pub fn last(&mut self) {
-        if let Responder::H1(answer) = self {
-            answer.close = true;
+        match self {
+            Responder::H1(answer) => answer.close = true,
+            Responder::H2(_) | Responder::Mesh(_) => {}
+            Responder::Raced(runner) => runner.with((), |answer| answer.last()),
         }
     }
 
@@ -107,6 +118,8 @@ impl Responder<'_> {
             }
             Responder::H2(answer) => answer.tunnel(head),
             Responder::Mesh(answer) => answer.tunnel(&head),
+            // No two are asked for.
+            Responder::Raced(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -118,6 +131,7 @@ impl Responder<'_> {
             Responder::Mesh(answer) => {
                 answer.sink().map_or(Poll::Ready(Ok(usize::MAX)), |sink| sink.poll_room(cx))
             }
+            Responder::Raced(runner) => runner.with(Poll::Pending, |answer| answer.poll_room(cx)),
         }
     }
 
@@ -131,6 +145,7 @@ impl Responder<'_> {
                     sink.data(data);
                 }
             }
+            Responder::Raced(runner) => runner.with((), |answer| answer.data(data)),
         }
     }
 
@@ -147,6 +162,7 @@ impl Responder<'_> {
                     sink.end(trailers);
                 }
             }
+            Responder::Raced(runner) => runner.with((), |answer| answer.end(trailers)),
         }
     }
 
@@ -160,6 +176,7 @@ impl Responder<'_> {
             }
             Responder::H2(answer) => answer.poll_flush(cx),
             Responder::Mesh(answer) => answer.sink().map_or(Poll::Ready(Ok(())), |sink| sink.poll_flush(cx)),
+            Responder::Raced(runner) => runner.with(Poll::Pending, |answer| answer.poll_flush(cx)),
         }
     }
 
@@ -169,6 +186,7 @@ impl Responder<'_> {
             Responder::H1(answer) => answer.begun,
             Responder::H2(answer) => answer.has_begun(),
             Responder::Mesh(answer) => answer.has_begun(),
+            Responder::Raced(runner) => runner.has_won() && runner.with(true, |answer| answer.has_begun()),
         }
     }
 
@@ -189,6 +207,7 @@ impl Responder<'_> {
             Responder::H1(_) => false,
             Responder::H2(answer) => answer.reset(Code::REFUSED_STREAM),
             Responder::Mesh(answer) => answer.reset(mesh::Code::REFUSED_STREAM),
+            Responder::Raced(_) => false,
         }
     }
 
@@ -199,6 +218,7 @@ impl Responder<'_> {
             Responder::H1(_) => false,
             Responder::H2(answer) => answer.reset(Code::INTERNAL_ERROR),
             Responder::Mesh(answer) => answer.reset(mesh::Code::INTERNAL_ERROR),
+            Responder::Raced(_) => false,
         }
     }
 
@@ -208,6 +228,7 @@ impl Responder<'_> {
             Responder::H1(answer) => answer.writer.poll_lost(cx),
             Responder::H2(answer) => answer.poll_gone(cx),
             Responder::Mesh(answer) => answer.poll_gone(cx),
+            Responder::Raced(runner) => runner.poll_gone(cx),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Reason, Result, Retry};
 use crate::http::closing::Closed;
 use crate::http::h1::drain;
 use crate::http::pump::taken;
-use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder};
+use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder, expiry};
 
 /// One direction's stages.
 pub(super) trait Stages {
@@ -53,7 +53,11 @@ impl<S: Stages> Handler for Requests<S> {
         let _busy = self.worker.busy();
         let mesh = self.worker.mesh();
         let (grpc, idempotent) = (head.is_grpc(), head.is_idempotent());
-        match self.stages.request(&self.worker, &mesh, head, body, respond).await {
+        let done = match expiry::take(head, self.stages.is_from_sidecar()) {
+            Ok(()) => self.stages.request(&self.worker, &mesh, head, body, respond).await,
+            Err(error) => Err(error),
+        };
+        match done {
             Ok(next) => next,
             Err(error) => {
                 self.refused(&error);

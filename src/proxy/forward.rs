@@ -1,33 +1,37 @@
 //! The last stages, for both directions: balance, pool, exchange; and again, where a failure
 //! proves that this is safe.
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::exchange::{self, Terms};
-use super::mesh::Destination;
+use super::exchange::{self, Judge, Terms};
+use super::hedge::hedged;
+use super::mesh::{Destination, Route};
+use super::patience::unless_slow;
+use super::retry::{Failure, Pause, Tries};
 use super::tunnel::{End, Switched, Tunnel, granted};
 use super::worker::Worker;
 use crate::balance::{Endpoint, InFlight};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
-use crate::http::deadline::within;
-use crate::http::{Body, Length, Next, RequestHead, Responder};
+use crate::http::deadline::{Deadline, within_since};
+use crate::http::expiry::{self, millis};
+use crate::http::{Body, Expiry, Length, Next, RequestHead, Responder, ResponseHead};
 use crate::intercept::Source;
 use crate::pool::{Dial, Need, Streams};
 use crate::tls::Carries;
 
 /// What is kept of a request's body, so that it can be sent again.
 const REPLAY: usize = 64 << 10;
-
-/// The pause before an endpoint is tried a second time: doubled each time, and spread.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// How to reach a destination.
 pub(super) struct Way {
@@ -53,10 +57,12 @@ pub(super) async fn forward(
     let mut none = Body::Empty;
     // What follows such a request is no body: it is the tunnel's, once there is one.
     let body = if head.asks_for_tunnel() { &mut none } else { body };
-    let attempts = pin!(attempts(worker, way, head, body, respond, started));
-    let limit = route.timeout.unwrap_or(Duration::MAX);
-    let late = || Error::new(Reason::UpstreamTimeout, format!("no whole answer within {limit:?}"));
-    let result = within(limit, attempts).await.unwrap_or_else(|| Err(late()));
+    route.budget.asked(worker.index);
+    let ends = ends(route, head, started);
+    let limit = ends.map_or(Duration::MAX, |ends| ends.saturating_duration_since(started));
+    let attempts = pin!(attempts(worker, way, head, body, respond, started, ends));
+    let result = if limit.is_zero() { None } else { within_since(started, limit, attempts).await };
+    let result = result.unwrap_or_else(|| Err(late(route, limit)));
     let (status, ended) = match &result {
         Ok(answered) => (answered.status, answered.at),
         Err(error) => (error.reason.status(), Instant::now()),
@@ -69,8 +75,25 @@ pub(super) async fn forward(
     }
 }
 
+/// When a request's time is over: its route's, or what its caller has left for it.
+fn ends(route: &Route, head: &RequestHead, started: Instant) -> Option<Instant> {
+    let of_route = route.timeout.and_then(|timeout| started.checked_add(timeout));
+    let of_caller = head.expiry.map(|expiry| expiry.at);
+    of_route.into_iter().chain(of_caller).min()
+}
+
+/// That it is over.
+fn late(route: &Route, limit: Duration) -> Error {
+    let why = match limit {
+        limit if limit.is_zero() => "its caller had no time left".into(),
+        limit if route.timeout == Some(limit) => format!("no whole answer within {limit:?}"),
+        limit => format!("no whole answer within the {limit:?} that its caller had left"),
+    };
+    Error::new(Reason::UpstreamTimeout, why)
+}
+
 /// How a request ended well.
-struct Answered<T> {
+pub(super) struct Answered<T> {
     status: StatusCode,
     /// When its answer had been sent.
     at: Instant,
@@ -85,59 +108,94 @@ async fn attempts(
     body: &mut Body<'_>,
     respond: &mut Responder<'_>,
     started: Instant,
+    ends: Option<Instant>,
 ) -> Result<Answered<Tunnel>> {
-    let retries = way.destination.route.retries;
-    let mut body = Replay::new(body, REPLAY);
+    let route = &*way.destination.route;
+    let body = Replay::new(body, REPLAY);
+    let tries = Tries::new(&route.retries, &route.budget, head.is_idempotent(), ends);
+    let asked = Asked { worker, way, head, body: &body, tries: &tries };
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
-    let mut tries = 0;
-    let mut repeated = false;
+    let mut next: Option<InFlight> = None;
     let mut failed: Option<Error> = None;
     loop {
-        // That there is no other endpoint is not what failed.
-        let place = place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?;
-        worker.shared.leads_away(way.destination.route.direction, place.endpoint.address)?;
-        let mut this = Try {
-            need: if tries > 0 { Need::New } else { need(head, retries) },
-            begun: if tries > 0 { Instant::now() } else { started },
-            reused: false,
+        let place = match next.take() {
+            Some(place) => place,
+            // That there is no other endpoint is not what failed.
+            None => place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?,
         };
-        let error = match attempt(worker, way, &place, head, &mut body, respond, &mut this).await {
-            Ok(Answered { status, at, tunnel }) => {
-                let tunnel = match tunnel {
-                    Some(switched) => {
-                        Some(granted(worker, &way.destination.route, End::new(*switched, place)?))
-                    }
-                    None => None,
-                };
-                return Ok(Answered { status, at, tunnel });
+        worker.shared.leads_away(route.direction, place.endpoint.address)?;
+        let first = tries.is_first();
+        let need = if first { need(head, route) } else { Need::New };
+        let this = Try::new(need, if first { started } else { Instant::now() });
+        let (id, address) = (place.endpoint.id, place.endpoint.address);
+        let error = if let Some(after) = asked.hedged_after(started) {
+            match Box::pin(hedged(&asked, place, &this, after, respond, &mut tried)).await {
+                Ok(Answered { status, at, .. }) => return Ok(Answered { status, at, tunnel: None }),
+                Err(error) => error,
             }
-            Err(error) => error,
+        } else {
+            let done = match tries.try_timeout() {
+                None => attempt(&asked, &place, &this, respond).await,
+                // In memory of its own: few routes have one.
+                Some(_) => Box::pin(once(&asked, &place, &this, respond)).await,
+            };
+            match done {
+                Ok(Answered { status, at, tunnel }) => {
+                    let tunnel = match tunnel {
+                        Some(switched) => {
+                            Some(granted(worker, &way.destination.route, End::new(*switched, place)?))
+                        }
+                        None => None,
+                    };
+                    return Ok(Answered { status, at, tunnel });
+                }
+                Err(error) => {
+                    drop(place);
+                    error
+                }
+            }
         };
-        let safe = match error.retry {
-            Retry::Unprocessed => true,
-            // That a used connection was closed is no failure of the endpoint. Beyond that, what may have
-            // been processed is sent once more, not as often as it takes.
-            Retry::Idempotent if this.reused => head.is_idempotent(),
-            Retry::Idempotent => head.is_idempotent() && !std::mem::replace(&mut repeated, true),
-            Retry::Never => false,
+        let again = match this.granted.take() {
+            Some(pause) => Ok(pause),
+            None => tries.again(Failure::of(&error, this.reused.get()), respond.has_begun(), &body),
         };
-        // A request that nobody took goes on a new connection whatever the route says of retries.
-        let unsent = this.reused && error.retry == Retry::Unprocessed && tries == 0;
-        if !safe || (tries >= retries && !unsent) || respond.has_begun() || !body.rewind() {
-            return Err(error);
+        let pause = match again {
+            Ok(pause) => pause,
+            Err(not) => return Err(not.told(error)),
+        };
+        tracing::debug!(endpoint = %address, %error, "trying again");
+        body.rewind();
+        if !tried.contains(&id) {
+            tried.push(id);
         }
-        tracing::debug!(endpoint = %place.endpoint.address, %error, "trying again");
-        if !tried.contains(&place.endpoint.id) {
-            tried.push(place.endpoint.id);
-        } else if !this.reused {
-            let pause = FIRST_PAUSE * (1 << tries.min(6));
-            let spread = pause.mul_f64(0.5 + fastrand::f64());
-            drop(place);
-            tokio::time::sleep(spread).await;
-        }
-        tries += 1;
+        next = Box::pin(paused(way, &tried, pause, respond)).await?;
         failed = Some(error);
     }
+}
+
+/// Waits for the time of the next try, as long as the downstream wants one; returns its place, if that had
+/// to be known for it.
+async fn paused(
+    way: &Way,
+    tried: &[u64],
+    pause: Pause,
+    respond: &mut Responder<'_>,
+) -> Result<Option<InFlight>> {
+    let pause = match pause {
+        Pause::None => return Ok(None),
+        Pause::Always(pause) => pause,
+        Pause::IfTried(pause) => match place(way, tried).await {
+            Ok(place) if tried.contains(&place.endpoint.id) => pause,
+            place => return Ok(place.ok()),
+        },
+    };
+    // No place is held meanwhile.
+    let mut over = Deadline::new(pause);
+    poll_fn(|cx| match respond.poll_gone(cx) {
+        Poll::Ready(()) => Poll::Ready(Err(exchange::given_up())),
+        Poll::Pending => over.poll(cx).map(|()| Ok(None)),
+    })
+    .await
 }
 
 /// Balance: a place with the least saturated endpoint that was not tried; when all were, with any.
@@ -152,36 +210,127 @@ async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
     }
 }
 
+/// What all tries of a request have in common.
+pub(super) struct Asked<'a, 'b, 'c> {
+    pub worker: &'a Rc<Worker>,
+    pub way: &'a Way,
+    pub head: &'a RequestHead,
+    pub body: &'a Replay<'b, 'c>,
+    pub tries: &'a Tries<'a>,
+}
+
+impl Asked<'_, '_, '_> {
+    /// Where it goes, and on which terms.
+    pub(super) fn route(&self) -> &Route {
+        &self.way.destination.route
+    }
+
+    /// After how long a first try is not to be alone any more: where the route asks for that, and the
+    /// request may be run twice.
+    fn hedged_after(&self, now: Instant) -> Option<Duration> {
+        let route = self.route();
+        let hedge = route.hedge.as_ref()?;
+        let may_be = self.tries.is_first()
+            && self.head.is_idempotent()
+            && !self.head.asks_for_tunnel()
+            && self.way.destination.pinned.is_none();
+        if may_be { hedge.after(&route.traffic, now) } else { None }
+    }
+
+    /// What the next hop is told of the time that is left; an error if there is none.
+    fn told(&self, sidecar: bool) -> Result<Option<Told<'_>>> {
+        let (route, said) = (self.route(), self.head.expiry.as_ref());
+        let Some(ends) = self.tries.ends().filter(|_| sidecar || said.is_some_and(Expiry::is_said)) else {
+            return Ok(None);
+        };
+        let left = ends.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late(route, left));
+        }
+        let whole = |timeout| said.is_none() && millis(left) == millis(timeout);
+        Ok(Some(match route.timeout {
+            Some(timeout) if whole(timeout) => Told::Whole(&route.told),
+            _ => Told::Less(Box::new(expiry::told(said, left, sidecar))),
+        }))
+    }
+}
+
+/// The fields that tell the next hop how much time is left; few requests have any of their own.
+enum Told<'a> {
+    /// All of the route's.
+    Whole(&'a HeaderMap),
+    /// Less, or a caller's.
+    Less(Box<HeaderMap>),
+}
+
+impl Told<'_> {
+    fn fields(&self) -> &HeaderMap {
+        match self {
+            Told::Whole(fields) => fields,
+            Told::Less(fields) => fields,
+        }
+    }
+}
+
 /// One try.
-struct Try {
+pub(super) struct Try {
     /// What it needs of a connection. After a first, a new one: that might have met one that was just
     /// being closed.
-    need: Need,
-    begun: Instant,
+    pub need: Need,
+    pub begun: Instant,
     /// Whether it went on a connection that others had used.
-    reused: bool,
+    reused: Cell<bool>,
+    /// Whether the head of its answer has come, and was not turned down.
+    pub answered: Cell<bool>,
+    /// It was given up, or its answer turned down, and another was granted in its place.
+    pub granted: Cell<Option<Pause>>,
+}
+
+impl Try {
+    /// One that begins.
+    pub(super) fn new(need: Need, begun: Instant) -> Self {
+        let (reused, answered, granted) = (Cell::new(false), Cell::new(false), Cell::new(None));
+        Self { need, begun, reused, answered, granted }
+    }
+
+    /// Lets another stand for this one, as far as what comes after it is concerned.
+    pub(super) fn pass_to(&self, other: &Self) {
+        other.reused.set(self.reused.get());
+        other.granted.set(self.granted.take());
+    }
 }
 
 /// What a request needs of the connection that it goes on first.
-fn need(head: &RequestHead, retries: u8) -> Need {
+fn need(head: &RequestHead, route: &Route) -> Need {
     let kept = match head.length {
         Length::None => true,
         Length::Sized(length) => length <= REPLAY as u64,
         Length::Stream => false,
     };
-    if kept && retries > 0 && head.is_idempotent() { Need::Usable } else { Need::Proven }
+    if kept && route.retries.takes_resets() && head.is_idempotent() { Need::Usable } else { Need::Proven }
 }
 
-/// Pool and exchange: one try with one endpoint.
-async fn attempt(
-    worker: &Rc<Worker>,
-    way: &Way,
+/// One try with one endpoint, as long as it is not given up for another.
+pub(super) async fn once(
+    asked: &Asked<'_, '_, '_>,
     place: &InFlight,
-    head: &RequestHead,
-    body: &mut Replay<'_, '_>,
+    this: &Try,
     respond: &mut Responder<'_>,
-    this: &mut Try,
 ) -> Result<Answered<Box<Switched>>> {
+    match asked.tries.try_timeout() {
+        None => attempt(asked, place, this, respond).await,
+        Some(limit) => unless_slow(attempt(asked, place, this, respond), limit, asked, this).await,
+    }
+}
+
+/// Pool and exchange.
+async fn attempt(
+    asked: &Asked<'_, '_, '_>,
+    place: &InFlight,
+    this: &Try,
+    respond: &mut Responder<'_>,
+) -> Result<Answered<Box<Switched>>> {
+    let Asked { worker, way, head, body, tries } = *asked;
     let Try { need, begun, .. } = *this;
     let (upstream, endpoint) = (place.upstream(), &place.endpoint);
     let bounds = &way.destination.route.bounds;
@@ -200,9 +349,23 @@ async fn attempt(
     }
     // A route's own timeout says how long its answers may take, and is watched over already.
     let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
-    let terms = Terms { bounds, begun, patience, host: &endpoint.host, sidecar, h2: way.h2 };
+    let judge = |answer: &ResponseHead| match tries.judge(answer, head, sidecar, body) {
+        Some((pause, error)) => {
+            this.granted.set(Some(pause));
+            Err(error)
+        }
+        None => {
+            this.answered.set(true);
+            Ok(())
+        }
+    };
+    let judge: Option<&Judge<'_>> = if way.destination.route.retries.judges() { Some(&judge) } else { None };
+    let terms =
+        |own| Terms { bounds, begun, patience, host: &endpoint.host, sidecar, h2: way.h2, own, judge };
     let answered = match streams {
         Some(streams) => {
+            let own = asked.told(sidecar)?;
+            let terms = terms(own.as_ref().map(Told::fields));
             let done = match streams {
                 Streams::Mesh(link) => exchange::over_mesh(link, head, body, respond, &terms).await?,
                 Streams::H2(sender, _in_use) => {
@@ -223,9 +386,11 @@ async fn attempt(
                     noted(endpoint, opened.await)?
                 }
             };
-            this.reused = !lease.is_new();
+            this.reused.set(!lease.is_new());
             // The time that opening took is no part of a round trip.
-            let sent = if this.reused { now } else { Instant::now() };
+            let sent = if this.reused.get() { now } else { Instant::now() };
+            let own = asked.told(sidecar)?;
+            let terms = terms(own.as_ref().map(Told::fields));
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
                 Ok(done) => done,
                 Err(error) => {

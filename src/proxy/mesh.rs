@@ -8,21 +8,22 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use http::HeaderMap;
 
+use super::budget::Budget;
+use super::hedge::Hedge;
+use super::retry::Policy;
 use crate::auth;
 use crate::balance::{Configured, Endpoint, Spec, Upstream};
 use crate::config::HostPattern;
-use crate::config::model::{self, Direction, InboundMtls, Model, MtlsMode, OnMismatch};
+use crate::config::model::{self, Direction, InboundMtls, Model, MtlsMode, OnMismatch, Retries, RetryBudget};
 use crate::config::units::{EndpointName, Host, HostPort, Time};
 use crate::dns::{EndpointSource, Resolver};
-use crate::http::Bounds;
+use crate::http::{Bounds, expiry};
 use crate::limit::{self, Limits};
 use crate::route::{Entry, Table};
 use crate::telemetry::{Metrics, Tcp, Traffic};
 use crate::tls::{Peer, Tls};
-
-/// Retries and the like for what no route speaks of.
-const DEFAULT_RETRIES: u8 = 2;
 
 /// What the sidecar runs.
 pub(super) struct Mesh {
@@ -62,8 +63,14 @@ pub(super) struct Route {
     pub upstream: Arc<Upstream>,
     /// From the request's head to the end of the answer.
     pub timeout: Option<Duration>,
-    /// How often a request may be sent again.
-    pub retries: u8,
+    /// What a sidecar is told of a request whose whole `timeout` is left.
+    pub told: HeaderMap,
+    /// When a request is sent again.
+    pub retries: Policy,
+    /// When it is sent a second time before the first has been answered.
+    pub hedge: Option<Hedge>,
+    /// How many may be, over all routes to the upstream.
+    pub budget: Arc<Budget>,
     /// The bounds of messages.
     pub bounds: Bounds,
     /// Requests and their latency.
@@ -81,6 +88,20 @@ pub(super) struct Destination {
     pub pinned: Option<Arc<Endpoint>>,
 }
 
+/// An upstream, and what all routes to it share.
+struct Towards {
+    upstream: Arc<Upstream>,
+    budget: Arc<Budget>,
+}
+
+/// What a route has of its own.
+struct Terms<'a> {
+    timeout: Option<Duration>,
+    retries: &'a Retries,
+    hedge: Option<model::Hedge>,
+    bounds: Bounds,
+}
+
 /// What compiling needs beside the configuration: what outlives a snapshot.
 pub(super) struct Ground {
     /// Resolves names.
@@ -96,39 +117,45 @@ impl Mesh {
     /// endpoints, counts, pools, leases.
     pub(super) fn compile(model: Model, tls: Option<&Tls>, ground: &Ground, before: Option<&Mesh>) -> Self {
         let metrics = &ground.metrics;
-        let known = |name: &str| {
-            let mut before = before?.upstreams.iter().map(|route| &*route.upstream);
-            before.find(|upstream| &*upstream.spec.name == name)
+        let known = |name: &str| before?.upstreams.iter().find(|route| &*route.upstream.spec.name == name);
+        let budget = |config, before: Option<&Arc<Route>>| {
+            Arc::new(Budget::new(config, metrics.workers(), before.map(|route| &*route.budget)))
         };
         let both = [Direction::Outbound, Direction::Inbound].map(|direction| bounds(&model.http(direction)));
-        let route_within = |direction, upstream: Arc<Upstream>, label: &str, timeout, retries, bounds| {
-            let name = upstream.spec.name.clone();
-            let traffic = metrics.traffic(direction, &name, label);
+        let route_within = |direction, towards: &Towards, label: &str, terms: Terms<'_>| {
+            let name = towards.upstream.spec.name.clone();
             Arc::new(Route {
                 direction,
-                traffic,
+                upstream: towards.upstream.clone(),
+                timeout: terms.timeout,
+                told: terms.timeout.map_or_else(HeaderMap::new, |left| expiry::told(None, left, true)),
+                retries: Policy::new(terms.retries),
+                hedge: terms.hedge.map(|hedge| Hedge::new(&hedge)),
+                budget: towards.budget.clone(),
+                bounds: terms.bounds,
+                traffic: metrics.traffic(direction, &name, label),
                 tcp: metrics.tcp(direction, &name),
-                upstream,
-                timeout,
-                retries,
-                bounds,
             })
         };
-        let route = |direction, upstream, label: &str, timeout, retries| {
-            route_within(direction, upstream, label, timeout, retries, both[direction as usize])
+        let route = |direction, towards: &Towards, label: &str, retries: &Retries| {
+            let terms = Terms { timeout: None, retries, hedge: None, bounds: both[direction as usize] };
+            route_within(direction, towards, label, terms)
         };
-        let upstreams: HashMap<&str, Arc<Upstream>> = model
+        let upstreams: HashMap<&str, Towards> = model
             .upstreams
             .iter()
             .map(|(name, upstream)| {
-                let spec = spec(&model, name, upstream, tls);
-                (name.as_str(), Upstream::new(spec, known(name), &ground.resolver))
+                let (spec, known) = (spec(&model, name, upstream, tls), known(name));
+                let budget = budget(upstream.retry_budget, known);
+                let before = known.map(|route| &*route.upstream);
+                let upstream = Upstream::new(spec, before, &ground.resolver);
+                (name.as_str(), Towards { upstream, budget })
             })
             .collect();
         let (mut entries, mut named) = (Vec::new(), Vec::new());
         for written in &model.routes {
             // Checked by validation: the upstream and the hosts are what they should be.
-            let Some(upstream) = upstreams.get(written.upstream.as_str()) else { continue };
+            let Some(towards) = upstreams.get(written.upstream.as_str()) else { continue };
             let timeout = written.timeout.map(|t| t.0);
             let label = label(written);
             let of_all = both[Direction::Outbound as usize];
@@ -137,17 +164,17 @@ impl Mesh {
                 least: written.min_body_rate.map_or(of_all.least, |rate| rate.0),
                 ..of_all
             };
-            let (upstream, retries) = (upstream.clone(), written.retries);
-            let target = route_within(Direction::Outbound, upstream, &label, timeout, retries, bounds);
+            let terms = Terms { timeout, retries: &written.retries, hedge: written.hedge, bounds };
+            let target = route_within(Direction::Outbound, towards, &label, terms);
             named.push(target.clone());
             for host in written.host.as_slice().iter().filter_map(|h| h.parse().ok()) {
                 entries.push(Entry { host, path: written.path.clone(), target: target.clone() });
             }
         }
+        let retries = Retries::default();
         for (name, address) in model.implicit_routes() {
-            let Some(upstream) = upstreams.get(name) else { continue };
-            let target =
-                route(Direction::Outbound, upstream.clone(), &address.to_string(), None, DEFAULT_RETRIES);
+            let Some(towards) = upstreams.get(name) else { continue };
+            let target = route(Direction::Outbound, towards, &address.to_string(), &retries);
             named.push(target.clone());
             let host = HostPattern::from(address);
             entries.push(Entry { host, path: model::PathMatch::default(), target });
@@ -155,11 +182,13 @@ impl Mesh {
         let limits = ground.limits.load_full();
         let fixed = |direction, name: &'static str, retries, connect_timeout: Time| {
             let before = before.map(|b| match direction {
-                Direction::Outbound => &*b.original.upstream,
-                Direction::Inbound => &*b.application.upstream,
+                Direction::Outbound => &b.original,
+                Direction::Inbound => &b.application,
             });
+            let budget = budget(RetryBudget::default(), before);
+            let before = before.map(|route| &*route.upstream);
             let upstream = Upstream::new(anywhere(name, connect_timeout.0), before, &ground.resolver);
-            route(direction, upstream, "", None, retries)
+            route(direction, &Towards { upstream, budget }, "", retries)
         };
         Self {
             routes: Table::compile(entries.into_iter()),
@@ -167,15 +196,17 @@ impl Mesh {
             upstreams: model
                 .upstreams
                 .keys()
-                .map(|name| {
-                    let upstream = upstreams[name.as_str()].clone();
-                    route(Direction::Outbound, upstream, "address", None, DEFAULT_RETRIES)
-                })
+                .map(|name| route(Direction::Outbound, &upstreams[name.as_str()], "address", &retries))
                 .collect(),
-            original: fixed(Direction::Outbound, "original", DEFAULT_RETRIES, model.outbound.connect_timeout),
+            original: fixed(Direction::Outbound, "original", &retries, model.outbound.connect_timeout),
             // Once, for a connection that the application closed as it was taken up. Whether to try
             // another endpoint is the caller's sidecar's to say.
-            application: fixed(Direction::Inbound, "application", 1, model.inbound.connect_timeout),
+            application: fixed(
+                Direction::Inbound,
+                "application",
+                &Retries::Most(1),
+                model.inbound.connect_timeout,
+            ),
             outbound_limits: Limits::compile(&model.limits, Direction::Outbound, &limits),
             inbound_limits: Limits::compile(&model.limits, Direction::Inbound, &limits),
             policy: auth::Policy::compile(&model.inbound.allow),

@@ -4,16 +4,20 @@
 //! Read `outbound` and `inbound` first: each is one direction's stages, in order.
 
 mod application;
+mod budget;
 mod child;
 mod connection;
 pub mod detect;
 mod drain;
 pub mod exchange;
 mod forward;
+mod hedge;
 mod inbound;
 mod listen;
 mod mesh;
 mod outbound;
+mod patience;
+mod retry;
 mod sidecar;
 mod tcp;
 mod tunnel;

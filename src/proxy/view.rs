@@ -97,6 +97,9 @@ impl View {
                     .gauge("pannier_upstream_endpoints", "Endpoints that take requests")
                     .set(&labels, upstream.endpoints().len());
             }
+            for route in mesh.upstreams.iter().chain([&mesh.original, &mesh.application]) {
+                retries(route, scrape);
+            }
             dns(&shared.ground.resolver.counts(), scrape);
             for limit in reports(&mesh) {
                 let labels = [("limit", &*limit.name)];
@@ -190,6 +193,21 @@ impl admin::View for View {
     }
 }
 
+/// What became of requests that were to be sent again.
+fn retries(route: &Route, scrape: &mut Scrape) {
+    let (spent, upstream) = (route.budget.spent(), &*route.upstream.spec.name);
+    for (outcome, count) in [("sent", spent.retried), ("over_budget", spent.refused)] {
+        scrape
+            .counter("pannier_retries_total", "Requests that were sent again, or would have been")
+            .set(&[("upstream", upstream), ("outcome", outcome)], count);
+    }
+    for (outcome, count) in [("sent", spent.hedged), ("won", spent.won)] {
+        scrape
+            .counter("pannier_hedges_total", "Second requests beside slow ones, and those answered first")
+            .set(&[("upstream", upstream), ("outcome", outcome)], count);
+    }
+}
+
 /// What the servers of names have said. Their addresses are the operator's, and so few.
 fn dns(counts: &dns::Snapshot, scrape: &mut Scrape) {
     let totals = [
@@ -232,6 +250,7 @@ fn upstream(mesh: &Mesh, route: &Route) -> Value {
     let routes = mesh.named.iter().filter(|named| named.upstream.spec.name == spec.name);
     let mut traffic = route.traffic.snapshot();
     routes.for_each(|named| traffic.merge(&named.traffic.snapshot()));
+    let spent = route.budget.spent();
     let quantile = |q| traffic.latency.quantile(q).map(|latency| latency.as_secs_f64());
     json!({
         "name": &*spec.name,
@@ -249,6 +268,8 @@ fn upstream(mesh: &Mesh, route: &Route) -> Value {
             "why": resolution.state.why().map(|why| &**why),
         },
         "requests": traffic.requests(),
+        "retries": { "sent": spent.retried, "over_budget": spent.refused },
+        "hedges": { "sent": spent.hedged, "won": spent.won },
         "latency_seconds": { "p50": quantile(0.5), "p99": quantile(0.99) },
         "endpoints": upstream.endpoints().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
         "leaving": upstream.leaving().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),

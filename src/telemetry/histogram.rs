@@ -160,6 +160,17 @@ impl Latency {
         }
     }
 
+    /// What was recorded since `before`, which was read of the same.
+    #[must_use]
+    pub fn since(&self, before: &Latency) -> Self {
+        let mut since = self.clone();
+        since.nanos = since.nanos.wrapping_sub(before.nanos);
+        for (now, then) in since.buckets.iter_mut().zip(before.buckets.iter()) {
+            *now = now.saturating_sub(*then);
+        }
+        since
+    }
+
     pub(super) fn add(&mut self, recorder: &Recorder) {
         self.nanos = self.nanos.wrapping_add(recorder.nanos.load(Relaxed));
         for (mine, theirs) in self.buckets.iter_mut().zip(&recorder.buckets) {
@@ -276,6 +287,15 @@ mod tests {
                 prop_assert_eq!(seen, truth as u64, "le {}", bound);
             }
             prop_assert_eq!(seen, durations.len() as u64);
+        }
+
+        #[test]
+        fn since_is_what_came_later(
+            before in prop::collection::vec(nanos(), 0..50),
+            later in prop::collection::vec(nanos(), 0..50),
+        ) {
+            let all = recorded(&[&before[..], &later].concat());
+            prop_assert_eq!(all.since(&recorded(&before)), recorded(&later));
         }
 
         #[test]

@@ -122,6 +122,11 @@ impl Metrics {
         self.workers[worker].open.iter().map(|open| open.load(Relaxed)).sum()
     }
 
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
     /// How many accepted connections of one direction are open, all workers together.
     pub fn open(&self, direction: Direction) -> u64 {
         self.workers.iter().map(|worker| worker.open[direction as usize].load(Relaxed)).sum()

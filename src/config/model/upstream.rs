@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::units::{EndpointName, HostPort, OneOrMany, Time};
-use super::Mtls;
+use super::{Mtls, RetryBudget};
 
 /// A service that this pod calls.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,6 +36,9 @@ pub struct Upstream {
     /// The most connections that this sidecar opens to the upstream. Default: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<NonZeroU32>,
+    /// How many of its requests may be second ones, over all routes to it.
+    #[serde(default, skip_serializing_if = "RetryBudget::is_default")]
+    pub retry_budget: RetryBudget,
     /// How long a connection, with its TLS handshake, may take. Default 2s.
     #[serde(default = "Upstream::default_connect_timeout")]
     pub connect_timeout: Time,

@@ -102,7 +102,8 @@ pub fn request(buf: &mut BytesMut, max_fields: usize) -> Result<Option<ParsedReq
         // RFC 9112 section 3.2.2: Host is what the target says.
         fields.remove("host");
     }
-    let head = RequestHead { method, authority, path, version, fields, length: scanned.length, upgrade };
+    let (length, expiry) = (scanned.length, None);
+    let head = RequestHead { method, authority, path, version, fields, length, upgrade, expiry };
     Ok(Some(ParsedRequest { head, keep_alive: scanned.keep_alive }))
 }
 

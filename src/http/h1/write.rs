@@ -14,9 +14,10 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 
+use crate::http::fields::put_line;
 use crate::http::out::Out;
 use crate::http::{Fields, Length, RequestHead, ResponseHead};
-use http::{HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 
 /// Bytes that wait for company before they are written: in all, and in small pieces.
 const GATHER: usize = 48 << 10;
@@ -108,8 +109,9 @@ impl Writer {
         unsent
     }
 
-    /// Puts a request's head into the buffer. `host` stands in where the request names nobody.
-    pub fn request(&mut self, head: &RequestHead, host: &str) {
+    /// Puts a request's head into the buffer, with fields that this hop adds. `host` stands in where the
+    /// request names nobody.
+    pub fn request(&mut self, head: &RequestHead, host: &str, own: Option<&HeaderMap>) {
         let out = self.begin();
         out.put_slice(head.method.as_str().as_bytes());
         out.put_u8(b' ');
@@ -126,6 +128,9 @@ impl Writer {
             out.put_slice(b"\r\n");
         }
         head.fields.write_h1(out);
+        for (name, value) in own.into_iter().flatten() {
+            put_line(out, name.as_str().as_bytes(), value.as_bytes());
+        }
         put_upgrade(out, head.upgrade.as_deref());
         let framing = match head.length {
             Length::None => Framing::Bodyless,

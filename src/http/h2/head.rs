@@ -68,7 +68,7 @@ pub(super) fn request(parts: Parts, body: &Body<'_>, bounds: &Bounds) -> Result<
     }
     let (method, fields) = (parts.method, headers.into());
     let (authority, version) = (Some(authority), Version::HTTP_2);
-    Ok(RequestHead { method, authority, path, version, fields, length, upgrade: None })
+    Ok(RequestHead { method, authority, path, version, fields, length, upgrade: None, expiry: None })
 }
 
 /// The largest field section that is decoded at all: twice what a head may have, so that one that is

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::Scheme;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
@@ -354,12 +354,12 @@ pub struct Exchange {
 }
 
 /// Sends a request's head on a connection that is ready. `host` stands in where the request
-/// names nobody; `own` is a field between sidecars.
+/// names nobody; `own` are fields that this hop adds.
 pub fn send(
     sender: &mut Sender,
     head: &RequestHead,
     host: &str,
-    own: Option<(HeaderName, HeaderValue)>,
+    own: HeaderMap,
 ) -> Result<Exchange, ::h2::Error> {
     let mut fields = head.fields.to_map();
     fields.remove(HOST);

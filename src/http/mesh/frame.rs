@@ -303,7 +303,8 @@ pub(super) fn request(payload: Bytes, bounds: &Bounds) -> Result<RequestHead, Re
     };
     let length = walk.length()?;
     let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, crosses)?;
-    Ok(RequestHead { method, authority, path, version: Version::HTTP_2, fields, length, upgrade: None })
+    let (version, upgrade, expiry) = (Version::HTTP_2, None, None);
+    Ok(RequestHead { method, authority, path, version, fields, length, upgrade, expiry })
 }
 
 /// Reads a response's head.

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
@@ -44,7 +44,14 @@ pub struct Terms<'a> {
     pub sidecar: bool,
     /// The application speaks HTTP/2.
     pub h2: bool,
+    /// Fields that this hop adds to the request.
+    pub own: Option<&'a HeaderMap>,
+    /// Looks at an answer's head before anything of it goes on: an error turns the answer down.
+    pub judge: Option<&'a Judge<'a>>,
 }
+
+/// See [`Terms::judge`].
+pub type Judge<'a> = dyn Fn(&ResponseHead) -> Result<()> + 'a;
 
 impl Terms<'_> {
     /// When an answer must have come.
@@ -56,6 +63,11 @@ impl Terms<'_> {
     /// they have deadlines of their own.
     fn least(&self, head: &RequestHead, body: &Replay<'_, '_>) -> Option<Rate> {
         if body.is_empty() || head.is_grpc() { None } else { self.bounds.least }
+    }
+
+    /// What is said of an answer by its head.
+    fn judged(&self, head: &ResponseHead) -> Result<()> {
+        self.judge.map_or(Ok(()), |judge| judge(head))
     }
 }
 
@@ -78,17 +90,17 @@ pub(super) type Frames = (Box<dyn Sink>, Body<'static>);
 pub async fn over_h1(
     conn: &mut Conn,
     head: &RequestHead,
-    body: &mut Replay<'_, '_>,
+    mut body: &Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done> {
     let Conn { reader, writer } = conn;
     let written = writer.written();
     let before = written.get();
-    writer.request(head, terms.host);
+    writer.request(head, terms.host, terms.own);
     let sending = Sending::new();
     let least = terms.least(head, body);
-    let send = pump(body, writer, terms.bounds.body_timeout).at_least(least);
+    let send = pump(&mut body, writer, terms.bounds.body_timeout).at_least(least);
     let receive = async {
         let parsed = h1_head(reader, head, respond, terms, &sending).await?;
         let status = parsed.head.status;
@@ -129,12 +141,18 @@ async fn h1_head(
             StatusCode::SWITCHING_PROTOCOLS if !parsed.head.grants_tunnel(request) => {
                 return Err(malformed("it switches to a protocol that was not offered"));
             }
-            StatusCode::SWITCHING_PROTOCOLS => return Ok(parsed),
+            StatusCode::SWITCHING_PROTOCOLS => {
+                terms.judged(&parsed.head)?;
+                return Ok(parsed);
+            }
             status if status.is_informational() => {
                 interim_left = interim_left.checked_sub(1).ok_or_else(endless)?;
                 Box::pin(interim(status, parsed.head.fields, respond, terms)).await?;
             }
-            _ => return Ok(parsed),
+            _ => {
+                terms.judged(&parsed.head)?;
+                return Ok(parsed);
+            }
         }
     }
 }
@@ -348,7 +366,8 @@ where
     }
 }
 
-fn given_up() -> Error {
+/// Nobody wants an answer any more.
+pub(super) fn given_up() -> Error {
     Error::new(Reason::HttpDownstreamGone, "the downstream gave the request up")
 }
 

@@ -1,12 +1,13 @@
 //! An exchange on a stream among others: between sidecars, or of HTTP/2.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::{
     Done, Frames, MAX_INTERIM, Sending, Sent, Terms, answer, both, endless, grant, interim, lost, malformed,
@@ -22,17 +23,14 @@ use crate::http::{Body, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, UP
 pub(in crate::proxy) async fn over_h2(
     mut sender: h2::Sender,
     head: &RequestHead,
-    body: &mut Replay<'_, '_>,
+    mut body: &Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
-    let told = match &head.upgrade {
-        Some(protocols) if terms.sidecar => Some((UPGRADE_FIELD, HeaderValue::clone(protocols))),
-        _ => (terms.sidecar && terms.h2).then_some((PROTOCOL_FIELD, HeaderValue::from_static("h2"))),
-    };
-    let told = told.map(|(name, value)| (HeaderName::from_static(name), value));
+    let own =
+        if terms.sidecar { own(head, terms).into_owned() } else { terms.own.cloned().unwrap_or_default() };
     // Nothing has left as long as the stream is not open.
-    let exchange = h2::send(&mut sender, head, terms.host, told)
+    let exchange = h2::send(&mut sender, head, terms.host, own)
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
     let h2::Exchange { mut sink, mut response } = exchange;
     if head.asks_for_tunnel() {
@@ -40,7 +38,7 @@ pub(in crate::proxy) async fn over_h2(
     }
     let sending = Sending::new();
     let least = terms.least(head, body);
-    let send = pump(body, &mut sink, terms.bounds.body_timeout).at_least(least);
+    let send = pump(&mut body, &mut sink, terms.bounds.body_timeout).at_least(least);
     let receive = async {
         let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms, &sending).await?;
         let status = head_back.status;
@@ -145,7 +143,11 @@ async fn h2_head(
         });
         match next.await?.map_err(|error| reset(&error))? {
             Ok(last) if !is_status(&last.status()) => return Err(malformed("the status is not a status")),
-            Ok(last) => return Ok(h2::received(last, method)),
+            Ok(last) => {
+                let (head, body) = h2::received(last, method);
+                terms.judged(&head)?;
+                return Ok((head, body));
+            }
             Err(early) if early.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(malformed("it switches protocols, which HTTP/2 does not have"));
             }
@@ -162,7 +164,7 @@ async fn h2_head(
 pub async fn over_mesh(
     link: mesh::Link,
     head: &RequestHead,
-    body: &mut Replay<'_, '_>,
+    mut body: &Replay<'_, '_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
@@ -173,7 +175,7 @@ pub async fn over_mesh(
     }
     let sending = Sending::new();
     let least = terms.least(head, body);
-    let send = pump(body, &mut sink, terms.bounds.body_timeout).at_least(least);
+    let send = pump(&mut body, &mut sink, terms.bounds.body_timeout).at_least(least);
     let receive = async {
         let head_back = mesh_head(&mut response, respond, terms, &sending).await?;
         let status = head_back.status;
@@ -193,13 +195,24 @@ fn send_head(
     head: &RequestHead,
     terms: &Terms<'_>,
 ) -> Result<(mesh::Sink, mesh::Response), mesh::Lost> {
-    let mut own = HeaderMap::new();
-    if let Some(protocols) = &head.upgrade {
-        own.insert(UPGRADE_FIELD, HeaderValue::clone(protocols));
-    } else if terms.h2 {
-        own.insert(PROTOCOL_FIELD, HeaderValue::from_static("h2"));
+    link.send(head, terms.host, &own(head, terms))
+}
+
+/// The fields that a sidecar adds for another.
+fn own<'a>(head: &RequestHead, terms: &Terms<'a>) -> Cow<'a, HeaderMap> {
+    let told = match &head.upgrade {
+        Some(protocols) => Some((UPGRADE_FIELD, HeaderValue::clone(protocols))),
+        None => terms.h2.then(|| (PROTOCOL_FIELD, HeaderValue::from_static("h2"))),
+    };
+    match (told, terms.own) {
+        (None, Some(own)) => Cow::Borrowed(own),
+        (None, None) => Cow::Owned(HeaderMap::new()),
+        (Some((name, value)), own) => {
+            let mut own = own.cloned().unwrap_or_default();
+            own.insert(name, value);
+            Cow::Owned(own)
+        }
     }
-    link.send(head, terms.host, &own)
 }
 
 /// The final head of an answer; interim ones are passed on.
@@ -221,7 +234,10 @@ async fn mesh_head(
                 interim_left = interim_left.checked_sub(1).ok_or_else(endless)?;
                 Box::pin(interim(status, next.fields, respond, terms)).await?;
             }
-            _ => return Ok(next),
+            _ => {
+                terms.judged(&next)?;
+                return Ok(next);
+            }
         }
     }
 }

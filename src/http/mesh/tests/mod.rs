@@ -106,6 +106,7 @@ fn request(path: &'static str, length: Length) -> RequestHead {
         fields: Fields::default(),
         length,
         upgrade: None,
+        expiry: None,
     }
 }
 

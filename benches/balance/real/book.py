@@ -36,9 +36,10 @@ class Book:
         return all(len(self.cells.get((scenario.name, share, *key), ())) >= rounds for key in keys)
 
     def keep(self, scenario, share, found):
-        """Takes the slices of one load, and writes the file."""
-        for (kind, system), slices in found.items():
-            self.cells[scenario.name, share, kind, system] = slices
+        """Takes the slices of one load, and writes the file. What did not take turns with them is not
+        to be compared with them: it goes."""
+        self.cells = {key: slices for key, slices in self.cells.items() if key[:2] != (scenario.name, share)}
+        self.cells |= {(scenario.name, share, *key): slices for key, slices in found.items()}
         cells = [{"scenario": scenario.name, "load": share, "kind": kind, "system": system, "slices": slices}
                  for scenario, share, kind, system, slices in self.in_order()]
         text = ",\n".join("  " + json.dumps(cell) for cell in cells)

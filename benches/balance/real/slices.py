@@ -36,6 +36,7 @@ def alternate(rig, applications, meshes, scenario, share, figures):
 def one(rig, applications, mesh, scenario, share, seed, span):
     """One slice through a mesh."""
     death = threading.Timer(span.middle / 1000, mesh.kill, [scenario.dies])
+    death.daemon = True
 
     def begin():
         applications.do(begin=scenario.changes(span))

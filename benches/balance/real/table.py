@@ -14,7 +14,7 @@ KIND_NAMES = {"hop": "one hop", "pair": "mTLS pair"}
 # What the README shows of scenarios that have many loads.
 SHORT = (50, 80, 95)
 MANY = 4
-# Beyond that a core is in the way of what is measured.
+# Of a core; beyond that it is in the way of what is measured.
 BUSY = 0.6
 
 
@@ -77,22 +77,25 @@ def cell(row):
 
 def method(rows, here):
     """How it was measured, and whether the machine was in the way."""
-    busy = max(max(row["proxy_core_busy"], row["load_core_busy"]) for row in rows)
-    late = max(row["late_p99_us"] for row in rows)
     rounds = [row["rounds"] for row in rows]
     most = f"{max(rounds)}" if min(rounds) == max(rounds) else f"{min(rounds)} to {max(rounds)}"
-    yield (f"Eight applications, with {WORKERS} workers and one queue each; work is exponentially distributed, {WORK:g} ms on "
-           f"average at a speed of 1, and takes no CPU. Requests come at random, as they do from many clients (Poisson), and a latency "
-           f"counts from when one was meant to be sent. {most} rounds of slices of {here['seconds']:g} s, after {here['warm']:g} s "
-           "that do not count; all systems meet the same requests. A load is of what the eight can do together.")
-    yield (f"The sidecars' core was busy for at most {max(row['proxy_core_busy'] for row in rows):.0%} of a slice, that of clients and "
-           f"applications for {max(row['load_core_busy'] for row in rows):.0%}; requests left at most {late / 1000:.1f} ms (p99 of a slice) late."
-           + (" A core that busy is in the way of what is measured." if busy > BUSY else ""))
+    yield (f"Eight applications, with {WORKERS} workers and one queue each; work is exponentially distributed, "
+           f"{WORK:g} ms on average at a speed of 1, and takes no CPU. Requests come at random, as they do from many "
+           f"clients (Poisson), and a latency counts from when one was meant to be sent. {most} rounds of slices of "
+           f"{here['seconds']:g} s, after {here['warm']:g} s that do not count; all systems meet the same requests. "
+           "A load is of what the eight can do together.")
+    sidecars, late = (max(row[name] for row in rows) for name in ("sidecars_busy", "late_p99_us"))
+    cores = [max(row[f"{core}_core_busy"] for row in rows) for core in ("proxy", "load")]
+    yield (f"The sidecars took at most {sidecars:.0%} of their core, which was busy for at most {cores[0]:.0%} of a slice with "
+           f"whatever else ran there, and that of clients and applications for {cores[1]:.0%}. Requests left at most "
+           f"{late / 1000:.1f} ms late (p99 of a slice)."
+           + (" Cores that busy are in the way of what is measured." if max(cores) > BUSY else ""))
 
 
 def readme(rows, here):
     """What stands between the README's markers."""
-    return "\n".join([*short(rows), "", " ".join(method(rows, here)) + f" [Every load, and how each is configured]({ALL})."])
+    said = " ".join(method(rows, here))
+    return "\n".join([*short(rows), "", f"{said} [Every load, and how each is configured]({ALL})."])
 
 
 def page(rows, here, versions):
@@ -100,10 +103,12 @@ def page(rows, here, versions):
     named = ", ".join(f"{NAMES[system].strip('*')} {version}" for system, version in versions.items())
     return "\n".join([
         "# Endpoints of unequal speed", "",
-        f"Written by `benches/balance/real/bench.py`; [README](../README.md) has the short of it. {here['machine']}. {named}.", "",
+        "Written by `benches/balance/real/bench.py`, which says what is measured; [README](../README.md) has the short of it. "
+        f"{here['machine']}. {named}.", "",
         *method(rows, here), "", configured.strip().replace("\n\n", "\n"), "",
-        "`failed` names the kinds of failures, most frequent first: `status` is an answer that was not 2xx, `unanswered` is none in time. "
-        "Ratios are Pannier's over that system's in the same shape: the median over the rounds, and quartiles.", "",
+        "`failed` names the kinds of failures, most frequent first: `status` is an answer that was not 2xx, `unanswered` is "
+        "none in time. Ratios are Pannier's over that system's in the same shape: the median over the rounds, and quartiles.",
+        "",
         *whole(rows), ""])
 
 

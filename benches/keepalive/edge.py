@@ -14,9 +14,10 @@ class Edge:
     """Takes an order, and tells what came of it. Ends with this process, however that ends: its
     input ends then."""
 
-    def __init__(self, program, core):
-        self.child = subprocess.Popen(["taskset", "-c", str(core), program], text=True, start_new_session=True,
-                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, program, core, *arguments):
+        self.name = program.name
+        self.child = subprocess.Popen(["taskset", "-c", str(core), program, *map(str, arguments)], text=True,
+                                      start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         prefer(self.child.pid)
 
     def do(self, **order):
@@ -24,7 +25,7 @@ class Edge:
         self.child.stdin.flush()
         answer = self.child.stdout.readline()
         if not answer:
-            raise SystemExit(f"edge has ended with {self.child.wait(5)}")
+            raise SystemExit(f"{self.name} has ended with {self.child.wait(5)}")
         return json.loads(answer)
 
     def stop(self):

@@ -56,8 +56,8 @@ def tcp_filter():
         "@type": EXTENSIONS + "filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "in", "cluster": "orders"}}
 
 
-def start(rig, name, endpoint, down_tls=False, up_tls=False, h2=False, tcp=False, grpc=False):
-    """One process. `h2`: between sidecars; `grpc`: HTTP/2 on the plain side, too."""
+def start(rig, name, endpoints, down_tls=False, up_tls=False, h2=False, tcp=False, grpc=False, cluster_more=None):
+    """One process, to ports of loopback. `h2`: between sidecars; `grpc`: HTTP/2 on the plain side, too."""
     port = free_port()
     chain = {"filters": [tcp_filter() if tcp else http_filter()]}
     thresholds = {"max_connections": MANY, "max_pending_requests": MANY, "max_requests": MANY, "max_retries": MANY}
@@ -65,8 +65,9 @@ def start(rig, name, endpoint, down_tls=False, up_tls=False, h2=False, tcp=False
         "name": "orders", "type": "STATIC", "connect_timeout": "2s", "lb_policy": "LEAST_REQUEST",
         "circuit_breakers": {"thresholds": [thresholds]},
         "load_assignment": {"cluster_name": "orders", "endpoints": [{"lb_endpoints": [
-            {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": endpoint}}}}]}]},
-    }
+            {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": endpoint}}}}
+            for endpoint in endpoints]}]},
+    } | (cluster_more or {})
     if down_tls:
         chain["transport_socket"] = tls(rig, "Downstream", "server", [] if tcp else ["h2", "http/1.1"], not tcp)
     if up_tls:
@@ -85,11 +86,11 @@ def start(rig, name, endpoint, down_tls=False, up_tls=False, h2=False, tcp=False
 
 
 def hop(rig):
-    port, process = start(rig, "envoy", rig.upstream)
+    port, process = start(rig, "envoy", [rig.upstream])
     return Running(port, [process])
 
 
 def pair(rig, name, **kind):
-    inner, inbound = start(rig, f"{name}-in", rig.upstream, down_tls=True, **kind)
-    port, outbound = start(rig, f"{name}-out", inner, up_tls=True, **kind)
+    inner, inbound = start(rig, f"{name}-in", [rig.upstream], down_tls=True, **kind)
+    port, outbound = start(rig, f"{name}-out", [inner], up_tls=True, **kind)
     return Running(port, [outbound, inbound])

@@ -152,7 +152,14 @@ class Process:
 
     def stop(self):
         """Ends the process group, by force where it does not listen."""
-        for sign, patience in ((signal.SIGTERM, 1), (signal.SIGKILL, 10)):
+        self.end((signal.SIGTERM, 1), (signal.SIGKILL, 10))
+
+    def kill(self):
+        """Ends the process group as it is."""
+        self.end((signal.SIGKILL, 10))
+
+    def end(self, *signs):
+        for sign, patience in signs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.child.pid, sign)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -63,6 +63,12 @@ class Rig:
             process.stop()
             self.started.remove(process)
 
+    def kill(self, processes):
+        """Ends these at once."""
+        for process in processes:
+            process.kill()
+            self.started.remove(process)
+
     def start_upstream(self, kind):
         """The application, on the load's core: `http`, `bytes` or `grpc`."""
         port = free_port()

@@ -122,6 +122,8 @@ reasons! {
     DnsNoSuchName = "dns.no_such_name", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// The upstream's name exists, and has no address, or no such service.
     DnsNoAddress = "dns.no_address", SERVICE_UNAVAILABLE, grpc 14, Upstream;
+    /// The application has as many requests as it is given at once (`inbound.max_in_flight`).
+    AdmitFull = "admit.full", SERVICE_UNAVAILABLE, grpc 14, Pannier;
     /// The upstream has no endpoint.
     BalanceNoEndpoint = "balance.no_endpoint", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// Every endpoint is at its capacity, or the upstream at `max_in_flight`.
@@ -176,6 +178,7 @@ impl Reason {
             | Reason::DnsNoAnswer
             | Reason::DnsNoSuchName
             | Reason::DnsNoAddress
+            | Reason::AdmitFull
             | Reason::BalanceNoEndpoint
             | Reason::BalanceFull
             | Reason::PoolConnect

@@ -6,6 +6,7 @@
 //! in a run, `scenario.rs` for the worlds and `policy/` for what is compared.
 
 mod ask;
+mod cost;
 mod events;
 mod grid;
 mod measure;
@@ -22,6 +23,10 @@ mod world;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("--cost") {
+        cost::print();
+        return ExitCode::SUCCESS;
+    }
     let done = options::Options::parse(std::env::args().skip(1)).and_then(|options| grid::run(&options));
     match done {
         Ok(()) => ExitCode::SUCCESS,

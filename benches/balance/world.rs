@@ -287,7 +287,8 @@ impl<'a, P: Policy> World<'a, P> {
         if place == Place::Abandoned {
             return self.requests.remove(slot);
         }
-        let finish = Finish { outcome, latency: self.now - sent, report };
+        let ticket = Ticket { slot, number: self.requests[slot].number };
+        let finish = Finish { ticket, outcome, latency: self.now - sent, report };
         self.policy.finished(self.now, client, server, &finish);
         if outcome == Outcome::Answered {
             return self.end(slot, outcome);
@@ -335,7 +336,8 @@ impl<'a, P: Policy> World<'a, P> {
                     return;
                 }
                 if place == Place::Sent {
-                    let finish = Finish { outcome: Outcome::Abandoned, latency: self.now - sent, report };
+                    let finish =
+                        Finish { ticket, outcome: Outcome::Abandoned, latency: self.now - sent, report };
                     self.policy.finished(self.now, client, server, &finish);
                 } else {
                     self.policy.abandons(client, ticket);

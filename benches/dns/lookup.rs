@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use pannier::balance::{Configured, Spec, Upstream};
+use pannier::balance::{Configured, Ejection, Patience, Spec, Upstream};
 use pannier::config::model;
 use pannier::config::units::{EndpointName, Time};
 use pannier::dns::{EndpointSource, Resolver, Responder, Zone};
@@ -92,7 +92,13 @@ impl Ground {
             slow_start: Duration::from_secs(10),
             peer: None,
             may_fall_back: false,
-            capacity: 1024,
+            capacity: None,
+            ejection: Ejection::default(),
+            queue: Patience { most: 0, time: Duration::ZERO },
+            zone: None,
+            subset: None,
+            is_application: false,
+            learns_most: false,
             max_in_flight: u32::MAX,
             max_connections: u32::MAX,
             connect_timeout: Duration::from_secs(2),

@@ -1,7 +1,7 @@
 //! Hops as the proxy makes them: its own server sides, its own exchanges, on connections that the
 //! kernel makes in memory.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use pannier::http::body::Replay;
 use pannier::http::closing::{Closed, Closing};
 use pannier::http::h1::{Conn, parse};
 use pannier::http::mesh::{self, Link};
-use pannier::http::{Body, Bounds, CALLER_FIELD, Handler, Next, RequestHead, Responder};
+use pannier::http::{Announcement, Body, Bounds, CALLER_FIELD, Handler, Next, RequestHead, Responder};
 use pannier::proxy::exchange::{Terms, over_h1, over_mesh};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalRuntime};
@@ -151,6 +151,8 @@ impl Hop {
             h2: false,
             own: None,
             judge: None,
+            heard: &Cell::new(None),
+            announces: None,
         };
         let body = Replay::new(body, 0);
         match &self.way {
@@ -201,6 +203,10 @@ impl Handler for Hop {
 
     fn shares_connections(&self) -> bool {
         false
+    }
+
+    fn announces(&self) -> Option<Announcement> {
+        None
     }
 
     fn is_draining(&self) -> bool {

@@ -3,14 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{KeepAlive, Standing};
-
-/// How long an endpoint that could not be reached is passed over: doubled each time it fails
-/// again, up to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+use super::health::Health;
+use super::load::{Condition, Load};
+use super::{Ejection, KeepAlive, Learned, Now, Outcome, Source, Standing};
 
 /// How long a peer that answered a handshake in plaintext is believed to know no other.
 const PLAINTEXT_FOR: Duration = Duration::from_secs(60);
@@ -20,11 +17,6 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Ids are never used twice, so that a pool cannot be mistaken for another's.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-
-/// Keeps what every worker writes on a cache line of its own.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Padded<T>(T);
 
 /// An address that serves requests, shared by all workers.
 #[derive(Debug)]
@@ -39,94 +31,119 @@ pub struct Endpoint {
     pub keep_alive: KeepAlive,
     /// How it stands beside others.
     pub standing: Standing,
-    capacity: AtomicU32,
-    in_flight: Padded<AtomicU32>,
-    connections: Padded<AtomicU32>,
-    /// When it left its source, in milliseconds after [`now_millis`]'s beginning; 0: it has not.
+    /// How full it is.
+    pub(super) load: Load,
+    /// What it can do, as far as its answers say.
+    learned: Learned,
+    health: Health,
+    /// Its place among its upstream's endpoints.
+    place: AtomicU32,
+    connections: AtomicU32,
+    /// When it left its source, in milliseconds of the endpoints' clock; 0: it has not.
     left: AtomicU64,
-    failures: AtomicU32,
     /// Whether it has ever answered.
     proven: AtomicBool,
-    /// Milliseconds after [`epoch`] until which it is passed over.
-    paused_until: AtomicU64,
     /// Until when the peer, found to speak plaintext, is not asked for mTLS again.
     plaintext_until: AtomicU64,
 }
 
 impl Endpoint {
-    /// An endpoint that takes `capacity` requests at once.
-    pub fn new(address: SocketAddr, capacity: u32) -> Arc<Self> {
+    /// An endpoint that serves `capacity` requests at once, if that is known.
+    pub fn new(address: SocketAddr, capacity: Option<u32>) -> Arc<Self> {
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             address,
             host: address.to_string().into(),
             keep_alive: KeepAlive::new(),
             standing: Standing::default(),
-            capacity: AtomicU32::new(capacity),
-            in_flight: Padded::default(),
-            connections: Padded::default(),
+            load: Load::new(capacity),
+            learned: Learned::default(),
+            health: Health::default(),
+            place: AtomicU32::new(0),
+            connections: AtomicU32::new(0),
             left: AtomicU64::new(0),
-            failures: AtomicU32::new(0),
             proven: AtomicBool::new(false),
-            paused_until: AtomicU64::new(0),
             plaintext_until: AtomicU64::new(0),
         })
     }
 
     /// Requests that it has from this sidecar, all workers together.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.0.load(Ordering::Relaxed)
+        self.load.in_flight()
     }
 
-    /// Requests that it serves at once, for all callers.
-    pub fn capacity(&self) -> u32 {
-        self.capacity.load(Ordering::Relaxed)
+    /// Requests that it serves at once, for all callers, before they wait for each other; and who says so.
+    pub fn capacity(&self) -> (Source, f32) {
+        self.load.capacity()
+    }
+
+    /// Requests that it takes at once, if that is bounded.
+    pub fn most(&self) -> Option<u32> {
+        self.load.most()
     }
 
     /// Takes a capacity that the configuration has changed.
-    pub fn set_capacity(&self, capacity: u32) {
-        self.capacity.store(capacity, Ordering::Relaxed);
+    pub fn set_capacity(&self, capacity: Option<u32>) {
+        self.load.configure(capacity);
     }
 
     /// Whether it has as many as it takes.
     pub fn is_full(&self) -> bool {
-        self.in_flight() >= self.capacity()
+        self.load.most().is_some_and(|most| self.in_flight() >= most)
     }
 
-    /// In flight over capacity.
-    pub fn saturation(&self) -> f64 {
-        f64::from(self.in_flight()) / f64::from(self.capacity().max(1))
+    /// How long an answer takes while it is not crowded, if that is known.
+    pub fn latency(&self) -> Option<Duration> {
+        Some(self.load.latency()).filter(|micros| *micros > 0.0).map(|m| Duration::from_micros(m as u64))
+    }
+
+    /// When its sidecar last said how full it is, if it ever did.
+    pub fn heard(&self) -> Option<Now> {
+        Some(self.load.heard()).filter(|micros| *micros > 0).map(Now::of_micros)
+    }
+
+    /// When it last answered, in microseconds of the endpoints' clock; 0: never.
+    pub(super) fn last_answer(&self) -> u64 {
+        self.learned.last_answer()
+    }
+
+    pub(super) fn place(&self) -> u32 {
+        self.place.load(Ordering::Relaxed)
+    }
+
+    /// Its number among its upstream's endpoints.
+    pub fn takes_place(&self, place: usize) {
+        self.place.store(u32::try_from(place).unwrap_or(u32::MAX - 1), Ordering::Relaxed);
+    }
+
+    /// How it stands at a time in milliseconds.
+    pub(super) fn condition(&self, now_millis: u64) -> Condition {
+        self.load.condition(now_millis)
     }
 
     /// Open connections to it.
     pub fn connections(&self) -> u32 {
-        self.connections.0.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn begin(&self) {
-        self.in_flight.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn end(&self) {
-        self.in_flight.0.fetch_sub(1, Ordering::Relaxed);
+        self.connections.load(Ordering::Relaxed)
     }
 
     pub(super) fn opened(&self) {
-        self.connections.0.fetch_add(1, Ordering::Relaxed);
+        self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn closed(&self) {
-        self.connections.0.fetch_sub(1, Ordering::Relaxed);
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Marks it as gone from its source: it takes no new request, and finishes those it has.
     pub fn leave(&self) {
-        self.left.store(now_millis(), Ordering::Relaxed);
+        self.left.store(Now::read().millis(), Ordering::Relaxed);
+        self.load.leave(true);
     }
 
     /// Takes it back: its source names it again, and it still serves.
     pub(super) fn rejoin(&self) {
         self.left.store(0, Ordering::Relaxed);
+        self.load.leave(false);
     }
 
     /// Whether it has left.
@@ -137,35 +154,34 @@ impl Endpoint {
     /// Whether it left so recently that applications may still know it by its name.
     pub fn just_left(&self) -> bool {
         let left = self.left.load(Ordering::Relaxed);
-        left != 0 && now_millis() < left + REMEMBERED.as_millis() as u64
+        left != 0 && Now::read().millis() < left + REMEMBERED.as_millis() as u64
     }
 
     /// Notes that it could not be reached: it is passed over for a while.
-    pub fn failed(&self) {
-        let (now, until) = (now_millis(), self.paused_until.load(Ordering::Relaxed));
-        if now < until {
-            // Requests that fail together are one failure.
-            return;
-        }
-        let failures = self.failures.load(Ordering::Relaxed).min(10);
-        let pause = (FIRST_PAUSE * (1 << failures)).min(LONGEST_PAUSE);
-        // Spread, so that not all of a mesh come back at once.
-        let pause = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
-        let next = now + pause.as_millis() as u64;
-        if self.paused_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-        }
+    pub fn unreached(&self, longest: Duration, now: Now) {
+        self.health.unreached(&self.load, longest, now.millis());
     }
 
-    /// Notes that it answered.
-    pub fn answered(&self) {
-        if !self.proven.load(Ordering::Relaxed) {
+    /// Notes that it answered, in so many microseconds, a request that found it with `found` of ours.
+    pub(super) fn answered(&self, took_micros: f32, found: u32, tried_out: bool, now: Now) {
+        if self.is_untried() {
             self.proven.store(true, Ordering::Relaxed);
         }
-        if self.failures.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-            self.paused_until.store(0, Ordering::Relaxed);
-        }
+        self.health.answered(&self.load, tried_out, now.millis());
+        self.learned.answered(took_micros, found, now.micros());
+        self.load.learn(&self.learned, now.micros());
+    }
+
+    /// Notes that it answered with an error, or not at all.
+    pub(super) fn failed(
+        &self,
+        outcome: Outcome,
+        ejection: &Ejection,
+        usual: f32,
+        now: Now,
+        has_room: impl FnOnce() -> bool,
+    ) {
+        self.health.failed(outcome, &self.load, ejection, usual, now.millis(), has_room);
     }
 
     /// Whether it has never answered.
@@ -176,52 +192,22 @@ impl Endpoint {
     /// Whether it is passed over because it failed.
     pub fn is_paused(&self) -> bool {
         // The clock is read only for endpoints that have failed.
-        match self.paused_until.load(Ordering::Relaxed) {
-            0 => false,
-            until => now_millis() < until,
-        }
+        !self.load.is_sound()
+            && !self.is_leaving()
+            && self.condition(Now::read().millis()) == Condition::PassedOver
     }
 
     /// Whether it is known to speak plaintext.
     pub fn is_plaintext(&self) -> bool {
         match self.plaintext_until.load(Ordering::Relaxed) {
             0 => false,
-            until => now_millis() < until,
+            until => Now::read().millis() < until,
         }
     }
 
     /// Notes that it answered a handshake with plaintext.
     pub fn speaks_plaintext(&self) {
-        let until = now_millis() + PLAINTEXT_FOR.as_millis() as u64;
+        let until = Now::read().millis() + PLAINTEXT_FOR.as_millis() as u64;
         self.plaintext_until.store(until, Ordering::Relaxed);
-    }
-}
-
-/// Milliseconds of the endpoints' clock, from 1 on.
-pub(super) fn now_millis() -> u64 {
-    static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    EPOCH.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_endpoint_that_failed_is_passed_over_until_it_answers() {
-        let endpoint = Endpoint::new("127.0.0.1:1".parse().unwrap(), 1);
-        assert!(!endpoint.is_paused());
-        endpoint.failed();
-        assert!(endpoint.is_paused());
-        endpoint.answered();
-        assert!(!endpoint.is_paused());
-    }
-    #[test]
-    fn requests_that_fail_together_are_one_failure() {
-        let endpoint = Endpoint::new("127.0.0.1:1".parse().unwrap(), 1);
-        for _ in 0..20 {
-            endpoint.failed();
-        }
-        assert_eq!(endpoint.failures.load(Ordering::Relaxed), 1, "the next pause is the second");
     }
 }

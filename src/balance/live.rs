@@ -1,8 +1,9 @@
 //! What an upstream is while it runs: the endpoints that its source names, which join, leave and come back,
 //! and the counts of what is open to them.
 
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use arc_swap::ArcSwap;
 use tokio::sync::{SetOnce, watch};
 use tokio::task::AbortHandle;
 
-use super::endpoint::now_millis;
+use super::crowd::Crowd;
 use super::room::{Queue, Room};
 use super::upstream::Open;
-use super::{Configured, Endpoint, Spec};
+use super::waiting::Waiting;
+use super::{Configured, Endpoint, Learned, Now, Spec, sticky};
 use crate::dns::{self, Answer, Resolution, Resolver, State};
 
 /// Endpoints that a source gives within so long of its first one are the first ones: two families, or the
@@ -24,6 +26,14 @@ const TOGETHER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    /// Those of them that this sidecar uses.
+    pub(super) candidates: ArcSwap<Vec<Arc<Endpoint>>>,
+    /// What is known of them together.
+    pub(super) crowd: Crowd,
+    /// What can be learned of them as one: of the application, whose only address is its own.
+    pub(super) learned: Learned,
+    /// Requests that wait for room.
+    pub(super) waiting: Arc<Waiting>,
     /// The addresses of `spec.address`.
     pub(super) vips: ArcSwap<Vec<IpAddr>>,
     /// Endpoints that have left and still serve requests.
@@ -39,15 +49,19 @@ pub(super) struct Live {
     pub(super) max_connections: AtomicU32,
     /// Who waits for one of those.
     pub(super) queue: Queue,
-    pub(super) capacity: AtomicU32,
-    pub(super) keep_alive: Mutex<Configured>,
-    pub(super) is_balanced: bool,
-    pub(super) slow_start: Mutex<Duration>,
+    pub(super) terms: Mutex<Terms>,
+    is_balanced: bool,
+    zone: Option<Arc<str>>,
+    subset: Option<usize>,
+    /// What this sidecar's subsets are drawn by.
+    seed: u64,
     /// When it had its first endpoint, in milliseconds of the endpoints' clock; 0: it never had one.
     pub(super) begun: AtomicU64,
     /// Until when, in milliseconds of the endpoints' clock, endpoints are not alike: 0: they are;
     /// `u64::MAX`: their source says so.
     pub(super) uneven_until: AtomicU64,
+    /// Whether some come before others.
+    pub(super) ranked: AtomicBool,
     pub(super) follow: AbortHandle,
 }
 
@@ -97,6 +111,10 @@ impl Live {
             };
             Live {
                 endpoints: ArcSwap::default(),
+                candidates: ArcSwap::default(),
+                crowd: Crowd::default(),
+                learned: Learned::default(),
+                waiting: Arc::default(),
                 vips: ArcSwap::default(),
                 leaving: ArcSwap::default(),
                 resolution: said,
@@ -107,12 +125,14 @@ impl Live {
                 connections: AtomicU32::new(0),
                 max_connections: AtomicU32::new(spec.max_connections),
                 queue: Queue::default(),
-                capacity: AtomicU32::new(spec.capacity),
-                keep_alive: Mutex::new(spec.keep_alive),
+                terms: Mutex::new(Terms::of(spec)),
                 is_balanced: spec.is_balanced,
-                slow_start: Mutex::new(spec.slow_start),
+                zone: spec.zone.clone(),
+                subset: spec.subset,
+                seed: fastrand::u64(..),
                 begun: AtomicU64::new(0),
                 uneven_until: AtomicU64::new(0),
+                ranked: AtomicBool::new(false),
                 follow: resolver.handle().spawn(task).abort_handle(),
             }
         })
@@ -144,18 +164,17 @@ impl Live {
     /// are in it again and still serve.
     fn publish(&self, name: &str, targets: &[dns::Target]) {
         let now = self.endpoints.load_full();
-        let capacity = self.capacity.load(Ordering::Relaxed);
-        let keep_alive = *self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner);
-        let slow_start = *self.slow_start.lock().unwrap_or_else(PoisonError::into_inner);
-        let (begun, at) = (self.begun.load(Ordering::Relaxed), now_millis());
+        let terms = *self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        let (begun, at) = (self.begun.load(Ordering::Relaxed), Now::read().millis());
         if begun == 0 && !targets.is_empty() {
             self.begun.store(at, Ordering::Relaxed);
         }
+        let known: HashMap<SocketAddr, &Arc<Endpoint>> = now.iter().map(|e| (e.address, e)).collect();
         let mut leaving = self.leaving.load().as_ref().clone();
         leaving.retain(|e| e.in_flight() + e.connections() > 0 || e.just_left());
         let mut endpoint = |target: &dns::Target| {
-            if let Some(known) = now.iter().find(|e| e.address == target.address) {
-                return known.clone();
+            if let Some(known) = known.get(&target.address) {
+                return Arc::clone(known);
             }
             let serves =
                 |e: &Arc<Endpoint>| e.address == target.address && e.just_left() && e.connections() > 0;
@@ -164,8 +183,8 @@ impl Live {
                 back.rejoin();
                 return back;
             }
-            let endpoint = Endpoint::new(target.address, capacity);
-            endpoint.keep_alive.configure(keep_alive);
+            let endpoint = Endpoint::new(target.address, terms.capacity);
+            endpoint.keep_alive.configure(terms.keep_alive);
             if begun != 0 && at > begun + TOGETHER.as_millis() as u64 {
                 endpoint.standing.join(at);
             }
@@ -175,33 +194,70 @@ impl Live {
         let one = targets.iter().filter(|target| !target.second).count() == 1;
         let is_virtual = one && !self.is_balanced;
         for (endpoint, target) in next.iter().zip(targets) {
-            endpoint.standing.take(target, is_virtual);
+            endpoint.standing.take(target, is_virtual, self.zone.as_deref());
         }
-        self.uneven_until.store(uneven_until(&next, targets, slow_start), Ordering::Relaxed);
+        let ranks = |pair: &[Arc<Endpoint>]| {
+            let rank = |e: &Endpoint| (e.standing.priority(), e.standing.is_second(), e.standing.is_far());
+            rank(&pair[0]) != rank(&pair[1])
+        };
+        self.ranked.store(next.windows(2).any(ranks), Ordering::Relaxed);
+        self.uneven_until.store(uneven_until(&next, terms.slow_start, at), Ordering::Relaxed);
         if next.iter().map(|e| e.id).eq(now.iter().map(|e| e.id)) {
             return;
         }
         if is_virtual {
             say_virtual(name, targets);
         }
-        let left: Vec<_> =
-            now.iter().filter(|e| !targets.iter().any(|t| t.address == e.address)).cloned().collect();
+        let stay: HashSet<u64> = next.iter().map(|endpoint| endpoint.id).collect();
+        let left: Vec<_> = now.iter().filter(|e| !stay.contains(&e.id)).cloned().collect();
         leaving.extend(left.iter().cloned());
         self.leaving.store(Arc::new(leaving));
-        self.endpoints.store(Arc::new(next));
+        let next = Arc::new(next);
+        let candidates = self.subset(&next);
+        candidates.iter().enumerate().for_each(|(place, endpoint)| endpoint.takes_place(place));
+        self.endpoints.store(next);
+        self.candidates.store(candidates);
         // Last: nobody finds a set of which every endpoint has left.
         left.iter().for_each(|endpoint| endpoint.leave());
+        self.waiting.all();
+    }
+
+    /// The endpoints that this sidecar uses: all, or those of the highest numbers, drawn for each from its
+    /// address (rendezvous hashing), so that one that joins or leaves changes hardly any of the others.
+    fn subset(&self, all: &Arc<Vec<Arc<Endpoint>>>) -> Arc<Vec<Arc<Endpoint>>> {
+        let Some(most) = self.subset.filter(|most| all.len() > *most) else { return all.clone() };
+        let mut drawn: Vec<_> = all.iter().map(|e| (sticky::draw(self.seed, e), e)).collect();
+        drawn.select_nth_unstable_by(most, |a, b| b.0.total_cmp(&a.0));
+        drawn.truncate(most);
+        Arc::new(drawn.into_iter().map(|(_, endpoint)| endpoint.clone()).collect())
+    }
+}
+
+/// What the configuration says of endpoints, as long as it does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    capacity: Option<u32>,
+    keep_alive: Configured,
+    slow_start: Duration,
+}
+
+impl Terms {
+    pub(super) fn of(spec: &Spec) -> Self {
+        Self { capacity: spec.capacity, keep_alive: spec.keep_alive, slow_start: spec.slow_start }
     }
 }
 
 /// Until when endpoints are not alike: see [`Live::uneven_until`].
-fn uneven_until(endpoints: &[Arc<Endpoint>], targets: &[dns::Target], slow_start: Duration) -> u64 {
-    let says = |target: &dns::Target| (target.weight, target.priority, target.second);
-    if targets.windows(2).any(|pair| says(&pair[0]) != says(&pair[1])) {
+fn uneven_until(endpoints: &[Arc<Endpoint>], slow_start: Duration, now: u64) -> u64 {
+    let says = |e: &Endpoint| {
+        let standing = &e.standing;
+        (standing.weight(), standing.priority(), standing.is_second(), standing.is_far())
+    };
+    if endpoints.windows(2).any(|pair| says(&pair[0]) != says(&pair[1])) {
         return u64::MAX;
     }
     let warm_at = endpoints.iter().map(|endpoint| endpoint.standing.warm_at(slow_start));
-    warm_at.max().filter(|at| *at > now_millis()).unwrap_or(0)
+    warm_at.max().filter(|at| *at > now).unwrap_or(0)
 }
 
 fn say_virtual(upstream: &str, targets: &[dns::Target]) {

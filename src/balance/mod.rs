@@ -1,20 +1,43 @@
-//! Upstreams: sets of endpoints with a known saturation, and the choice of the least saturated.
+//! Upstreams: sets of endpoints with a known saturation, and the choice of the one that a request is
+//! answered by first.
 //!
 //! Promises: counts are exact over all workers; `max_in_flight` is never exceeded; an endpoint
 //! that is full, that has left, or that just failed is passed over; a choice takes no lock and
 //! allocates nothing.
 
+mod ask;
 mod choice;
+mod crowd;
 mod endpoint;
+mod health;
 mod keep_alive;
+mod learned;
 mod live;
+mod load;
+mod now;
+mod pick;
+mod place;
 mod room;
 mod standing;
+mod sticky;
+mod taken;
 mod upstream;
+mod waiting;
 
-pub use choice::{None, least_saturated, least_saturated_by_share};
+pub use ask::Asked;
+pub use choice::{Chosen, None, Question, Uneven};
+pub use crowd::Crowd;
 pub use endpoint::Endpoint;
+pub use health::{Ejection, Outcome};
 pub use keep_alive::{Configured, KeepAlive, KeepAliveReport};
+pub use learned::Learned;
+pub use load::Source;
+pub use now::Now;
+pub use pick::{Asks, Want};
+pub use place::InFlight;
 pub use room::{Handed, Room, Wanted};
 pub use standing::Standing;
-pub use upstream::{InFlight, Open, Spec, Upstream};
+pub use sticky::key;
+pub use taken::Taken;
+pub use upstream::{Open, Spec, Upstream};
+pub use waiting::Patience;

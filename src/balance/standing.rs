@@ -8,7 +8,23 @@ use std::time::Duration;
 use crate::dns::Target;
 
 /// The share with which an endpoint begins that joins others.
-const FIRST_SHARE: f64 = 0.1;
+const FIRST_SHARE: f32 = 0.1;
+
+/// What an endpoint is to be given beside others.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    /// By its weight.
+    pub weight: f32,
+    /// The part of that which it is given while it starts slowly.
+    pub warm: f32,
+    /// What a request counts for: one, or one on average. By chance, so that of endpoints with nothing to do
+    /// each is the least crowded as often as its weight says.
+    pub one: f32,
+}
+
+impl Share {
+    pub(super) const WHOLE: Self = Self { weight: 1.0, warm: 1.0, one: 1.0 };
+}
 
 /// What a source says of an endpoint. It changes while the endpoint serves.
 #[derive(Debug)]
@@ -19,6 +35,8 @@ pub struct Standing {
     second: AtomicBool,
     /// It may be many behind one address.
     is_virtual: AtomicBool,
+    /// It is in another zone than we are.
+    far: AtomicBool,
     /// When it joined others, in milliseconds of the endpoints' clock; 0: it was among the first.
     joined: AtomicU64,
     zone: Mutex<Option<Arc<str>>>,
@@ -31,6 +49,7 @@ impl Default for Standing {
             priority: AtomicU32::new(0),
             second: AtomicBool::new(false),
             is_virtual: AtomicBool::new(false),
+            far: AtomicBool::new(false),
             joined: AtomicU64::new(0),
             zone: Mutex::default(),
         }
@@ -39,16 +58,23 @@ impl Default for Standing {
 
 impl Standing {
     /// Takes what the source says now.
-    pub(super) fn take(&self, target: &Target, is_virtual: bool) {
+    pub(super) fn take(&self, target: &Target, is_virtual: bool, our_zone: Option<&str>) {
         self.weight.store(target.weight.max(1), Ordering::Relaxed);
         self.priority.store(target.priority.into(), Ordering::Relaxed);
         self.second.store(target.second, Ordering::Relaxed);
         self.is_virtual.store(is_virtual, Ordering::Relaxed);
+        let far = our_zone.is_some_and(|ours| target.zone.as_deref() != Some(ours));
+        self.far.store(far, Ordering::Relaxed);
         self.zone_of().clone_from(&target.zone);
     }
 
+    /// Whether it is in another zone than we are.
+    pub fn is_far(&self) -> bool {
+        self.far.load(Ordering::Relaxed)
+    }
+
     /// It joined others at `now`.
-    pub(super) fn join(&self, now_millis: u64) {
+    pub fn join(&self, now_millis: u64) {
         self.joined.store(now_millis, Ordering::Relaxed);
     }
 
@@ -86,12 +112,15 @@ impl Standing {
         self.zone_of().clone()
     }
 
-    /// Its weight, or less while it starts slowly.
-    pub(super) fn share(&self, now_millis: u64, slow_start: Duration) -> f64 {
-        let weight = f64::from(self.weight());
+    /// What it is to be given beside others.
+    pub(super) fn share(&self, now_millis: u64, slow_start: Duration) -> Share {
+        let (weight, one) = (self.weight() as f32, -(1.0 - fastrand::f32()).ln());
         let joined = self.joined.load(Ordering::Relaxed);
-        let (since, whole) = (now_millis.saturating_sub(joined) as f64, slow_start.as_millis() as f64);
-        if joined == 0 || since >= whole { weight } else { weight * (since / whole).max(FIRST_SHARE) }
+        if joined == 0 {
+            return Share { weight, warm: 1.0, one };
+        }
+        let (since, whole) = (now_millis.saturating_sub(joined) as f32, slow_start.as_millis() as f32);
+        Share { weight, warm: if since >= whole { 1.0 } else { (since / whole).max(FIRST_SHARE) }, one }
     }
 
     fn zone_of(&self) -> std::sync::MutexGuard<'_, Option<Arc<str>>> {

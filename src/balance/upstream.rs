@@ -8,18 +8,21 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::endpoint::now_millis;
-use super::live::Live;
+use super::live::{Live, Terms};
 use super::room::{Handed, Room, Waiting, Wanted};
-use super::{Configured, Endpoint, None, least_saturated, least_saturated_by_share};
+use super::{Configured, Ejection, Endpoint, None, Now, Patience, Question, Uneven};
 use crate::config::units::HostPort;
 use crate::dns::{self, EndpointSource, Resolution, Resolver, State};
 use crate::error::{Error, Reason, Result, Retry};
+use crate::http::Announcement;
 use crate::tls::Peer;
 
 /// How long an address of one family is waited for before one of the other is tried (RFC 8305
 /// section 8).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Requests that are let through whatever has been learned.
+const ALWAYS: u32 = 4;
 
 /// What the configuration says of an upstream.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,8 +42,20 @@ pub struct Spec {
     pub peer: Option<Peer>,
     /// Whether a peer that answers in plaintext may be spoken to so.
     pub may_fall_back: bool,
-    /// What one endpoint takes at once.
-    pub capacity: u32,
+    /// What one endpoint takes at once; none: what it announces, or what is learned.
+    pub capacity: Option<u32>,
+    /// When endpoints that fail are passed over.
+    pub ejection: Ejection,
+    /// How requests wait while there is no room for them.
+    pub queue: Patience,
+    /// It is the application: what it can do as a whole is learned.
+    pub is_application: bool,
+    /// The zone that we are in: endpoints in it come first.
+    pub zone: Option<Arc<str>>,
+    /// Of very many endpoints this sidecar uses so many.
+    pub subset: Option<usize>,
+    /// Whether it is given no more than twice what it is learned to do at once.
+    pub learns_most: bool,
     /// What this sidecar may have in flight to all of it.
     pub max_in_flight: u32,
     /// Connections that this sidecar may have open to all of it.
@@ -58,7 +73,7 @@ pub struct Spec {
 pub struct Upstream {
     /// What the configuration says.
     pub spec: Spec,
-    live: Arc<Live>,
+    pub(super) live: Arc<Live>,
 }
 
 impl Upstream {
@@ -71,22 +86,22 @@ impl Upstream {
                 && old.source == spec.source
                 && old.peer == spec.peer
                 && old.is_balanced == spec.is_balanced
+                && (&old.zone, old.subset) == (&spec.zone, spec.subset)
         };
         let live = match before.filter(same) {
             Some(before) => before.live.clone(),
             Option::None => Live::follow(&spec, resolver),
         };
-        live.capacity.store(spec.capacity, Ordering::Relaxed);
+        *live.terms.lock().unwrap_or_else(PoisonError::into_inner) = Terms::of(&spec);
         live.max_connections.store(spec.max_connections, Ordering::Relaxed);
-        *live.keep_alive.lock().unwrap_or_else(PoisonError::into_inner) = spec.keep_alive;
-        *live.slow_start.lock().unwrap_or_else(PoisonError::into_inner) = spec.slow_start;
         // Those that have left may come back.
         for endpoint in live.endpoints.load().iter().chain(live.leaving.load().iter()) {
             endpoint.set_capacity(spec.capacity);
             endpoint.keep_alive.configure(spec.keep_alive);
         }
-        // Some of them may have found room that was none before.
+        // There may be room that was none before.
         live.serve();
+        live.waiting.all();
         Arc::new(Self { spec, live })
     }
 
@@ -110,13 +125,63 @@ impl Upstream {
         self.live.in_flight.load(Ordering::Relaxed)
     }
 
-    /// In flight over the capacity of all endpoints.
+    /// How full its endpoints are together: in flight over capacity, as far as is known, from 0 on.
     pub fn saturation(&self) -> f64 {
+        if self.spec.is_application {
+            return f64::from(self.in_flight()) / self.pod_capacity();
+        }
         let endpoints = self.live.endpoints.load();
         // The second address of an endpoint is no room beside its first.
         let first = endpoints.iter().filter(|endpoint| !endpoint.standing.is_second());
-        let capacity: u64 = first.map(|endpoint| u64::from(endpoint.capacity())).sum();
-        if capacity == 0 { 0.0 } else { f64::from(self.in_flight()) / capacity as f64 }
+        let (load, capacity) = first.fold((0.0, 0.0), |(load, capacity), endpoint| {
+            let (_, most) = endpoint.capacity();
+            (
+                load + self.live.crowd.saturation(endpoint, Now::read()) * f64::from(most),
+                capacity + f64::from(most),
+            )
+        });
+        if capacity == 0.0 { 0.0 } else { load / capacity }
+    }
+
+    /// How full an endpoint is: in flight over capacity, as far as is known, from 0 on.
+    pub fn saturation_of(&self, endpoint: &Endpoint) -> f64 {
+        self.live.crowd.saturation(endpoint, Now::read())
+    }
+
+    /// Requests that may be in flight to it.
+    pub(super) fn most(&self) -> u32 {
+        if !self.spec.learns_most {
+            return self.spec.max_in_flight;
+        }
+        (self.live.learned.capacity() * 2.0) as u32 + ALWAYS
+    }
+
+    /// Requests that the application serves at once before they wait for each other.
+    pub fn pod_capacity(&self) -> f64 {
+        self.spec.capacity.map_or(f64::from(self.live.learned.capacity()), f64::from)
+    }
+
+    /// What callers are told of it, where it is the application.
+    pub fn announces(&self) -> Announcement {
+        let learned = &self.live.learned;
+        let learned_capacity = || if learned.is_known() { learned.capacity().round() as u32 } else { 0 };
+        let in_flight = self.in_flight();
+        // Whoever has nothing to do may be tried; one request at a time.
+        let latency = match in_flight {
+            0 => learned.latency_at(Now::read().micros()),
+            _ => learned.latency(),
+        };
+        Announcement {
+            in_flight,
+            capacity: self.spec.capacity.unwrap_or_else(learned_capacity),
+            latency: latency as u32,
+            most: Some(self.most()).filter(|most| *most != u32::MAX).unwrap_or(0),
+        }
+    }
+
+    /// Requests that wait for a place.
+    pub fn waiting(&self) -> usize {
+        self.live.waiting.len()
     }
 
     /// Open connections to all endpoints.
@@ -179,37 +244,24 @@ impl Upstream {
         self.live.endpoints.load().iter().for_each(|e| e.leave());
     }
 
-    /// Takes a place with the least saturated endpoint that is not among `tried`.
-    pub async fn pick(self: &Arc<Self>, tried: &[u64]) -> Result<InFlight> {
-        let in_flight = self.begin()?;
-        let mut chosen = self.choose(tried);
-        if matches!(chosen, Err(None::Empty)) && tried.is_empty() {
-            Box::pin(self.first_resolution()).await?;
-            chosen = self.choose(tried);
-        }
-        match chosen {
-            Ok(endpoint) => Ok(in_flight.at(endpoint)),
-            Err(None::Full) => Err(self
-                .error(Reason::BalanceFull, "every endpoint is at its capacity")
-                .retry_after(Duration::from_secs(1))),
-            Err(None::Empty) if tried.is_empty() => {
-                Err(self.error(Reason::BalanceNoEndpoint, "its source gives no endpoint"))
-            }
-            Err(None::Empty) => Err(self.error(Reason::BalanceNoEndpoint, "every endpoint was tried")),
-        }
+    /// What its endpoints differ in now, if they do.
+    pub(super) fn uneven(&self, now: Now) -> Option<Uneven> {
+        let uneven = now.millis() < self.live.uneven_until.load(Ordering::Relaxed);
+        let ranked = self.live.ranked.load(Ordering::Relaxed);
+        uneven.then_some(Uneven { slow_start: self.spec.slow_start, ranked })
     }
 
-    /// The endpoint for the next request. It takes no lock, and allocates nothing.
+    /// The endpoint for the next request.
     pub fn choose(&self, tried: &[u64]) -> std::result::Result<Arc<Endpoint>, None> {
-        let endpoints = self.live.endpoints.load();
-        let uneven_until = self.live.uneven_until.load(Ordering::Relaxed);
-        // The clock is read only while it matters.
-        let now = if uneven_until == 0 { 0 } else { now_millis() };
-        if now >= uneven_until {
-            least_saturated(&endpoints, tried).cloned()
-        } else {
-            least_saturated_by_share(&endpoints, tried, now, self.spec.slow_start).cloned()
-        }
+        let now = Now::read();
+        let question = Question { tried, now, asked: false, uneven: self.uneven(now) };
+        let endpoints = self.live.candidates.load();
+        self.live.crowd.choose(&endpoints, &question).map(|chosen| chosen.endpoint.clone())
+    }
+
+    /// Takes what an endpoint's sidecar says of how full it is.
+    pub fn hear(&self, endpoint: &Endpoint, said: &Announcement) {
+        self.live.crowd.hear(endpoint, said, Now::read());
     }
 
     /// Whether its one endpoint may be many behind one address.
@@ -228,25 +280,8 @@ impl Upstream {
         self.live.endpoints.load().iter().any(other).then_some(ATTEMPT_DELAY)
     }
 
-    /// Takes a place with one endpoint, whatever its saturation.
-    pub fn place_at(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Result<InFlight> {
-        Ok(self.begin()?.at(endpoint.clone()))
-    }
-
-    fn begin(self: &Arc<Self>) -> Result<Place> {
-        // Counted first and given back if that was one too many: exact over all workers.
-        let before = self.live.in_flight.fetch_add(1, Ordering::Relaxed);
-        let place = Place(self.clone());
-        if before >= self.spec.max_in_flight {
-            return Err(self
-                .error(Reason::BalanceFull, "max_in_flight requests are in flight")
-                .retry_after(Duration::from_secs(1)));
-        }
-        Ok(place)
-    }
-
     /// Waits for the source's first word, no longer than a connection may take.
-    async fn first_resolution(&self) -> Result<()> {
+    pub(super) async fn first_resolution(&self) -> Result<()> {
         let mut heard = self.live.heard.subscribe();
         // Whether in time or not, what the source says now is the answer.
         let _ = timeout(self.spec.connect_timeout, heard.wait_for(|heard| *heard)).await;
@@ -283,49 +318,13 @@ impl Upstream {
             .retry_after(Duration::from_secs(1))
     }
 
-    fn error(&self, reason: Reason, detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    pub(super) fn error(&self, reason: Reason, detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
         Error::new(reason, detail).retry(Retry::Never).upstream(&self.spec.name)
     }
 
     /// When the addresses that applications dial were last said, and what they are.
     pub fn address(&self) -> dns::Answer {
         self.live.address.borrow().clone()
-    }
-}
-
-/// A place in the upstream's count, before an endpoint is chosen.
-struct Place(Arc<Upstream>);
-
-impl Place {
-    fn at(self, endpoint: Arc<Endpoint>) -> InFlight {
-        endpoint.begin();
-        InFlight { endpoint, place: self }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.live.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A request in flight, counted at its endpoint and its upstream while this lives.
-pub struct InFlight {
-    /// Where it goes.
-    pub endpoint: Arc<Endpoint>,
-    place: Place,
-}
-
-impl InFlight {
-    /// The upstream.
-    pub fn upstream(&self) -> &Arc<Upstream> {
-        &self.place.0
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.endpoint.end();
     }
 }
 

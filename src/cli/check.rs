@@ -1,16 +1,19 @@
 //! `pannier check`: what a configuration means, in short tables, or where it is wrong.
 
+mod table;
+
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::model::{
-    Direction, Hedge, InboundMtls, KeyExchange, Limit, Model, MtlsMode, PathMatch, RetryRules, Scope,
-    Upstream, WithoutRedis,
+    Direction, Hedge, InboundMtls, KeyExchange, Limit, Model, Most, MtlsMode, PathMatch, RetryRules, Scope,
+    Sticky, Upstream, WithoutRedis,
 };
 use crate::config::units::OneOrMany;
-use crate::config::{self, Plain, Problem};
+use crate::config::{self, Problem};
+use table::Table;
 
 /// The file cannot be read.
 const UNREADABLE: u8 = 2;
@@ -56,6 +59,8 @@ fn explain(model: &Model) -> String {
         http(model),
         routes(model),
         upstreams(model),
+        balance(model),
+        application(model),
         limits(model),
     ];
     for table in tables {
@@ -162,7 +167,16 @@ fn http(model: &Model) -> Table {
 }
 
 fn routes(model: &Model) -> Table {
-    let columns = ["host", "path", "upstream", "timeout", "body_timeout", "min_body_rate", "retries", ""];
+    let columns = [
+        "host",
+        "path",
+        "upstream",
+        "timeout",
+        "body_timeout",
+        "min_body_rate",
+        "retries",
+        "kept together by",
+    ];
     let mut table = Table::new("ROUTES", &columns);
     let http = model.http(Direction::Outbound);
     for route in &model.routes {
@@ -175,14 +189,25 @@ fn routes(model: &Model) -> Table {
                 route.body_timeout.unwrap_or(http.body_timeout).to_string(),
                 route.min_body_rate.unwrap_or(http.min_body_rate).to_string(),
                 retries(&route.retries.rules(), route.hedge),
+                route.sticky.as_ref().map_or("nothing".into(), sticky),
             ]);
         }
     }
     for (upstream, address) in model.implicit_routes() {
         let (timeout, retries) = ("none".into(), retries(&RetryRules::default(), None));
         let (body, rate) = (http.body_timeout.to_string(), http.min_body_rate.to_string());
-        let note = "by its address".into();
-        table.row([address.to_string(), "/".into(), upstream.into(), timeout, body, rate, retries, note]);
+        let (sticky, note) = ("nothing".into(), "by its address".into());
+        table.row([
+            address.to_string(),
+            "/".into(),
+            upstream.into(),
+            timeout,
+            body,
+            rate,
+            retries,
+            sticky,
+            note,
+        ]);
     }
     let rest = if model.upstreams.is_empty() { "everything" } else { "everything else" };
     table.row([rest, "", "its original destination"]);
@@ -204,6 +229,13 @@ fn retries(rules: &RetryRules, hedge: Option<Hedge>) -> String {
     out
 }
 
+fn sticky(sticky: &Sticky) -> String {
+    match sticky {
+        Sticky::Header(name) => format!("field {}", name.to_ascii_lowercase()),
+        Sticky::Cookie(name) => format!("cookie {name}"),
+    }
+}
+
 fn upstreams(model: &Model) -> Table {
     let columns = ["upstream", "address", "endpoints", "mtls", "capacity", "in flight", "connections"];
     let mut table = Table::new("UPSTREAMS", &columns);
@@ -219,10 +251,54 @@ fn upstreams(model: &Model) -> Table {
             upstream.address.to_string(),
             endpoints,
             upstream_mtls(model, upstream),
-            upstream.capacity.to_string(),
+            upstream.capacity.map_or("announced or learned".into(), |capacity| capacity.to_string()),
             bound(upstream.max_in_flight),
             bound(upstream.max_connections),
         ]);
+    }
+    table
+}
+
+/// How requests are spread over endpoints.
+fn balance(model: &Model) -> Table {
+    let columns = ["upstream", "endpoints used", "waiting", "passed over after", "for", "at most"];
+    let mut table = Table::new("BALANCE", &columns);
+    for (name, upstream) in &model.upstreams {
+        let (queue, ejection) = (&upstream.queue, &upstream.ejection);
+        table.row([
+            name.clone(),
+            upstream.subset.map_or("all".into(), |subset| subset.to_string()),
+            match queue.requests {
+                0 => "none".into(),
+                most => format!("{most}, for {}", queue.time),
+            },
+            format!("{} errors, {} lost, or {}", ejection.errors, ejection.lost, ejection.ratio),
+            format!("{} to {}", ejection.pause, ejection.longest),
+            format!("{} of them", ejection.share),
+        ]);
+    }
+    if let Some(zone) = &model.zone {
+        table.row([format!("those in zone {zone} come first")]);
+    }
+    table
+}
+
+/// What the application is given at once.
+fn application(model: &Model) -> Table {
+    let mut table = Table::new("APPLICATION", &[]);
+    let inbound = &model.inbound;
+    table
+        .row(["capacity".into(), inbound.capacity.map_or("learned".into(), |capacity| capacity.to_string())]);
+    let most = match inbound.max_in_flight {
+        None => "no bound".into(),
+        Some(Most::Number(most)) => most.to_string(),
+        Some(Most::Learned) => "twice the capacity that is learned".into(),
+    };
+    table.row(["in flight".into(), most]);
+    if inbound.max_in_flight.is_some() {
+        let paths = inbound.probes.iter().map(path);
+        let probes: Vec<_> = paths.chain(["the kubelet's own".into()]).collect();
+        table.row(["always given".into(), list(&probes)]);
     }
     table
 }
@@ -286,47 +362,6 @@ fn list<T: fmt::Display>(values: &[T]) -> String {
     values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Rows under a title, in columns as wide as their widest cell.
-struct Table {
-    title: &'static str,
-    rows: Vec<Vec<String>>,
-    has_head: bool,
-}
-
-impl Table {
-    fn new(title: &'static str, head: &[&str]) -> Self {
-        let rows =
-            if head.is_empty() { vec![] } else { vec![head.iter().map(|cell| cell.to_string()).collect()] };
-        Self { title, rows, has_head: !head.is_empty() }
-    }
-
-    fn row<const N: usize>(&mut self, cells: [impl Into<String>; N]) {
-        self.rows.push(cells.into_iter().map(|cell| Plain(&cell.into()).to_string()).collect());
-    }
-
-    /// Writes the table; one that has no row but its head is left out.
-    fn write(&self, out: &mut String) {
-        if self.rows.len() == usize::from(self.has_head) {
-            return;
-        }
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<_> = (0..columns).map(width).collect();
-        let _ = writeln!(out, "{}", self.title);
-        for row in &self.rows {
-            let mut line = String::from(" ");
-            for (cell, width) in row.iter().zip(&widths) {
-                let _ = write!(line, " {cell:width$} ");
-            }
-            let _ = writeln!(out, "{}", line.trim_end());
-        }
-        out.push('\n');
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,15 +389,17 @@ mod tests {
 upstreams:
   orders: { address: orders.shop:8080, endpoints: orders-all:8080, capacity: 200,
             mtls: { peer: spiffe://td/ns/shop/sa/orders } }
-  mail: { address: mail:25, endpoints: [10.0.0.1:25, 10.0.0.2:25], mtls: { mode: off } }
+  mail: { address: mail:25, endpoints: [10.0.0.1:25, 10.0.0.2:25], mtls: { mode: off }, subset: 2,
+          queue: { requests: 0 }, ejection: { errors: 9, pause: 5s } }
 routes:
   - { host: [Orders.Shop, orders], path: { exact: /v1 }, upstream: orders, timeout: 1500ms,
-      body_timeout: 10m }
+      body_timeout: 10m, sticky: { header: X-User } }
   - { host: fast, upstream: orders, retries: { on: [timeout, 5xx, 429], try_timeout: 300ms }, hedge: { after: p95 } }
 limits:
   - { name: writes, host: orders, method: [POST, PUT], key: [caller, 'header:X-Tenant'], rate: 90/m }
 redis: { url: 'redis://r:hush@h' }
-inbound: { mtls: strict, http: { body_timeout: 1m, min_body_rate: off }, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
+zone: eu-1
+inbound: { mtls: strict, capacity: 8, max_in_flight: learned, probes: [/health], http: { body_timeout: 1m, min_body_rate: off }, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
 ",
         );
         assert_eq!((stderr.as_str(), code), ("", 0));
@@ -376,13 +413,19 @@ inbound: { mtls: strict, http: { body_timeout: 1m, min_body_rate: off }, allow: 
             "max_connections 16384 16384",
             "body_timeout 5m 1m",
             "min_body_rate 600/m off",
-            "orders.shop = /v1 orders 1500ms 10m 600/m 2",
-            "orders = /v1 orders 1500ms 10m 600/m 2",
-            "fast / orders none 5m 600/m 2 on timeout, 5xx, 429, 300ms each, hedged after p95",
-            "mail:25 / mail none 5m 600/m 2 by its address",
+            "orders.shop = /v1 orders 1500ms 10m 600/m 2 field x-user",
+            "orders = /v1 orders 1500ms 10m 600/m 2 field x-user",
+            "fast / orders none 5m 600/m 2 on timeout, 5xx, 429, 300ms each, hedged after p95 nothing",
+            "mail:25 / mail none 5m 600/m 2 nothing by its address",
             "everything else its original destination",
             "orders orders.shop:8080 orders-all:8080 require spiffe://td/ns/shop/sa/orders 200 no bound no bound",
-            "mail mail:25 10.0.0.1:25, 10.0.0.2:25 off 1024 no bound no bound",
+            "mail mail:25 10.0.0.1:25, 10.0.0.2:25 off announced or learned no bound no bound",
+            "orders all 1024, for 1s 5 errors, 3 lost, or 20% 2s to 2m 30% of them",
+            "mail 2 none 9 errors, 3 lost, or 20% 5s to 2m 30% of them",
+            "those in zone eu-1 come first",
+            "capacity 8",
+            "in flight twice the capacity that is learned",
+            "always given /health, the kubelet's own",
             "writes outbound orders * POST, PUT caller, header:x-tenant 90/m 2 mesh, share without redis",
         ] {
             assert!(squeezed.iter().any(|have| have == line), "no `{line}` in\n{stdout}");

@@ -1,6 +1,7 @@
 //! What serde cannot see: names that must resolve, texts that must be well-formed, values that
 //! must agree. Every fault is reported, at the value that would have to change.
 
+mod balance;
 mod retries;
 
 use std::collections::{HashMap, HashSet};
@@ -23,6 +24,7 @@ pub(super) fn check(model: &Model, root: &Node, faults: &mut Vec<Fault>) {
     for (name, upstream) in &model.upstreams {
         checker.upstream(name, upstream);
     }
+    checker.balance(model);
     checker.shared_addresses(model);
     checker.routes(model);
     checker.limits(model);

@@ -76,6 +76,9 @@ impl Default for Inbound {
         Self {
             mtls: None,
             allow: None,
+            capacity: None,
+            max_in_flight: None,
+            probes: Vec::new(),
             opaque_ports: OPAQUE_PORTS.into(),
             detect_timeout: DETECT_TIMEOUT,
             max_connections: MAX_CONNECTIONS,
@@ -106,6 +109,25 @@ impl Default for Drain {
     }
 }
 
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            errors: NonZeroU32::new(5).expect("not zero"),
+            lost: NonZeroU32::new(3).expect("not zero"),
+            ratio: Percent(20),
+            share: Percent(30),
+            pause: seconds(2),
+            longest: seconds(120),
+        }
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { requests: 1024, time: seconds(1) }
+    }
+}
+
 impl Default for PathMatch {
     fn default() -> Self {
         PathMatch::Prefix("/".into())
@@ -120,7 +142,10 @@ impl Upstream {
             endpoints: None,
             slow_start: Self::default_slow_start(),
             mtls: None,
-            capacity: Self::default_capacity(),
+            capacity: None,
+            ejection: Ejection::default(),
+            queue: Queue::default(),
+            subset: None,
             max_in_flight: None,
             max_connections: None,
             retry_budget: RetryBudget::default(),
@@ -129,10 +154,6 @@ impl Upstream {
             idle_timeout: Self::default_idle_timeout(),
             peer_timeout: Self::default_peer_timeout(),
         }
-    }
-
-    pub(super) fn default_capacity() -> NonZeroU32 {
-        NonZeroU32::new(1024).expect("not zero")
     }
 
     pub(super) fn default_slow_start() -> Time {

@@ -1,6 +1,7 @@
 //! What a user writes, one to one with the YAML. Every field has a default that a careful
 //! operator would choose; unknown fields are errors.
 
+mod balance;
 mod http;
 mod retries;
 mod upstream;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::text::{addresses, socket, socket_list, socket_lists};
 use super::units::{Addresses, ByteRate, OneOrMany, Percent, Rate, Time};
+pub use balance::{Ejection, Most, Queue, Sticky};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
 pub use retries::{Backoff, Hedge, HedgeAfter, Retries, RetryBudget, RetryOn, RetryRules};
 pub use upstream::{KeepAlive, Upstream};
@@ -34,6 +36,9 @@ pub struct Model {
     /// Worker threads. Default: the container's CPU limit, rounded up; else the machine's cores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
+    /// The topology zone that this pod is in: endpoints in it come first, as far as they have room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// This workload's certificate. Without it, nothing is encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
@@ -202,6 +207,10 @@ pub struct Route {
     /// When a request that may be run twice is sent to a second endpoint too. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
+    /// What keeps requests to one endpoint, as far as that has room: `{ header: NAME }` or `{ cookie: NAME }`.
+    /// Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Sticky>,
 }
 
 /// How a path is matched.
@@ -388,6 +397,17 @@ pub struct Inbound {
     /// Who may call. Default: whoever `mtls` lets in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<Allow>>,
+    /// Requests that the application serves at once before they wait for each other: callers are told how
+    /// much of it is taken. Default: it is learned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<NonZeroU32>,
+    /// The most requests that the application is given at once, of all callers; what comes beyond is refused
+    /// unread, so that callers go elsewhere. `learned`: twice what it answers without their waiting for each
+    /// other. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_in_flight: Option<Most>,
+    /// Paths by which the application's health is asked for: they are never refused for being too many.
+    pub probes: Vec<PathMatch>,
     /// Ports carried as bytes. Default as outbound's.
     pub opaque_ports: Vec<u16>,
     /// As outbound's.

@@ -112,6 +112,22 @@ pub(super) fn method(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A field's name (RFC 9110 section 5.1).
+pub(super) fn field(text: &str) -> Result<(), String> {
+    match http::HeaderName::from_bytes(text.as_bytes()) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("`{text}` is not a field's name; expected one as `x-user`")),
+    }
+}
+
+/// A cookie's name: a token, as a method is (RFC 6265 section 4.1.1).
+pub(super) fn cookie(text: &str) -> Result<(), String> {
+    match http::Method::from_bytes(text.as_bytes()) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("`{text}` is not a cookie's name; expected one as `session`")),
+    }
+}
+
 /// A name of an upstream or a limit: it stands in metrics, header fields and keys in Redis.
 pub(super) fn name(text: &str) -> Result<(), String> {
     let ok = (1..=64).contains(&text.len())

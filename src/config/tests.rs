@@ -1,5 +1,6 @@
 use std::fs;
 
+use super::model::Most;
 use super::*;
 
 /// The faults of a text, each as it is shown, without the source.
@@ -266,6 +267,62 @@ fn upstreams() {
         "t",
     )
     .unwrap();
+}
+
+#[test]
+fn how_requests_are_balanced() {
+    let with = |more: &str| format!("upstreams:\n  a: {{ address: a:80, {more} }}\n");
+    parse(
+        &with("ejection: { errors: 3, ratio: 100%, share: 0%, pause: 2s }, queue: { requests: 0, time: 0s }"),
+        "t",
+    )
+    .unwrap();
+    fault(&with("ejection: { ratio: 0% }"), "2:42: upstreams.a.ejection.ratio: one error would eject");
+    fault(&with("ejection: { ratio: 20 }"), "2:42: upstreams.a.ejection.ratio: `20` is not a share");
+    fault(
+        &with("ejection: { errors: 0 }"),
+        "2:43: upstreams.a.ejection.errors: expected a whole number from 1",
+    );
+    fault(&with("ejection: { lots: 1 }"), "2:35: upstreams.a.ejection.lots: `lots` is no key here");
+    fault(&with("ejection: { pause: 0s }"), "2:42: upstreams.a.ejection.pause: nothing is done in no time");
+    fault(&with("ejection: { pause: 5m }"), "2:42: upstreams.a.ejection.pause: `longest` (2m) is less than");
+    fault(&with("ejection: { longest: 1ms }"), "2:44: upstreams.a.ejection.longest: `longest` (1ms) is less");
+    fault(&with("queue: { time: 0s }"), "2:38: upstreams.a.queue.time: nobody waits for no time");
+    fault(&with("queue: 10"), "2:30: upstreams.a.queue: expected a block of keys");
+    fault(&with("subset: 0"), "2:31: upstreams.a.subset: expected a whole number from 1");
+    let with = |sticky: &str| format!("{ONE}routes:\n  - {{ upstream: a, sticky: {sticky} }}\n");
+    parse(&with("{ header: X-User }"), "t").unwrap();
+    parse(&with("{ cookie: __Host-session }"), "t").unwrap();
+    fault(&with("{ header: '' }"), "3:38: routes[0].sticky.header: `` is not a field's name");
+    fault(&with("{ header: x user }"), "3:38: routes[0].sticky.header: `x user` is not a field's name");
+    fault(&with("{ cookie: a=b }"), "3:38: routes[0].sticky.cookie: `a=b` is not a cookie's name");
+    fault(
+        &with("{ heder: x }"),
+        "3:30: routes[0].sticky.heder: `heder` is no key here; did you mean `header`?",
+    );
+    fault(&with("{ header: x, cookie: y }"), "3:28: routes[0].sticky: ");
+    fault(&with("x-user"), "3:28: routes[0].sticky: ");
+    fault("zone: ''", "1:7: zone: nothing stands here; expected a zone's name");
+}
+
+#[test]
+fn what_the_application_is_given() {
+    let with = |more: &str| format!("inbound: {{ {more} }}");
+    parse(&with("capacity: 8, max_in_flight: 16, probes: [/health, { exact: /ready }]"), "t").unwrap();
+    assert_eq!(
+        parse(&with("max_in_flight: learned"), "t").unwrap().inbound.max_in_flight,
+        Some(Most::Learned)
+    );
+    let number = "expected a whole number from 1, or `learned`";
+    fault(&with("max_in_flight: 0"), &format!("1:27: inbound.max_in_flight: {number}"));
+    fault(&with("max_in_flight: many"), &format!("1:27: inbound.max_in_flight: {number}"));
+    fault(&with("max_in_flight: []"), &format!("1:27: inbound.max_in_flight: {number}"));
+    fault(&with("capacity: 0"), "1:22: inbound.capacity: expected a whole number from 1");
+    fault(&with("probes: [/health, ready]"), "1:30: inbound.probes[1]: `ready` is not a path: expected `/`");
+    fault(
+        &with("probes: [{ exact: ready }]"),
+        "1:21: inbound.probes[0]: `ready` is not a path: expected `/`",
+    );
 }
 
 #[test]

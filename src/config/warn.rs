@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::model::{Hedge, HedgeAfter, InboundMtls, KeyPart, Model, MtlsMode, Retries, RetryOn, Scope};
+use super::model::{
+    Hedge, HedgeAfter, InboundMtls, KeyPart, Model, Most, MtlsMode, PathMatch, Retries, RetryOn, Scope,
+};
 use super::problem::Plain;
 use super::units::{EndpointName, Host, HostPort, OneOrMany, Time};
 
@@ -32,6 +34,7 @@ pub fn warnings(model: &Model) -> Vec<Warning> {
     listeners(model, &mut found);
     upstreams(model, &mut found);
     routes(model, &mut found);
+    application(model, &mut found);
     limits(model, &mut found);
     found.0
 }
@@ -109,6 +112,10 @@ fn upstreams(model: &Model, found: &mut Found) {
                 format!("{timeout} is more than idle_timeout, {}, which bounds it", upstream.idle_timeout);
             found.push(format!("upstreams.{name}.keep_alive.timeout"), message);
         }
+        if upstream.subset.is_some_and(|subset| subset.get() < 2) {
+            let message = "this sidecar uses one endpoint alone: while that fails, nothing else is tried";
+            found.push(format!("upstreams.{name}.subset"), message);
+        }
         if upstream.endpoints.is_none() && looks_like_service(&upstream.address) {
             found.push(
                 format!("upstreams.{name}"),
@@ -119,6 +126,24 @@ fn upstreams(model: &Model, found: &mut Found) {
                 ),
             );
         }
+    }
+}
+
+/// What the application is given.
+fn application(model: &Model, found: &mut Found) {
+    let inbound = &model.inbound;
+    if let (Some(capacity), Some(Most::Number(most))) = (inbound.capacity, inbound.max_in_flight)
+        && most < capacity
+    {
+        let message =
+            format!("callers are told of a capacity of {capacity}, and {most} are the most it is given");
+        found.push("inbound.capacity", message);
+    }
+    if !inbound.probes.is_empty() && inbound.max_in_flight.is_none() {
+        let message = "without `max_in_flight` no request is one too many, so that this changes nothing";
+        found.push("inbound.probes", message);
+    } else if inbound.probes.iter().any(|path| matches!(path, PathMatch::Prefix(path) if path == "/")) {
+        found.push("inbound.probes", "`/` is every request: none is ever refused for being too many");
     }
 }
 
@@ -258,6 +283,17 @@ routes: [ {{ upstream: a, timeout: 1s, hedge: {{ after: {after} }} }} ]"
         one(&hedged("[10.0.0.1:80]", "p95"), "routes[0].hedge: 10.0.0.1:80 is the only endpoint");
         assert_eq!(of(&hedged("[10.0.0.1:80, 10.0.0.2:80]", "50ms")), [""; 0]);
         assert_eq!(of(&route("on: [timeout, 503], try_timeout: 100ms")), [""; 0]);
+        one(
+            &with("upstreams: { a: { address: a:80, subset: 1 } }"),
+            "upstreams.a.subset: this sidecar uses one",
+        );
+        one(
+            &with("inbound: { capacity: 8, max_in_flight: 4 }"),
+            "inbound.capacity: callers are told of a capacity of 8, and 4",
+        );
+        assert_eq!(of(&with("inbound: { capacity: 8, max_in_flight: learned, probes: [/health] }")), [""; 0]);
+        one(&with("inbound: { probes: [/health] }"), "inbound.probes: without `max_in_flight`");
+        one(&with("inbound: { max_in_flight: 4, probes: [/] }"), "inbound.probes: `/` is every request");
         one(&with("limits: [ { name: x, rate: 1/s } ]"), "limits[0]: no `redis` is configured");
         one(
             &with("redis: { url: \"redis://h\" }\nlimits: [ { name: x, rate: 1/s, scope: pod } ]"),

@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use super::closing::Closed;
-use super::{Body, Bounds, RequestHead, Responder};
+use super::{Announcement, Body, Bounds, RequestHead, Responder};
 use crate::error::Error;
 
 /// Serves requests of one downstream connection, over either protocol.
@@ -36,6 +36,9 @@ pub trait Handler {
 
     /// Whether the downstream is a sidecar, whose connection carries requests of many clients.
     fn shares_connections(&self) -> bool;
+
+    /// How full the pod is, for a downstream that is a sidecar.
+    fn announces(&self) -> Option<Announcement>;
 
     /// Whether answers should ask the downstream to connect elsewhere.
     fn is_draining(&self) -> bool;

@@ -5,6 +5,7 @@
 //! cross; a body is neither duplicated nor truncated nor gathered in memory; nothing panics on a
 //! peer's bytes.
 
+mod announcement;
 pub mod authority;
 pub mod body;
 pub mod claim;
@@ -28,6 +29,7 @@ use ::http::uri::PathAndQuery;
 use ::http::{HeaderValue, Method, StatusCode, Version};
 
 use crate::config::units::Rate;
+pub use announcement::{Announcement, LOAD_FIELD};
 pub use authority::Authority;
 pub use body::{Body, BodyError, Frame};
 pub use expiry::Expiry;

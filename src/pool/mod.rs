@@ -32,6 +32,7 @@ use crate::balance::{Endpoint, Open, Room, Upstream, Wanted};
 use crate::error::Result;
 use crate::http::Bounds;
 use crate::http::h1::Hint;
+use crate::http::mesh;
 use crate::tls;
 use plain::Plain;
 use streams::Shareds;
@@ -87,6 +88,14 @@ impl Pools {
     /// another is better.
     pub fn streams(&self, endpoint: &Endpoint, secure: bool, now: Instant) -> Option<Streams> {
         self.shared.ready(endpoint, secure, now)
+    }
+
+    /// A connection to the sidecar of `endpoint`, if there is one that it may be asked on.
+    pub fn link(&self, endpoint: &Endpoint, now: Instant) -> Option<mesh::Link> {
+        match self.shared.ready(endpoint, true, now)? {
+            Streams::Mesh(link) => Some(link),
+            Streams::H2(..) => None,
+        }
     }
 
     /// As [`streams`](Self::streams), opening one if need be. An HTTP/2 connection is ready for another

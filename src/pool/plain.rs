@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::kept::{Kept, LOOKED_AT, Lease, Need};
 use super::watch::{Alarm, Place, bell};
 use super::{Dial, dial, one_of_many};
-use crate::balance::{Endpoint, Handed, Open, Room, Upstream, Wanted};
+use crate::balance::{Endpoint, Handed, Now, Open, Room, Upstream, Wanted};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::h1::{self, Hint};
 
@@ -310,7 +310,7 @@ impl Plain {
         match dial::tcp(upstream, endpoint, dial).await {
             Ok(stream) => Some(self.kept(h1::Conn::new(stream), open, 0, u32::MAX, None)),
             Err(_) => {
-                endpoint.failed();
+                endpoint.unreached(upstream.spec.ejection.longest, Now::read());
                 None
             }
         }

@@ -10,7 +10,7 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::balance::{Configured, Spec};
+use crate::balance::{Configured, Ejection, Patience, Spec};
 use crate::config::model;
 use crate::config::units::{EndpointName, HostPort};
 use crate::dns::{EndpointSource, Resolver};
@@ -55,7 +55,13 @@ fn upstream_that(address: SocketAddr, max_connections: u32, is_balanced: bool) -
         slow_start: Duration::ZERO,
         peer: None,
         may_fall_back: false,
-        capacity: 1024,
+        capacity: None,
+        ejection: Ejection::default(),
+        queue: Patience { most: 0, time: Duration::ZERO },
+        zone: None,
+        subset: None,
+        is_application: false,
+        learns_most: false,
         max_in_flight: u32::MAX,
         max_connections,
         connect_timeout: Duration::from_secs(2),

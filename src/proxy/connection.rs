@@ -14,7 +14,7 @@ use crate::error::{Error, Reason, Result, Retry};
 use crate::http::closing::Closed;
 use crate::http::h1::drain;
 use crate::http::pump::taken;
-use crate::http::{Body, Bounds, Handler, Next, RequestHead, Responder, expiry};
+use crate::http::{Announcement, Body, Bounds, Handler, Next, RequestHead, Responder, expiry};
 
 /// One direction's stages.
 pub(super) trait Stages {
@@ -91,6 +91,11 @@ impl<S: Stages> Handler for Requests<S> {
 
     fn bounds(&self) -> Bounds {
         *self.worker.mesh().bounds(S::DIRECTION)
+    }
+
+    fn announces(&self) -> Option<Announcement> {
+        let sidecar = self.stages.is_from_sidecar();
+        sidecar.then(|| self.worker.mesh().application.upstream.announces())
     }
 
     fn is_draining(&self) -> bool {

@@ -2,10 +2,9 @@
 //! proves that this is safe.
 
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use super::patience::unless_slow;
 use super::retry::{Failure, Pause, Tries};
 use super::tunnel::{End, Switched, Tunnel, granted};
 use super::worker::Worker;
-use crate::balance::{Endpoint, InFlight};
+use crate::balance::{InFlight, Want};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::{Deadline, within_since};
@@ -39,8 +38,14 @@ pub(super) struct Way {
     pub destination: Destination,
     /// The address that we connect from.
     pub source: Option<Source>,
+    /// What the request is kept to one endpoint by.
+    pub key: Option<u64>,
     /// The application speaks HTTP/2, so its peer is spoken to alike.
     pub h2: bool,
+    /// It asks for the application's health: it is never one too many.
+    pub always: bool,
+    /// The downstream is a sidecar, which is told how full the destination is.
+    pub announces: bool,
 }
 
 /// Sends a request to its destination and the answer back, or the tunnel that it asked for. Counts
@@ -118,16 +123,20 @@ async fn attempts(
     let mut next: Option<InFlight> = None;
     let mut failed: Option<Error> = None;
     loop {
+        let first = tries.is_first();
+        let begun = if first { started } else { Instant::now() };
         let place = match next.take() {
             Some(place) => place,
             // That there is no other endpoint is not what failed.
-            None => place(way, &tried).await.map_err(|none| failed.take().unwrap_or(none))?,
+            None => {
+                let place = wanted(respond, place(&asked, &tried, begun)).await?;
+                place.map_err(|none| failed.take().unwrap_or(none))?
+            }
         };
-        worker.shared.leads_away(route.direction, place.endpoint.address)?;
-        let first = tries.is_first();
+        worker.shared.leads_away(route.direction, place.endpoint().address)?;
         let need = if first { need(head, route) } else { Need::New };
-        let this = Try::new(need, if first { started } else { Instant::now() });
-        let (id, address) = (place.endpoint.id, place.endpoint.address);
+        let this = Try::new(need, begun);
+        let (id, address) = (place.endpoint().id, place.endpoint().address);
         let error = if let Some(after) = asked.hedged_after(started) {
             match Box::pin(hedged(&asked, place, &this, after, respond, &mut tried)).await {
                 Ok(Answered { status, at, .. }) => return Ok(Answered { status, at, tunnel: None }),
@@ -168,15 +177,25 @@ async fn attempts(
         if !tried.contains(&id) {
             tried.push(id);
         }
-        next = Box::pin(paused(way, &tried, pause, respond)).await?;
+        next = Box::pin(paused(&asked, &tried, pause, respond)).await?;
         failed = Some(error);
     }
+}
+
+/// Waits for what a request needs, as long as the downstream wants that.
+async fn wanted<T>(respond: &mut Responder<'_>, work: impl Future<Output = T>) -> Result<T> {
+    let mut work = pin!(work);
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Ok(done)),
+        Poll::Pending => respond.poll_gone(cx).map(|()| Err(exchange::given_up())),
+    })
+    .await
 }
 
 /// Waits for the time of the next try, as long as the downstream wants one; returns its place, if that had
 /// to be known for it.
 async fn paused(
-    way: &Way,
+    asked: &Asked<'_, '_, '_>,
     tried: &[u64],
     pause: Pause,
     respond: &mut Responder<'_>,
@@ -184,8 +203,8 @@ async fn paused(
     let pause = match pause {
         Pause::None => return Ok(None),
         Pause::Always(pause) => pause,
-        Pause::IfTried(pause) => match place(way, tried).await {
-            Ok(place) if tried.contains(&place.endpoint.id) => pause,
+        Pause::IfTried(pause) => match place(asked, tried, Instant::now()).await {
+            Ok(place) if tried.contains(&place.endpoint().id) => pause,
             place => return Ok(place.ok()),
         },
     };
@@ -198,14 +217,18 @@ async fn paused(
     .await
 }
 
-/// Balance: a place with the least saturated endpoint that was not tried; when all were, with any.
-async fn place(way: &Way, tried: &[u64]) -> Result<InFlight> {
+/// Balance: a place with the endpoint that is likely to answer first, of those that were not tried; when all
+/// were, of all. `begun`: when this try has.
+pub(super) async fn place(asked: &Asked<'_, '_, '_>, tried: &[u64], begun: Instant) -> Result<InFlight> {
+    let Asked { worker, way, tries, .. } = asked;
     let upstream = &way.destination.route.upstream;
     if let Some(endpoint) = &way.destination.pinned {
-        return upstream.place_at(endpoint);
+        return upstream.place_at(endpoint, way.always);
     }
-    match upstream.pick(tried).await {
-        Err(_) if !tried.is_empty() => upstream.pick(&[]).await,
+    let want =
+        Want { tried, begun, deadline: tries.ends(), patience: asked.route().patience(), key: way.key };
+    match upstream.pick(&want, &***worker).await {
+        Err(_) if !tried.is_empty() => upstream.pick(&Want { tried: &[], ..want }, &***worker).await,
         picked => picked,
     }
 }
@@ -319,12 +342,31 @@ pub(super) async fn once(
 ) -> Result<Answered<Box<Switched>>> {
     match asked.tries.try_timeout() {
         None => attempt(asked, place, this, respond).await,
-        Some(limit) => unless_slow(attempt(asked, place, this, respond), limit, asked, this).await,
+        Some(limit) => {
+            let done = unless_slow(attempt(asked, place, this, respond), limit, asked, this).await;
+            done.inspect_err(|error| place.failed(error))
+        }
     }
 }
 
-/// Pool and exchange.
+/// Pool and exchange; what came of them is noted at the endpoint.
 async fn attempt(
+    asked: &Asked<'_, '_, '_>,
+    place: &InFlight,
+    this: &Try,
+    respond: &mut Responder<'_>,
+) -> Result<Answered<Box<Switched>>> {
+    let done = exchanged(asked, place, this, respond).await;
+    match &done {
+        Ok(answered) => place.answered(answered.status, answered.at - this.begun, answered.at),
+        // That a used connection was closed is no failure of the endpoint.
+        Err(error) if this.reused.get() && error.retry != Retry::Never => {}
+        Err(error) => place.failed(error),
+    }
+    done
+}
+
+async fn exchanged(
     asked: &Asked<'_, '_, '_>,
     place: &InFlight,
     this: &Try,
@@ -332,7 +374,7 @@ async fn attempt(
 ) -> Result<Answered<Box<Switched>>> {
     let Asked { worker, way, head, body, tries } = *asked;
     let Try { need, begun, .. } = *this;
-    let (upstream, endpoint) = (place.upstream(), &place.endpoint);
+    let (upstream, endpoint) = (place.upstream(), place.endpoint());
     let bounds = &way.destination.route.bounds;
     let mut sidecar = upstream.secures(endpoint);
     let mut streams = None;
@@ -349,6 +391,8 @@ async fn attempt(
     }
     // A route's own timeout says how long its answers may take, and is watched over already.
     let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
+    let heard = Cell::new(None);
+    let announces = way.announces.then_some(&**upstream);
     let judge = |answer: &ResponseHead| match tries.judge(answer, head, sidecar, body) {
         Some((pause, error)) => {
             this.granted.set(Some(pause));
@@ -360,8 +404,18 @@ async fn attempt(
         }
     };
     let judge: Option<&Judge<'_>> = if way.destination.route.retries.judges() { Some(&judge) } else { None };
-    let terms =
-        |own| Terms { bounds, begun, patience, host: &endpoint.host, sidecar, h2: way.h2, own, judge };
+    let terms = |own| Terms {
+        bounds,
+        begun,
+        patience,
+        host: &endpoint.host,
+        sidecar,
+        h2: way.h2,
+        heard: &heard,
+        announces,
+        own,
+        judge,
+    };
     let answered = match streams {
         Some(streams) => {
             let own = asked.told(sidecar)?;
@@ -383,7 +437,7 @@ async fn attempt(
                 None => {
                     let dial = Dial { source: way.source, secure: None };
                     let opened = Box::pin(worker.pools.open_h1(upstream, endpoint, dial, need));
-                    noted(endpoint, opened.await)?
+                    noted(place, opened.await)?
                 }
             };
             this.reused.set(!lease.is_new());
@@ -410,7 +464,9 @@ async fn attempt(
             Answered { status: done.status, at, tunnel }
         }
     };
-    endpoint.answered();
+    if let Some((said, at)) = heard.take() {
+        place.hear(&said, at);
+    }
     Ok(answered)
 }
 
@@ -422,21 +478,21 @@ async fn streams_to(
     begun: Instant,
     secure: bool,
 ) -> Result<Streams> {
-    if let Some(streams @ Streams::Mesh(_)) = worker.pools.streams(&place.endpoint, secure, begun) {
+    if let Some(streams @ Streams::Mesh(_)) = worker.pools.streams(place.endpoint(), secure, begun) {
         return Ok(streams);
     }
     let dial = Dial { source: way.source, secure: secure.then_some(Carries::Requests) };
     let bounds = way.destination.route.bounds;
-    let opening = worker.pools.open_streams(place.upstream(), &place.endpoint, dial, bounds);
-    noted(&place.endpoint, Box::pin(opening).await)
+    let opening = worker.pools.open_streams(place.upstream(), place.endpoint(), dial, bounds);
+    noted(place, Box::pin(opening).await)
 }
 
 /// Remembers an endpoint that could not be reached, so that the next request passes it over.
-pub(super) fn noted<T>(endpoint: &Arc<Endpoint>, opened: Result<T>) -> Result<T> {
+pub(super) fn noted<T>(place: &InFlight, opened: Result<T>) -> Result<T> {
     if let Err(error) = &opened
         && error.reason != Reason::PoolFull
     {
-        endpoint.failed();
+        place.unreached();
     }
     opened
 }

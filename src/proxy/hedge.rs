@@ -14,7 +14,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::forward::{Answered, Asked, Try, once};
+use super::forward::{Answered, Asked, Try, once, place};
 use super::tunnel::Switched;
 use crate::balance::InFlight;
 use crate::config::model::{self, HedgeAfter};
@@ -119,7 +119,7 @@ pub(super) async fn hedged(
     tried: &mut SmallVec<[u64; 4]>,
 ) -> Result<Answered<Box<Switched>>> {
     let race = Race::new(respond);
-    let here = place.endpoint.id;
+    let here = place.endpoint().id;
     let mut first: Running<'_> = Box::pin(async {
         // Its place is given back with it.
         let place = place;
@@ -138,8 +138,8 @@ pub(super) async fn hedged(
     let body = asked.body.copy(&mut none).filter(|_| race.winner().is_none() && !this.answered.get());
     let Some(body) = body else { return first.await };
     let Some(place) = elsewhere(asked, here).await else { return first.await };
-    tracing::debug!(endpoint = %place.endpoint.address, "tried too, since the first is slow");
-    tried.push(place.endpoint.id);
+    tracing::debug!(endpoint = %place.endpoint().address, "tried too, since the first is slow");
+    tried.push(place.endpoint().id);
     let asked_too = Asked { body: &body, ..*asked };
     let that = Try::new(this.need, Instant::now());
     let second: Running<'_> = Box::pin(async {
@@ -163,8 +163,11 @@ const SECOND: u8 = 1;
 /// A place with another endpoint that has not just failed, if the budget has one for it.
 async fn elsewhere(asked: &Asked<'_, '_, '_>, here: u64) -> Option<InFlight> {
     let route = asked.route();
-    let place = route.upstream.pick(&[here]).await.ok().filter(|place| !place.endpoint.is_paused())?;
-    asked.worker.shared.leads_away(route.direction, place.endpoint.address).ok()?;
+    let place = place(asked, &[here], Instant::now()).await.ok()?;
+    if place.endpoint().id == here || place.endpoint().is_paused() {
+        return None;
+    }
+    asked.worker.shared.leads_away(route.direction, place.endpoint().address).ok()?;
     asked.tries.hedge().then_some(place)
 }
 

@@ -244,7 +244,8 @@ impl Stages for Inbound {
             head.fields.push(HeaderName::from_static(CALLER_FIELD), told.clone());
         }
         let destination = application(worker, mesh, self.target);
-        let way = Way { destination, source: self.source, h2 };
+        let (always, announces) = (self.is_probe(mesh, head), self.caller.is_some());
+        let way = Way { destination, source: self.source, key: None, h2, always, announces };
         let next = forward(worker, &way, head, body, respond).await?;
         if !self.taken.replace(true) {
             worker.served(self.target);
@@ -279,6 +280,17 @@ impl Inbound {
             head.upgrade = HeaderValue::from_bytes(protocols).ok().map(Box::new);
             head.length = Length::None;
         }
+    }
+
+    /// Whether it asks for the application's health: by its path, or as a kubelet does, which has no
+    /// identity.
+    fn is_probe(&self, mesh: &Mesh, head: &RequestHead) -> bool {
+        let is_kubelet = || {
+            self.caller.is_none()
+                && head.fields.get("user-agent").is_some_and(|a| a.starts_with(b"kube-probe/"))
+        };
+        let path = head.path.path();
+        mesh.probes.iter().any(|probe| probe.matches(path) && !auth::is_ambiguous(path)) || is_kubelet()
     }
 
     /// Authorize: may this caller do this.

@@ -13,15 +13,18 @@ use http::HeaderMap;
 use super::budget::Budget;
 use super::hedge::Hedge;
 use super::retry::Policy;
+use super::sticky::Sticky;
 use crate::auth;
-use crate::balance::{Configured, Endpoint, Spec, Upstream};
+use crate::balance::{Configured, Ejection, Endpoint, Patience, Spec, Upstream};
 use crate::config::HostPattern;
-use crate::config::model::{self, Direction, InboundMtls, Model, MtlsMode, OnMismatch, Retries, RetryBudget};
+use crate::config::model::{
+    self, Direction, InboundMtls, Model, Most, MtlsMode, OnMismatch, Retries, RetryBudget,
+};
 use crate::config::units::{EndpointName, Host, HostPort, Time};
 use crate::dns::{EndpointSource, Resolver};
 use crate::http::{Bounds, expiry};
 use crate::limit::{self, Limits};
-use crate::route::{Entry, Table};
+use crate::route::{Entry, PathMatcher, Table};
 use crate::telemetry::{Metrics, Tcp, Traffic};
 use crate::tls::{Peer, Tls};
 
@@ -45,6 +48,8 @@ pub(super) struct Mesh {
     pub inbound_limits: Limits,
     /// Who may call.
     pub policy: auth::Policy,
+    /// Paths by which the application's health is asked for.
+    pub probes: Vec<PathMatcher>,
     /// Which connections are let in.
     pub inbound_mtls: InboundMtls,
     /// What happens when host and address disagree.
@@ -73,10 +78,19 @@ pub(super) struct Route {
     pub budget: Arc<Budget>,
     /// The bounds of messages.
     pub bounds: Bounds,
+    /// What keeps requests to one endpoint.
+    pub sticky: Option<Sticky>,
     /// Requests and their latency.
     pub traffic: Arc<Traffic>,
     /// Connections carried as bytes.
     pub tcp: Arc<Tcp>,
+}
+
+impl Route {
+    /// How long an answer may take before that is its endpoint's failure.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.timeout.into_iter().chain(self.retries.try_timeout()).min()
+    }
 }
 
 /// Where one request or connection goes.
@@ -99,6 +113,7 @@ struct Terms<'a> {
     timeout: Option<Duration>,
     retries: &'a Retries,
     hedge: Option<model::Hedge>,
+    sticky: Option<Sticky>,
     bounds: Bounds,
 }
 
@@ -135,10 +150,12 @@ impl Mesh {
                 bounds: terms.bounds,
                 traffic: metrics.traffic(direction, &name, label),
                 tcp: metrics.tcp(direction, &name),
+                sticky: terms.sticky,
             })
         };
         let route = |direction, towards: &Towards, label: &str, retries: &Retries| {
-            let terms = Terms { timeout: None, retries, hedge: None, bounds: both[direction as usize] };
+            let terms =
+                Terms { timeout: None, retries, hedge: None, sticky: None, bounds: both[direction as usize] };
             route_within(direction, towards, label, terms)
         };
         let upstreams: HashMap<&str, Towards> = model
@@ -164,7 +181,13 @@ impl Mesh {
                 least: written.min_body_rate.map_or(of_all.least, |rate| rate.0),
                 ..of_all
             };
-            let terms = Terms { timeout, retries: &written.retries, hedge: written.hedge, bounds };
+            let terms = Terms {
+                timeout,
+                retries: &written.retries,
+                hedge: written.hedge,
+                sticky: written.sticky.as_ref().map(Sticky::from),
+                bounds,
+            };
             let target = route_within(Direction::Outbound, towards, &label, terms);
             named.push(target.clone());
             for host in written.host.as_slice().iter().filter_map(|h| h.parse().ok()) {
@@ -187,7 +210,12 @@ impl Mesh {
             });
             let budget = budget(RetryBudget::default(), before);
             let before = before.map(|route| &*route.upstream);
-            let upstream = Upstream::new(anywhere(name, connect_timeout.0), before, &ground.resolver);
+            let spec = anywhere(name, connect_timeout.0);
+            let spec = match direction {
+                Direction::Outbound => spec,
+                Direction::Inbound => application(spec, &model.inbound),
+            };
+            let upstream = Upstream::new(spec, before, &ground.resolver);
             route(direction, &Towards { upstream, budget }, "", retries)
         };
         Self {
@@ -210,6 +238,7 @@ impl Mesh {
             outbound_limits: Limits::compile(&model.limits, Direction::Outbound, &limits),
             inbound_limits: Limits::compile(&model.limits, Direction::Inbound, &limits),
             policy: auth::Policy::compile(&model.inbound.allow),
+            probes: model.inbound.probes.iter().map(PathMatcher::new).collect(),
             inbound_mtls: model.inbound_mtls(),
             on_mismatch: model.outbound.on_mismatch,
             bounds: both,
@@ -278,12 +307,29 @@ fn spec(model: &Model, name: &str, upstream: &model::Upstream, tls: Option<&Tls>
         slow_start: upstream.slow_start.0,
         peer: peer.filter(|_| mode != MtlsMode::Off),
         may_fall_back: mode == MtlsMode::Prefer,
-        capacity: upstream.capacity.get(),
+        capacity: upstream.capacity.map(|n| n.get()),
+        ejection: ejection(&upstream.ejection),
+        queue: Patience { most: upstream.queue.requests as usize, time: upstream.queue.time.0 },
+        zone: model.zone.as_deref().map(Into::into),
+        subset: upstream.subset.map(|n| n.get() as usize),
+        is_application: false,
+        learns_most: false,
         max_in_flight: upstream.max_in_flight.map_or(u32::MAX, |n| n.get()),
         max_connections: upstream.max_connections.map_or(u32::MAX, |n| n.get()),
         connect_timeout: upstream.connect_timeout.0,
         keep_alive: keep_alive(upstream),
         peer_timeout: upstream.peer_timeout.0,
+    }
+}
+
+fn ejection(written: &model::Ejection) -> Ejection {
+    Ejection {
+        failed: written.errors.get(),
+        lost: written.lost.get(),
+        part: written.ratio.of_one() as f32,
+        most: written.share.of_one() as f32,
+        pause: written.pause.0,
+        longest: written.longest.0,
     }
 }
 
@@ -308,12 +354,32 @@ fn anywhere(name: &str, connect_timeout: Duration) -> Spec {
         address: defaults.address,
         peer: None,
         may_fall_back: false,
-        capacity: defaults.capacity.get(),
+        capacity: None,
+        ejection: ejection(&defaults.ejection),
+        queue: Patience { most: 0, time: Duration::ZERO },
+        zone: None,
+        subset: None,
+        is_application: false,
+        learns_most: false,
         max_in_flight: u32::MAX,
         max_connections: u32::MAX,
         connect_timeout,
         keep_alive,
         peer_timeout: defaults.peer_timeout.0,
+    }
+}
+
+/// The application, as the upstream of what is sent to the pod.
+fn application(spec: Spec, inbound: &model::Inbound) -> Spec {
+    Spec {
+        is_application: true,
+        capacity: inbound.capacity.map(|n| n.get()),
+        max_in_flight: match inbound.max_in_flight {
+            Some(Most::Number(n)) => n.get(),
+            Some(Most::Learned) | None => u32::MAX,
+        },
+        learns_most: inbound.max_in_flight == Some(Most::Learned),
+        ..spec
     }
 }
 

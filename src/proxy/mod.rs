@@ -19,6 +19,7 @@ mod outbound;
 mod patience;
 mod retry;
 mod sidecar;
+mod sticky;
 mod tcp;
 mod tunnel;
 mod view;

@@ -127,7 +127,8 @@ impl Stages for Outbound {
             return Box::pin(connect(worker, &destination, respond)).await;
         }
         let h2 = head.version == http::Version::HTTP_2;
-        let way = Way { destination, source: None, h2 };
+        let key = destination.route.sticky.as_ref().and_then(|sticky| sticky.key(head));
+        let way = Way { destination, source: None, key, h2, always: false, announces: false };
         forward(worker, &way, head, body, respond).await
     }
 

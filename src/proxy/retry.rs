@@ -74,6 +74,11 @@ impl Policy {
         }
     }
 
+    /// How long one try may take to the head of its answer.
+    pub(super) fn try_timeout(&self) -> Option<Duration> {
+        self.try_timeout
+    }
+
     /// Whether it matters what an answer is, or that it has begun.
     pub(super) fn judges(&self) -> bool {
         self.most > 0 && (self.statuses != [0; 2] || self.grpc != 0 || self.try_timeout.is_some())

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
@@ -21,7 +22,7 @@ use super::detect::Detected;
 use super::forward::noted;
 use super::mesh::Destination;
 use super::worker::Worker;
-use crate::balance::{InFlight, Open};
+use crate::balance::{InFlight, Open, Want};
 use crate::config::model::Direction;
 use crate::error::{Reason, Result};
 use crate::intercept::Source;
@@ -72,10 +73,23 @@ pub(super) async fn open(
     let mut tried: SmallVec<[u64; TRIES]> = SmallVec::new();
     loop {
         let place = match &destination.pinned {
-            Some(endpoint) => upstream.place_at(endpoint)?,
-            None => upstream.pick(&tried).await?,
+            Some(endpoint) => upstream.place_at(endpoint, false)?,
+            None => {
+                upstream
+                    .pick(
+                        &Want {
+                            tried: &tried,
+                            begun: Instant::now(),
+                            deadline: None,
+                            patience: None,
+                            key: None,
+                        },
+                        &**worker,
+                    )
+                    .await?
+            }
         };
-        let endpoint = place.endpoint.clone();
+        let endpoint = place.endpoint().clone();
         worker.shared.leads_away(destination.route.direction, endpoint.address)?;
         let opened = worker.pools.room(upstream, &endpoint).await?;
         let secure = upstream.secures(&endpoint).then_some(Carries::Bytes);
@@ -85,7 +99,7 @@ pub(super) async fn open(
             way.secure = None;
             stream = dial(upstream, &endpoint, way, &worker.shared.tls).await;
         }
-        match noted(&endpoint, stream) {
+        match noted(&place, stream) {
             Ok(stream) => return Ok(Opened { stream, said: BytesMut::new(), _place: place, _open: opened }),
             Err(error) => {
                 tried.push(endpoint.id);

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::mesh::{Mesh, Route};
 use super::worker::Shared;
 use crate::admin::{self, Readiness};
-use crate::balance::{Endpoint, KeepAliveReport, Upstream};
+use crate::balance::{Endpoint, KeepAliveReport, Now, Upstream};
 use crate::config::Model;
 use crate::dns::{self, Capture, CaptureSnapshot, EndpointSource};
 use crate::limit::LimitReport;
@@ -78,6 +78,22 @@ impl View {
             scrape
                 .counter("pannier_host_mismatch_total", "Requests whose host and original address disagree")
                 .set(&[], shared.mismatches());
+            let pod = &mesh.application.upstream;
+            let gauges = [
+                (
+                    "pannier_saturation_ratio",
+                    "Requests that the application has, over its capacity",
+                    pod.saturation(),
+                ),
+                (
+                    "pannier_capacity",
+                    "Requests that the application serves at once before they wait",
+                    pod.pod_capacity(),
+                ),
+            ];
+            for (name, help, value) in gauges {
+                scrape.gauge(name, help).set(&[], value);
+            }
             for route in mesh.upstreams.iter().chain([&mesh.original, &mesh.application]) {
                 let upstream = &route.upstream;
                 let labels = [("upstream", &*upstream.spec.name)];
@@ -90,6 +106,12 @@ impl View {
                 scrape
                     .gauge("pannier_upstream_in_flight", "Requests in flight from this sidecar")
                     .set(&labels, upstream.in_flight());
+                scrape
+                    .gauge("pannier_upstream_waiting", "Requests that wait for room")
+                    .set(&labels, upstream.waiting());
+                scrape
+                    .gauge("pannier_upstream_passed_over", "Endpoints that are passed over since they failed")
+                    .set(&labels, upstream.endpoints().iter().filter(|e| e.is_paused()).count());
                 scrape
                     .gauge("pannier_upstream_connections", "Open connections from this sidecar")
                     .set(&labels, upstream.connections());
@@ -271,8 +293,9 @@ fn upstream(mesh: &Mesh, route: &Route) -> Value {
         "retries": { "sent": spent.retried, "over_budget": spent.refused },
         "hedges": { "sent": spent.hedged, "won": spent.won },
         "latency_seconds": { "p50": quantile(0.5), "p99": quantile(0.99) },
-        "endpoints": upstream.endpoints().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
-        "leaving": upstream.leaving().iter().map(|e| endpoint(e)).collect::<Vec<_>>(),
+        "waiting": upstream.waiting(),
+        "endpoints": upstream.endpoints().iter().map(|e| endpoint(upstream, e)).collect::<Vec<_>>(),
+        "leaving": upstream.leaving().iter().map(|e| endpoint(upstream, e)).collect::<Vec<_>>(),
     })
 }
 
@@ -295,13 +318,20 @@ fn keep_alive(known: &KeepAliveReport) -> Value {
     })
 }
 
-fn endpoint(endpoint: &Endpoint) -> Value {
+fn endpoint(upstream: &Upstream, endpoint: &Endpoint) -> Value {
     let standing = &endpoint.standing;
+    let (source, capacity) = endpoint.capacity();
+    let heard = endpoint.heard().map(|heard| Now::read().since(heard).as_secs_f64());
     json!({
         "address": endpoint.address,
-        "saturation": (!standing.is_virtual()).then(|| endpoint.saturation()),
+        "saturation": (!standing.is_virtual()).then(|| upstream.saturation_of(endpoint)),
         "in_flight": endpoint.in_flight(),
-        "capacity": endpoint.capacity(),
+        "capacity": capacity.round() as u32,
+        "capacity_is": source,
+        "most": endpoint.most(),
+        "latency_seconds": endpoint.latency().map(|latency| latency.as_secs_f64()),
+        // What its sidecar announced: how long ago.
+        "heard_seconds_ago": heard,
         "connections": endpoint.connections(),
         "passed_over": endpoint.is_paused(),
         "weight": standing.weight(),

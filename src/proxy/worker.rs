@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
@@ -21,14 +22,14 @@ use super::application::Served;
 use super::drain::Drain;
 use super::mesh::{Ground, Mesh, Route};
 use super::{inbound, outbound};
-use crate::balance::Endpoint;
+use crate::balance::{Asked, Asks, Endpoint, Upstream};
 use crate::config::model::Direction;
 use crate::error::{Error, Reason};
 use crate::http::closing::{Closed, Closing};
 use crate::intercept;
-use crate::pool::{Alarm, Pools, tune};
+use crate::pool::{Alarm, Dial, Pools, tune};
 use crate::telemetry::Accepted;
-use crate::tls;
+use crate::tls::{self, Carries};
 
 /// How long a worker without requests holds on to a snapshot that was replaced.
 const LET_GO: Duration = Duration::from_millis(500);
@@ -272,13 +273,51 @@ impl Worker {
         if addresses.len() >= MAX_ADDRESSES && !addresses.contains_key(&address) {
             addresses.retain(|_, e| e.in_flight() + e.connections() > 0);
         }
-        let capacity = route.upstream.spec.capacity;
         let new = || {
-            let endpoint = Endpoint::new(address, capacity);
+            let endpoint = Endpoint::new(address, None);
             endpoint.keep_alive.configure(route.upstream.spec.keep_alive);
             endpoint
         };
         addresses.entry(address).or_insert_with(new).clone()
+    }
+}
+
+impl Asks for Worker {
+    async fn ask(&self, upstream: &Arc<Upstream>, endpoints: Asked) {
+        let now = tokio::time::Instant::now();
+        let mut asked = FuturesUnordered::new();
+        let mut strange = None;
+        for endpoint in &endpoints {
+            match self.pools.link(endpoint, now) {
+                Some(link) => asked.push(async move { (endpoint, link.load().await) }),
+                None => strange = Some(endpoint),
+            }
+        }
+        if let Some(endpoint) = strange {
+            self.gets_to_know(upstream, endpoint);
+        }
+        while let Some((endpoint, said)) = asked.next().await {
+            if let Some(said) = said {
+                upstream.hear(endpoint, &said);
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// Opens a connection to an endpoint's sidecar, so that it can be asked the next time.
+    fn gets_to_know(&self, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) {
+        if !upstream.secures(endpoint) {
+            return;
+        }
+        let (pools, upstream, endpoint) = (self.pools.clone(), upstream.clone(), endpoint.clone());
+        let bounds = *self.mesh().bounds(Direction::Outbound);
+        spawn_local(async move {
+            let dial = Dial { source: None, secure: Some(Carries::Requests) };
+            if let Err(error) = pools.open_streams(&upstream, &endpoint, dial, bounds).await {
+                tracing::debug!(endpoint = %endpoint.address, %error, "could not be asked how full it is");
+            }
+        });
     }
 }
 

@@ -31,12 +31,6 @@ impl Members {
         self.servers[n % self.servers.len()]
     }
 
-    /// All of them from the n-th on, round.
-    pub(crate) fn from(&self, start: usize) -> impl Iterator<Item = u16> {
-        let (before, after) = self.servers.split_at(start % self.servers.len());
-        after.iter().chain(before).copied()
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.servers.len()
     }

@@ -135,6 +135,7 @@ pub(crate) enum Decision {
 /// How an attempt ended, as its client sees it.
 #[allow(dead_code)]
 pub(crate) struct Finish {
+    pub(crate) ticket: Ticket,
     pub(crate) outcome: Outcome,
     /// Nanoseconds after it was sent.
     pub(crate) latency: Nanos,

@@ -6,7 +6,7 @@ from meshes import KINDS, SYSTEMS
 from meshes import __doc__ as configured
 from scenarios import WORK, WORKERS
 
-BEGIN, END = "<!-- balance -->", "<!-- /balance -->"
+BEGIN, END = "<!-- unequal -->", "<!-- /unequal -->"
 ALL = "docs/balance-real.md"
 
 NAMES = {"pannier": "**Pannier**", "envoy": "Envoy", "haproxy": "HAProxy"}

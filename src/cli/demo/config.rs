@@ -167,7 +167,7 @@ mod tests {
                 let mesh = ground.redis.is_some();
                 assert_eq!(model.limits[0].scope, if mesh { Scope::Mesh } else { Scope::Pod });
                 assert_eq!(model.redis.is_some(), mesh);
-                assert_eq!(model.upstreams["orders"].capacity.get(), CAPACITY);
+                assert_eq!(model.upstreams["orders"].capacity.map(|c| c.get()), Some(CAPACITY));
             }
         }
     }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::units::{EndpointName, HostPort, OneOrMany, Time};
-use super::{Mtls, RetryBudget};
+use super::{Ejection, Mtls, Queue, RetryBudget};
 
 /// A service that this pod calls.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,9 +27,19 @@ pub struct Upstream {
     /// Mutual TLS towards its endpoints. Default: `prefer` with an identity, else `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Mtls>,
-    /// Requests that one endpoint serves at once, for all callers together. Default 1024.
-    #[serde(default = "Upstream::default_capacity")]
-    pub capacity: NonZeroU32,
+    /// Requests that one endpoint serves at once, for all callers together; it is given no more. Default:
+    /// what its sidecar announces, or what is learned from how long its answers take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<NonZeroU32>,
+    /// When endpoints that fail are passed over.
+    #[serde(default)]
+    pub ejection: Ejection,
+    /// Requests that wait while there is no room for them.
+    #[serde(default)]
+    pub queue: Queue,
+    /// Of very many endpoints, how many this sidecar uses: each sidecar others. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subset: Option<NonZeroU32>,
     /// The most requests that this sidecar has in flight to the upstream. Default: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_in_flight: Option<NonZeroU32>,

@@ -259,7 +259,7 @@ mod tests {
 
     use super::*;
     use crate::http::closing::Closing;
-    use crate::http::{Bounds, Length, RequestHead, ResponseHead};
+    use crate::http::{Announcement, Bounds, Length, RequestHead, ResponseHead};
 
     const BOUNDS: Bounds = Bounds {
         head_bytes: 64 << 10,
@@ -304,6 +304,10 @@ mod tests {
 
         fn shares_connections(&self) -> bool {
             false
+        }
+
+        fn announces(&self) -> Option<Announcement> {
+            None
         }
 
         fn is_draining(&self) -> bool {

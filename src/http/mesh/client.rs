@@ -16,7 +16,7 @@ use super::link::{Shared, Side, State};
 use super::stream::{Hold, Incoming, Sink, leaving};
 use super::{Code, Lost};
 use crate::http::h1::parse::Refused;
-use crate::http::{Body, Bounds, Length, RequestHead, ResponseHead};
+use crate::http::{Announcement, Body, Bounds, Length, RequestHead, ResponseHead};
 
 /// A connection, as those see it who send requests on it. It ends in order once nobody does.
 pub struct Link(Rc<Shared>);
@@ -41,7 +41,8 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let shared = Shared::new(Side::Client, *bounds);
-    let mut driver = Driver::new(io, shared.clone());
+    // Who calls has nothing to say of how full it is.
+    let mut driver = Driver::new(io, shared.clone(), Box::new(|| None));
     let task = poll_fn(move |cx| if driver.is_forsaken() { driver.poll_leave(cx) } else { driver.poll(cx) });
     (Link(shared), task)
 }
@@ -92,6 +93,13 @@ impl Link {
         let times = self.0.within(|state| state.times_heard());
         self.ask();
         poll_fn(|cx| self.0.within(|state| state.poll_heard(times, cx))).await;
+    }
+
+    /// Asks how full the peer's pod is; none, if it does not say so, or the connection has ended.
+    pub async fn load(&self) -> Option<Announcement> {
+        let pongs = self.0.within(|state| state.pongs());
+        self.ask();
+        poll_fn(|cx| self.0.within(|state| state.poll_said(pongs, cx))).await
     }
 
     /// Ends it here and now: every stream that has not ended is lost.

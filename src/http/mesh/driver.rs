@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::frame::Violation;
 use super::link::Shared;
+use crate::http::Announcement;
 use crate::http::deadline::Deadline;
 use crate::http::out::Out;
 
@@ -43,12 +44,16 @@ pub(super) struct Driver<IO> {
     /// Whether something was given to the writer below, and not yet all sent.
     unflushed: bool,
     look_again: Deadline,
+    announces: Announces,
 }
 
+/// Says how full we are.
+pub(super) type Announces = Box<dyn Fn() -> Option<Announcement>>;
+
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
-    pub(super) fn new(io: IO, shared: Rc<Shared>) -> Self {
+    pub(super) fn new(io: IO, shared: Rc<Shared>, announces: Announces) -> Self {
         let look_again = Deadline::new(LOOK_AGAIN);
-        Self { io, shared, buf: BytesMut::new(), ask: SMALL_BUFFER, unflushed: false, look_again }
+        Self { io, shared, buf: BytesMut::new(), ask: SMALL_BUFFER, unflushed: false, look_again, announces }
     }
 
     /// Whether nobody is left who could send or receive on the connection.
@@ -88,10 +93,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(error.to_string().into()),
             }
-            let Self { shared, buf, .. } = self;
+            let Self { shared, buf, announces, .. } = self;
             let taken = shared.within(|state| {
                 state.hears();
-                state.take_frames(buf, &shared.bounds)
+                let taken = state.take_frames(buf, &shared.bounds);
+                state.answer_pings(announces);
+                taken
             });
             if let Err(violation) = taken {
                 return self.break_off(cx, violation);

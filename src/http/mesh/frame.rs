@@ -10,6 +10,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, Version};
 
 use super::Code;
+use crate::http::announcement::{self, Announcement};
 use crate::http::fields::{Block, Span};
 use crate::http::h1::parse::{self, Refused};
 use crate::http::{Bounds, Fields, Length, RequestHead, ResponseHead};
@@ -83,6 +84,7 @@ impl Header {
             1 => (Kind::Head, bounds.head_bytes.saturating_add(HEAD_MARGIN)),
             3 => (Kind::Reset, 4),
             4 => (Kind::Settings, 12),
+            6 if flags & ACK != 0 => (Kind::Ping, announcement::LENGTH),
             6 => (Kind::Ping, 8),
             7 => (Kind::GoAway, 8),
             8 => (Kind::Window, 4),
@@ -116,10 +118,16 @@ pub(super) fn put_number(out: &mut BytesMut, kind: Kind, stream: u32, number: u3
     out.put_u32(number);
 }
 
-/// Writes a PING, or the answer to one.
-pub(super) fn put_ping(out: &mut BytesMut, answer: bool) {
-    put_header(out, 8, Kind::Ping, if answer { ACK } else { 0 }, 0);
+/// Writes a PING.
+pub(super) fn put_ping(out: &mut BytesMut) {
+    put_header(out, 8, Kind::Ping, 0, 0);
     out.put_u64(0);
+}
+
+/// Writes the answer to one, which says how full we are; all ones say nothing.
+pub(super) fn put_pong(out: &mut BytesMut, said: Option<Announcement>) {
+    put_header(out, announcement::LENGTH, Kind::Ping, ACK, 0);
+    out.put_slice(&said.map_or([0xff; announcement::LENGTH], |said| said.bytes()));
 }
 
 /// Says which stream is the last that is taken.

@@ -29,7 +29,8 @@ pub async fn serve<H: Handler + 'static>(
     handler: Rc<H>,
 ) -> Arc<str> {
     let shared = Shared::new(Side::Server, handler.bounds());
-    let mut driver = Driver::new(io, shared.clone());
+    let announcer = handler.clone();
+    let mut driver = Driver::new(io, shared.clone(), Box::new(move || announcer.announces()));
     let mut closing = handler.closing();
     let mut told = false;
     let mut lifetime = Deadline::new(handler.bounds().lifetime());

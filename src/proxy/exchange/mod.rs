@@ -12,10 +12,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
+use crate::balance::Upstream;
 use crate::config::units::Rate;
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
@@ -23,7 +24,10 @@ use crate::http::deadline::Deadline;
 use crate::http::h1::parse::{ParsedResponse, Refused, is_own};
 use crate::http::h1::{Conn, HeadError, Hint, Reader};
 use crate::http::pump::{Broken, Sink, pump, taken};
-use crate::http::{Body, BodyError, Bounds, Fields, Frame, Length, RequestHead, Responder, ResponseHead};
+use crate::http::{
+    Announcement, Body, BodyError, Bounds, Fields, Frame, LOAD_FIELD, Length, RequestHead, Responder,
+    ResponseHead,
+};
 use crate::pool::has_left;
 
 /// Interim answers that one request may be given.
@@ -44,6 +48,10 @@ pub struct Terms<'a> {
     pub sidecar: bool,
     /// The application speaks HTTP/2.
     pub h2: bool,
+    /// Where what a sidecar says of how full its pod is goes to, and when it was said.
+    pub heard: &'a Cell<Option<(Announcement, Instant)>>,
+    /// What the downstream, a sidecar, is told likewise.
+    pub announces: Option<&'a Upstream>,
     /// Fields that this hop adds to the request.
     pub own: Option<&'a HeaderMap>,
     /// Looks at an answer's head before anything of it goes on: an error turns the answer down.
@@ -54,6 +62,20 @@ pub struct Terms<'a> {
 pub type Judge<'a> = dyn Fn(&ResponseHead) -> Result<()> + 'a;
 
 impl Terms<'_> {
+    /// Takes what an answer says to us alone, and says what its downstream alone is told.
+    fn load(&self, head: &mut ResponseHead) {
+        if self.sidecar {
+            let said = head.fields.get(LOAD_FIELD).and_then(Announcement::read);
+            self.heard.set(said.map(|said| (said, Instant::now())));
+            head.fields.remove(LOAD_FIELD);
+        } else {
+            head.fields.remove_where(is_own);
+        }
+        if let Some(application) = self.announces {
+            head.fields.push(HeaderName::from_static(LOAD_FIELD), application.announces().value());
+        }
+    }
+
     /// When an answer must have come.
     fn patience(&self) -> Deadline {
         Deadline::since(self.begun, self.patience)
@@ -213,7 +235,9 @@ async fn interim(
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<()> {
-    if !terms.sidecar {
+    if terms.sidecar {
+        fields.remove(LOAD_FIELD);
+    } else {
         fields.remove_where(is_own);
     }
     taken(respond.interim(status, fields), terms.bounds.body_timeout).await.map_err(not_answered)
@@ -221,9 +245,7 @@ async fn interim(
 
 /// Tells the downstream that it has the tunnel that it asked for.
 async fn grant(mut head: ResponseHead, respond: &mut Responder<'_>, terms: &Terms<'_>) -> Result<()> {
-    if !terms.sidecar {
-        head.fields.remove_where(is_own);
-    }
+    terms.load(&mut head);
     taken(respond.tunnel(head), terms.bounds.body_timeout).await.map_err(not_answered)
 }
 
@@ -234,9 +256,7 @@ async fn answer(
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<()> {
-    if !terms.sidecar {
-        head.fields.remove_where(is_own);
-    }
+    terms.load(&mut head);
     // The head of a body of known length waits for its first bytes: an endpoint that dies in
     // between has not answered, and another may. A body of unknown length may be a stream that is
     // silent for long, so there the head goes ahead.

@@ -3,9 +3,9 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{ASSUMED_CONNECTION, ASSUMED_STREAM, Side, State, Stream};
-use crate::http::Bounds;
 use crate::http::mesh::frame::{self, Header, Kind, Settings, Violation, violation};
 use crate::http::mesh::{Code, Lost};
+use crate::http::{Announcement, Bounds};
 
 /// Pieces of bodies from this size are passed on as they arrive, and stay in the buffer that they
 /// arrived in.
@@ -77,13 +77,15 @@ impl State {
             }
             Kind::Settings => self.take_settings(Settings::read(payload)),
             Kind::Ping if header.flags & frame::ACK == 0 => {
-                frame::put_ping(&mut self.out.tail, true);
+                self.unanswered += 1;
                 Ok(())
             }
             Kind::Ping => {
                 let trip = self.pinged.take().map(|since| since.elapsed());
                 self.round_trip = self.round_trip.into_iter().chain(trip).min();
                 self.pings = self.pings.saturating_sub(1);
+                self.pongs += 1;
+                self.said = Announcement::from_bytes(&payload);
                 if self.pings == 0 && self.takes == Some(u32::MAX) {
                     // The peer has read that it is to open no more: this is the last.
                     self.takes = Some(self.last);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Side, State};
+use crate::http::Announcement;
 use crate::http::mesh::frame;
 use crate::http::mesh::{Code, Lost};
 
@@ -47,7 +48,7 @@ impl State {
         if self.pinged.is_none() && self.ended.is_none() {
             self.pinged = Some(Instant::now());
             self.pings += 1;
-            frame::put_ping(&mut self.out.tail, false);
+            frame::put_ping(&mut self.out.tail);
         }
     }
 
@@ -76,6 +77,32 @@ impl State {
         Poll::Pending
     }
 
+    /// How often the peer has answered a PING.
+    pub(in crate::http::mesh) fn pongs(&self) -> u64 {
+        self.pongs
+    }
+
+    /// Ready once the peer has answered one beyond so many, with what it said of how full it is.
+    pub(in crate::http::mesh) fn poll_said(
+        &mut self,
+        pongs: u64,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Announcement>> {
+        if self.pongs > pongs || self.ended.is_some() {
+            return Poll::Ready(self.said);
+        }
+        self.listening.push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Answers the PINGs that have arrived, with how full we are.
+    pub(in crate::http::mesh) fn answer_pings(&mut self, announces: &dyn Fn() -> Option<Announcement>) {
+        while self.unanswered > 0 {
+            self.unanswered -= 1;
+            frame::put_pong(&mut self.out.tail, announces());
+        }
+    }
+
     /// Why it has ended, if it has.
     pub(in crate::http::mesh) fn ended(&self) -> Option<Arc<str>> {
         self.ended.clone()
@@ -84,7 +111,7 @@ impl State {
     /// Says that we are ending, and to open no more streams. What is on its way is still taken.
     pub(in crate::http::mesh) fn say_goodbye(&mut self) {
         frame::put_goaway(&mut self.out.tail, u32::MAX, Code::NO_ERROR);
-        frame::put_ping(&mut self.out.tail, false);
+        frame::put_ping(&mut self.out.tail);
         self.pinged = Some(Instant::now());
         self.pings += 1;
         self.takes = Some(u32::MAX);

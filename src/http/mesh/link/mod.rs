@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use super::frame::{self, Header, Kind, Settings};
 use super::{Code, Lost, budget};
-use crate::http::Bounds;
 use crate::http::out::Out;
+use crate::http::{Announcement, Bounds};
 
 /// What both sides take for granted until they have heard the other's [`Settings`].
 const ASSUMED_STREAMS: u32 = 100;
@@ -89,6 +89,11 @@ pub(super) struct State {
     /// When the PING on its way left, and the shortest that one took.
     pinged: Option<Instant>,
     pings: u32,
+    /// PINGs of the peer that are still to be answered.
+    unanswered: u32,
+    /// How often the peer has answered ours, and what it said the last time.
+    pongs: u64,
+    said: Option<Announcement>,
     round_trip: Option<Duration>,
     /// Since when the peer has taken nothing of what we write.
     blocked: Option<Instant>,
@@ -132,7 +137,7 @@ impl Shared {
             connection_window: budget::connection_window(),
         };
         settings.put(&mut out.tail);
-        frame::put_ping(&mut out.tail, false);
+        frame::put_ping(&mut out.tail);
         let state = State {
             side,
             streams: HashMap::default(),
@@ -155,6 +160,9 @@ impl Shared {
             listening: Vec::new(),
             pinged: Some(Instant::now()),
             pings: 1,
+            unanswered: 0,
+            pongs: 0,
+            said: None,
             round_trip: None,
             blocked: None,
             rest: None,

@@ -1,0 +1,258 @@
+//! Whether an endpoint serves what it is given, and how long it is passed over if it does not.
+//!
+//! After a failure an endpoint is doubted: one request at a time goes there until one is answered. After a
+//! few in a row, or when far more of its answers are errors than of the others', it is ejected: it gets
+//! nothing for a while, then one request that tries it out; if that fails too, nothing for four times as long.
+//!
+//! Promises: an endpoint that fails everything gets no more than its first few requests and, now and then,
+//! one; requests that fail together count as one failure to connect; nobody is ejected beyond the share
+//! that may be.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::load::{Condition, DOUBTED, Load, Rough};
+
+/// How a request went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// By an answer with a server's error, as an application makes them.
+    Failed,
+    /// Without an answer, or by one that stands for none: 502, 503, 504.
+    Lost,
+}
+
+/// When endpoints are ejected.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ejection {
+    /// After so many errors in a row.
+    pub failed: u32,
+    /// After so many in a row that were no answer, or stood for none.
+    pub lost: u32,
+    /// When so large a part of its answers are errors, and three times as many as of the others.
+    pub part: f32,
+    /// No more than this part of the endpoints; one always.
+    pub most: f32,
+    /// For how long; four times as long each time that it then fails again.
+    pub pause: Duration,
+    /// And no longer.
+    pub longest: Duration,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            failed: 5,
+            lost: 3,
+            part: 0.2,
+            most: 0.3,
+            pause: Duration::from_secs(2),
+            longest: Duration::from_secs(120),
+        }
+    }
+}
+
+/// How long an endpoint that could not be reached is passed over at first.
+const UNREACHED: Duration = Duration::from_millis(500);
+
+/// Answers that a part is judged by.
+const JUDGED: u32 = 50;
+
+/// How much of the distance one answer moves a part.
+pub(super) const SHARE: f32 = 1.0 / 50.0;
+
+/// What is known of an endpoint's failures.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    /// Errors in a row.
+    failed: AtomicU32,
+    /// Those in a row that were no answer.
+    lost: AtomicU32,
+    /// The part of its answers that are errors, and how many it is made of.
+    part: Rough,
+    answers: AtomicU32,
+    /// Whether it is passed over because there was no connection.
+    unreached: AtomicBool,
+    /// How often it has been passed over lately, and until when the last time, in milliseconds.
+    pauses: AtomicU32,
+    paused_until: AtomicU64,
+}
+
+impl Health {
+    /// It answered; `tried_out`: a request that was sent to see whether it still fails.
+    pub(super) fn answered(&self, load: &Load, tried_out: bool, now: u64) {
+        self.count(0.0);
+        let until = load.passed_over_until();
+        let unreached = until != 0 && self.unreached.load(Relaxed);
+        if until != 0 && !tried_out && !unreached {
+            // What was sent before it failed says nothing about it now.
+            return;
+        }
+        if self.failed.load(Relaxed) != 0 {
+            self.failed.store(0, Relaxed);
+            self.lost.store(0, Relaxed);
+        }
+        if until != 0 && (until <= now || unreached) {
+            if unreached {
+                self.unreached.store(false, Relaxed);
+                self.pauses.store(0, Relaxed);
+            }
+            load.is_well(until);
+        }
+    }
+
+    /// It answered with an error, or not at all. `usual`: the part of the answers of all endpoints that
+    /// are errors; `has_room`: whether one more may be ejected.
+    pub(super) fn failed(
+        &self,
+        outcome: Outcome,
+        load: &Load,
+        ejection: &Ejection,
+        usual: f32,
+        now: u64,
+        has_room: impl FnOnce() -> bool,
+    ) {
+        self.count(1.0);
+        let failed = self.failed.fetch_add(1, Relaxed) + 1;
+        let lost = match outcome {
+            Outcome::Lost => self.lost.fetch_add(1, Relaxed) + 1,
+            _ => 0,
+        };
+        let is_bad = self.answers.load(Relaxed) >= JUDGED
+            && self.part.get() > ejection.part
+            && self.part.get() > 3.0 * usual;
+        let until = load.passed_over_until();
+        // Whoever tries out one that was passed over decides alone.
+        let fails_again = until > DOUBTED;
+        if load.condition(now) == Condition::PassedOver {
+            // It was sent before.
+        } else if (fails_again || failed >= ejection.failed || lost >= ejection.lost || is_bad) && has_room()
+        {
+            self.unreached.store(false, Relaxed);
+            self.pause(load, ejection.pause, ejection.longest, now);
+            self.answers.store(0, Relaxed);
+        } else {
+            load.pass_over(0, DOUBTED);
+        }
+    }
+
+    /// It could not be reached.
+    pub(super) fn unreached(&self, load: &Load, longest: Duration, now: u64) {
+        // Requests that fail together are one failure.
+        if load.condition(now) != Condition::PassedOver {
+            self.unreached.store(true, Relaxed);
+            self.pause(load, UNREACHED, longest, now);
+        }
+    }
+
+    fn pause(&self, load: &Load, first: Duration, longest: Duration, now: u64) {
+        let before = load.passed_over_until();
+        let last = self.paused_until.load(Relaxed);
+        // One that was well for long begins anew.
+        let pauses = if now > last + longest.as_millis() as u64 { 0 } else { self.pauses.load(Relaxed) };
+        let pause = first.saturating_mul(1 << (2 * pauses.min(8))).min(longest);
+        // Spread, so that not all of a mesh come back at once.
+        let pause = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
+        let until = now + (pause.as_millis() as u64).max(1);
+        if load.pass_over(before, until) {
+            self.pauses.store(pauses + 1, Relaxed);
+            self.paused_until.store(until, Relaxed);
+        }
+    }
+
+    fn count(&self, error: f32) {
+        let answers = self.answers.load(Relaxed);
+        if answers < JUDGED {
+            self.answers.store(answers + 1, Relaxed);
+            if answers == 0 {
+                self.part.set(0.0);
+            }
+        }
+        if error > 0.0 || self.part.get() > 0.0 {
+            self.part.follow(error, SHARE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fail(health: &Health, load: &Load, outcome: Outcome, now: u64) {
+        health.failed(outcome, load, &Ejection::default(), 0.0, now, || true);
+    }
+
+    #[test]
+    fn after_one_failure_one_request_at_a_time_goes_there() {
+        let (health, load) = (Health::default(), Load::new(None));
+        fail(&health, &load, Outcome::Failed, 10);
+        assert_eq!(load.condition(10), Condition::Doubted);
+        health.answered(&load, true, 11);
+        assert_eq!(load.condition(11), Condition::Sound);
+    }
+
+    #[test]
+    fn a_few_in_a_row_eject_it_and_fewer_that_were_no_answer() {
+        for (outcome, so_many) in [(Outcome::Failed, 5), (Outcome::Lost, 3)] {
+            let (health, load) = (Health::default(), Load::new(None));
+            for _ in 1..so_many {
+                fail(&health, &load, outcome, 10);
+                assert_eq!(load.condition(10), Condition::Doubted);
+            }
+            fail(&health, &load, outcome, 10);
+            assert_eq!(load.condition(10), Condition::PassedOver);
+            assert_eq!(load.condition(2510), Condition::Doubted, "about two seconds later");
+            health.answered(&load, false, 100);
+            assert_eq!(load.condition(100), Condition::PassedOver, "that one was sent before");
+            // One that fails then has it passed over for about four times as long.
+            fail(&health, &load, outcome, 2510);
+            assert_eq!(load.condition(2510 + 5999), Condition::PassedOver);
+            assert_eq!(load.condition(2510 + 10_000), Condition::Doubted);
+            health.answered(&load, true, 2510 + 10_000);
+            assert_eq!(load.condition(2510 + 10_000), Condition::Sound);
+        }
+    }
+
+    #[test]
+    fn one_of_which_many_answers_are_errors_is_ejected_though_never_many_in_a_row() {
+        let (health, load) = (Health::default(), Load::new(None));
+        let mut ejected = false;
+        for n in 0..400_u64 {
+            match n % 2 {
+                0 => health.answered(&load, true, n),
+                _ => fail(&health, &load, Outcome::Failed, n),
+            }
+            ejected |= load.condition(n) == Condition::PassedOver;
+        }
+        assert!(ejected);
+        let (health, load) = (Health::default(), Load::new(None));
+        for n in 0..400_u64 {
+            match n % 2 {
+                0 => health.answered(&load, true, n),
+                // The others are no better.
+                _ => health.failed(Outcome::Failed, &load, &Ejection::default(), 0.4, n, || true),
+            }
+            assert_ne!(load.condition(n), Condition::PassedOver);
+        }
+    }
+
+    #[test]
+    fn no_more_are_ejected_than_may_be() {
+        let (health, load) = (Health::default(), Load::new(None));
+        for _ in 0..20 {
+            health.failed(Outcome::Lost, &load, &Ejection::default(), 0.0, 10, || false);
+        }
+        assert_eq!(load.condition(10), Condition::Doubted);
+    }
+
+    #[test]
+    fn requests_that_fail_together_are_one_failure_to_connect() {
+        let (health, load) = (Health::default(), Load::new(None));
+        for _ in 0..20 {
+            health.unreached(&load, Ejection::default().longest, 10);
+        }
+        assert_eq!(health.pauses.load(Relaxed), 1, "the next pause is the second");
+        assert_eq!(load.condition(10 + 374), Condition::PassedOver);
+        assert_eq!(load.condition(10 + 626), Condition::Doubted);
+    }
+}

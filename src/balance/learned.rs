@@ -1,0 +1,279 @@
+//! What a server can do, learned from how long its answers take against how many requests it has.
+//!
+//! A server takes some time for a request as long as each finds it with hands free, and beyond that each
+//! request more adds its own time, as they wait for each other. The time of the first kind is its latency,
+//! that of the second its pace, and latency over pace is its capacity: the number of requests from which on
+//! they wait (Little's law at the knee).
+//!
+//! The capacity is a trait of the server, and learned slowly: how long answers take is kept apart for each
+//! number of requests that they found, roughly, beside what is usual at the time. Its speed changes from one
+//! moment to the next, as others use the same machine: every answer tells it, once it is known how much of
+//! its time is due to the requests before it.
+//!
+//! Promises: the capacity stays within bounds; it grows beyond what has been tried only by twice, and only
+//! where more requests were answered as fast as few; one slow answer moves it hardly.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::load::Rough;
+
+/// The capacity of which nothing is known, and the bounds of it.
+const FIRST: f32 = 16.0;
+const LEAST: f32 = 1.0;
+const MOST: f32 = 65_536.0;
+
+/// How much of the distance one answer moves the latency, and the time of its number.
+const LATENCY_SHARE: f32 = 1.0 / 256.0;
+const LEVEL_SHARE: f32 = 1.0 / 512.0;
+
+/// How much of the distance one answer moves the least latency that was seen, when it is longer.
+const BEST_SHARE: f32 = 1.0 / 65_536.0;
+
+/// A server whose latency is so many times the least is slow at the time, or taken to be alone with requests
+/// that wait: nothing is learned of it then that would make it larger.
+const SLOWED: f32 = 3.0;
+
+/// How much eight answers make a capacity grow at most.
+const GROWTH: f32 = 1.0 + 1.0 / 16.0;
+
+/// An answer that comes after none for long counts for more, up to so much: this long is remembered.
+const MEMORY: Duration = Duration::from_millis(500);
+const RARE_SHARE: f32 = 0.1;
+
+/// A server that is not used may have become another meanwhile.
+const FORGETS: Duration = Duration::from_millis(300);
+
+/// Answers from which on anything is said of a server.
+const KNOWN: u32 = 32;
+
+/// By how much the mean of one answer may err, in its parts.
+const UNCERTAIN: f32 = 2.0;
+
+/// Answers that a number's time is made of before it counts.
+const COUNTS: u32 = 8;
+
+/// How much longer answers to many may take than to few while more are believed to be answered alike.
+const TOLERANCE: f32 = 1.3;
+
+/// One answer counts as no longer than so many times what is usual: there are such that wait for something
+/// else.
+const OUTLIER: f32 = 8.0;
+
+/// No answer counts as longer, in microseconds.
+const LONGEST: f32 = 6e8;
+
+/// Each number up to this one has a time of its own; beyond, four share each doubling.
+const EXACT: u32 = 8;
+const LEVELS: usize = 8 + 4 * 13;
+
+/// What is known of a server. Written by all workers; one of two answers at once may be lost.
+#[derive(Debug)]
+pub struct Learned {
+    levels: [Level; LEVELS],
+    answers: AtomicU32,
+    /// What follows from the levels, in requests and microseconds.
+    capacity: Rough,
+    latency: Rough,
+    /// The least latency that was seen, as far as it was not long ago.
+    best: Rough,
+    /// When the last answer was, in microseconds.
+    last: AtomicU64,
+}
+
+/// Answers to requests that found the server with about as many.
+#[derive(Debug)]
+struct Level {
+    /// How long they take, in what is usual at the time.
+    time: Rough,
+    count: AtomicU32,
+}
+
+impl Default for Learned {
+    fn default() -> Self {
+        Self {
+            levels: [const { Level { time: Rough::new(0.0), count: AtomicU32::new(0) } }; LEVELS],
+            answers: AtomicU32::new(0),
+            capacity: Rough::new(FIRST),
+            latency: Rough::new(0.0),
+            best: Rough::new(0.0),
+            last: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Learned {
+    /// Takes an answer that took so many microseconds, to a request that found the server with
+    /// `in_flight` requests, itself included; `now` in microseconds.
+    pub fn answered(&self, took_micros: f32, in_flight: u32, now: u64) {
+        let idled = now.saturating_sub(self.last.swap(now, Relaxed)) as f32 / 1e6;
+        let took = took_micros.clamp(1.0, LONGEST);
+        let took = if took.is_nan() { 1.0 } else { took };
+        let answers = self.answers.load(Relaxed).saturating_add(1);
+        self.answers.store(answers, Relaxed);
+        // Without the requests before it, as far as they had to be waited for.
+        let alone = took / (in_flight as f32 / self.capacity.get()).max(1.0);
+        let usual = match self.latency.get() {
+            0.0 => alone,
+            usual => usual,
+        };
+        let rare = (idled / MEMORY.as_secs_f32()).min(RARE_SHARE);
+        let share = (1.0 / answers as f32).max(LATENCY_SHARE).max(rare);
+        self.latency.set(usual + (alone.min(usual * OUTLIER) - usual) * share);
+        let latency = self.latency.get();
+        match self.best.get() {
+            best if best > 0.0 && best < latency => self.best.follow(latency, BEST_SHARE),
+            _ => self.best.set(latency),
+        }
+        let level = &self.levels[level_of(in_flight)];
+        let count = level.count.load(Relaxed).saturating_add(1);
+        level.count.store(count, Relaxed);
+        let share = (1.0 / count as f32).max(LEVEL_SHARE);
+        level.time.follow((took / usual).min(OUTLIER * level.time.get().max(1.0)), share);
+        if count <= 2 * COUNTS || answers.is_multiple_of(8) {
+            self.conclude();
+        }
+    }
+
+    /// What follows from the levels now.
+    fn conclude(&self) {
+        let (mut alone, mut pace) = (f32::MAX, f32::MAX);
+        let mut highest = (0.0, 0.0);
+        for (number, level) in self.levels.iter().enumerate() {
+            let count = level.count.load(Relaxed);
+            if count < COUNTS {
+                continue;
+            }
+            let (n, time) = (about(number), level.time.get());
+            // Of few answers the mean is uncertain: it may be longer.
+            let time = time * (1.0 + UNCERTAIN / (count as f32).sqrt());
+            alone = alone.min(time);
+            pace = pace.min(time / n);
+            highest = (n, time);
+        }
+        if highest.0 == 0.0 {
+            return;
+        }
+        let capacity = alone / pace;
+        // Nothing says that more would not be answered as fast.
+        let untried = if highest.1 < alone * TOLERANCE { 2.0 * highest.0 } else { 0.0 };
+        let now = self.capacity.get();
+        let most = if self.latency.get() > SLOWED * self.best.get() { now } else { now * GROWTH };
+        self.capacity.set(capacity.max(untried).min(most).clamp(LEAST, MOST));
+    }
+
+    /// Requests from which on they wait for each other.
+    pub fn capacity(&self) -> f32 {
+        self.capacity.get()
+    }
+
+    /// When the last answer was, in microseconds; 0: there was none.
+    pub(super) fn last_answer(&self) -> u64 {
+        self.last.load(Relaxed)
+    }
+
+    /// Whether so much was answered that this says something.
+    pub fn is_known(&self) -> bool {
+        self.answers.load(Relaxed) >= KNOWN
+    }
+
+    /// As [`latency`](Self::latency), for one who may wish to try whether it still is so: at `now`, in
+    /// microseconds, it is forgotten by half for each [`FORGETS`] since the last answer.
+    pub fn latency_at(&self, now: u64) -> f32 {
+        let idled = Duration::from_micros(now.saturating_sub(self.last.load(Relaxed)));
+        let halves = (idled.as_secs_f32() / FORGETS.as_secs_f32() - 1.0).max(0.0);
+        self.latency.get() * (-halves).exp2()
+    }
+
+    /// How long an answer takes while they do not, in microseconds; 0: nothing is known.
+    pub fn latency(&self) -> f32 {
+        self.latency.get()
+    }
+}
+
+/// The level of a number of requests.
+fn level_of(n: u32) -> usize {
+    let n = n.max(1);
+    if n <= EXACT {
+        return n as usize - 1;
+    }
+    // Four levels for each doubling beyond eight.
+    let doubling = n.ilog2();
+    let quarter = (n >> (doubling - 2)) & 3;
+    (EXACT as usize + 4 * (doubling as usize - 3) + quarter as usize).min(LEVELS - 1)
+}
+
+/// The number of requests that a level stands for.
+fn about(level: usize) -> f32 {
+    if level < EXACT as usize {
+        return (level + 1) as f32;
+    }
+    let (doubling, quarter) = ((level - EXACT as usize) / 4 + 3, (level - EXACT as usize) % 4);
+    (1_u64 << doubling) as f32 * (1.0 + (quarter as f32 + 0.5) / 4.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers of a server with `hands`, each taking `micros`, while it has about `busy` requests.
+    fn serve(learned: &Learned, rng: &mut fastrand::Rng, hands: f32, micros: f32, busy: u32, answers: usize) {
+        for n in 0..answers {
+            let now = n as u64 * 1000;
+            let n = rng.u32(1..=2 * busy);
+            let work = -micros * (1.0 - rng.f32()).ln();
+            learned.answered(work + micros * (n as f32 / hands - 1.0).max(0.0), n, now);
+        }
+    }
+
+    #[test]
+    fn capacity_is_where_requests_begin_to_wait_for_each_other() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for hands in [4.0, 16.0, 100.0] {
+            let learned = Learned::default();
+            serve(&learned, &mut rng, hands, 20_000.0, hands as u32, 20_000);
+            let (capacity, latency) = (learned.capacity(), learned.latency());
+            assert!((0.6..1.7).contains(&(capacity / hands)), "{hands} hands: {capacity}");
+            assert!((0.6..1.4).contains(&(latency / 20_000.0)), "{hands} hands: {latency}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_never_full_is_not_taken_for_full() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let learned = Learned::default();
+        serve(&learned, &mut rng, 1000.0, 5_000.0, 10, 20_000);
+        assert!(learned.capacity() > 15.0, "{}", learned.capacity());
+        assert!(learned.capacity() < 60.0, "it grows no further than what was tried: {}", learned.capacity());
+    }
+
+    #[test]
+    fn a_server_that_slows_down_is_seen_to() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let learned = Learned::default();
+        serve(&learned, &mut rng, 8.0, 20_000.0, 8, 20_000);
+        let before = learned.latency() / learned.capacity();
+        serve(&learned, &mut rng, 8.0, 40_000.0, 8, 2_000);
+        let after = learned.latency() / learned.capacity();
+        assert!((1.5..2.7).contains(&(after / before)), "{before} to {after}");
+    }
+
+    #[test]
+    fn a_level_stands_for_the_numbers_in_it() {
+        for n in 1..100_000_u32 {
+            let about = about(level_of(n));
+            assert!((0.85..1.15).contains(&(about / n as f32)) || level_of(n) == LEVELS - 1, "{n}: {about}");
+        }
+    }
+
+    #[test]
+    fn nonsense_stays_within_bounds() {
+        let learned = Learned::default();
+        for took in [0.0, f32::MAX, f32::INFINITY, f32::NAN, -1.0] {
+            for n in [0, 1, u32::MAX] {
+                learned.answered(took, n, 1);
+                assert!((LEAST..=MOST).contains(&learned.capacity()));
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! A request in flight, in the counts of its upstream and its endpoint, and what came of it.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::{Crowd, Endpoint, Now, Outcome, Taken, Upstream};
+use crate::error::{Error, Reason};
+use crate::http::Announcement;
+
+/// A place in the upstream's count.
+pub(super) struct Place {
+    upstream: Arc<Upstream>,
+    /// Requests that it had with this one.
+    found: u32,
+    /// There was no endpoint for it, so that it makes room for nobody who waits for one.
+    forgone: bool,
+}
+
+impl Place {
+    /// Counts a request; none, if the upstream has as many as there may be.
+    pub(super) fn of(upstream: &Arc<Upstream>, most: u32) -> Option<Self> {
+        // Counted first and given back if that was one too many: exact over all workers.
+        let before = upstream.live.in_flight.fetch_add(1, Ordering::SeqCst);
+        if before >= most {
+            upstream.live.in_flight.fetch_sub(1, Ordering::SeqCst);
+            return None;
+        }
+        Some(Self { upstream: upstream.clone(), found: before + 1, forgone: false })
+    }
+
+    /// Gives it back, as no endpoint had room: those who wait for one are not woken to find the same.
+    pub(super) fn forgo(mut self) {
+        self.forgone = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let live = &self.upstream.live;
+        live.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if !self.forgone && !live.waiting.is_empty() {
+            live.waiting.next();
+        }
+    }
+}
+
+/// A request in flight, counted at its endpoint and its upstream while this lives.
+pub struct InFlight {
+    // Before the place: who waits for one looks at the endpoints.
+    taken: Taken,
+    place: Place,
+    /// When its answer is so late that this is the endpoint's failure.
+    late: Option<Instant>,
+    /// Whether what came of it is known.
+    noted: Cell<bool>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        // Given up by whoever waited for it.
+        if !self.noted.get() && self.late.is_some_and(|late| late <= Instant::now()) {
+            self.went_wrong(Outcome::Lost, Now::read());
+        }
+    }
+}
+
+impl InFlight {
+    pub(super) fn new(taken: Taken, place: Place, late: Option<Instant>) -> Self {
+        Self { taken, place, late, noted: Cell::new(false) }
+    }
+
+    /// The upstream.
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.place.upstream
+    }
+
+    /// Where it goes.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.taken.endpoint
+    }
+
+    /// Takes what the endpoint's sidecar says of how full it is.
+    pub fn hear(&self, said: &Announcement, at: Instant) {
+        self.crowd().hear(self.endpoint(), said, Now::at(at.into_std()));
+    }
+
+    /// Notes that it was answered, after it `took` so long.
+    pub fn answered(&self, status: StatusCode, took: Duration, at: Instant) {
+        self.noted.set(true);
+        let now = Now::at(at.into_std());
+        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+            let stands_for_none = matches!(status.as_u16(), 502..=504);
+            return self.went_wrong(if stands_for_none { Outcome::Lost } else { Outcome::Failed }, now);
+        }
+        let micros = took.as_micros() as f32;
+        if self.upstream().spec.is_application {
+            self.upstream().live.learned.answered(micros, self.place.found, now.micros());
+        }
+        self.crowd().answered(&self.taken, micros, now);
+    }
+
+    /// Notes that it was not answered, and why.
+    pub fn failed(&self, error: &Error) {
+        if self.noted.replace(true) {
+            return;
+        }
+        match error.reason {
+            // It has as many as it takes, and says so before it does anything.
+            Reason::UpstreamRefused => self.crowd().refused(self.endpoint(), Now::read()),
+            Reason::UpstreamReset
+            | Reason::UpstreamTimeout
+            | Reason::UpstreamMalformed
+            | Reason::UpstreamStatus => {
+                self.went_wrong(Outcome::Lost, Now::read());
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes that there was no connection for it.
+    pub fn unreached(&self) {
+        self.noted.set(true);
+        self.endpoint().unreached(self.upstream().spec.ejection.longest, Now::read());
+    }
+
+    fn went_wrong(&self, outcome: Outcome, now: Now) {
+        let upstream = self.upstream();
+        let all = upstream.live.candidates.load();
+        self.crowd().failed(&self.taken, outcome, &upstream.spec.ejection, &all, now);
+    }
+
+    fn crowd(&self) -> &Crowd {
+        &self.upstream().live.crowd
+    }
+}

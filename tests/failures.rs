@@ -246,8 +246,8 @@ fn an_endpoints_application_is_killed_and_comes_back() {
     for _ in 0..2 {
         gets.more_from(&shop.one, 50);
         posts.more_from(&shop.one, 20);
-        taken.extend(app.kill());
         let unreached = one.metric("pannier_refused_total", &["reason=\"pool.connect\""]);
+        taken.extend(app.kill());
         gets.more_from(&shop.two, 100);
         posts.more_from(&shop.two, 50);
         // It was tried all the same: what it did not take went to the other.

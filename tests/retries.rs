@@ -70,10 +70,13 @@ impl App {
 }
 
 /// A sidecar with an upstream of these endpoints, and a route that says so.
+/// Endpoints that fail go on to be asked.
+const NEVER: &str = "ejection: { errors: 1000000, lost: 1000000, ratio: 100% }";
+
 async fn caller(endpoints: &[SocketAddr], upstream: &str, route: &str) -> Loopback {
     let endpoints: Vec<_> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
     let yaml = format!(
-        "upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [{}]{upstream} }} }}
+        "upstreams: {{ orders: {{ address: \"{HOST}:80\", endpoints: [{}]{upstream}, {NEVER} }} }}
 routes: [{{ host: {HOST}, upstream: orders, {route} }}]
 ",
         endpoints.join(", ")

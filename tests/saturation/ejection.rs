@@ -1,0 +1,124 @@
+//! An endpoint that fails gets no more than its first few requests, is tried by one at a time after a
+//! pause, and takes part again once it is well.
+
+use crate::app::App;
+use crate::eventually;
+use crate::lab::{crowd, endpoint, get, orders, plain, shown};
+use crate::support::loopback::Loopback;
+
+/// Failures in a row after which an endpoint is passed over, by default. What is on its way at the time comes
+/// on top.
+const A_FEW: usize = 5;
+
+async fn three() -> [App; 3] {
+    [App::named("a").await, App::named("b").await, App::named("c").await]
+}
+
+/// Whether an endpoint is passed over.
+async fn is_passed_over(caller: &Loopback, app: &App) -> bool {
+    endpoint(caller, app.address).await["passed_over"] == true
+}
+
+#[tokio::test]
+async fn one_that_fails_everything_gets_no_more_than_a_few() {
+    for status in [500, 503] {
+        for at_once in [1, 8] {
+            let [a, b, sick] = three().await;
+            // It is the fastest of them, and the more so when it fails.
+            a.after(4);
+            b.after(4);
+            let caller = plain(&[&a, &b, &sick], ", ejection: { pause: 1m, longest: 1m }").await;
+            assert_eq!(crowd(&caller, 300, 8).await, 300);
+            assert!(sick.all() > 50, "it takes part: {}", sick.all());
+            sick.status(status);
+            let before = sick.all();
+            let good = crowd(&caller, 400, at_once).await;
+            let failed = sick.all() - before;
+            assert_eq!(good + failed, 400);
+            assert!((1..A_FEW + at_once).contains(&failed), "{status}, {at_once} at once: {failed}");
+            assert!(is_passed_over(&caller, &sick).await);
+            assert!(a.all() + b.all() >= 400 - failed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_its_pause_single_requests_try_it_and_once_well_it_takes_part_again() {
+    let [a, b, sick] = three().await;
+    a.after(10);
+    b.after(10);
+    sick.after(5);
+    let caller = plain(&[&a, &b, &sick], ", ejection: { pause: 200ms, longest: 200ms }").await;
+    crowd(&caller, 200, 8).await;
+    sick.status(503);
+    eventually("it to be passed over", async || {
+        crowd(&caller, 8, 8).await;
+        is_passed_over(&caller, &sick).await
+    })
+    .await;
+    let before = sick.all();
+    sick.most();
+    // It is tried now and then, by one each time, and found to be no better.
+    eventually("it to be tried twice", async || {
+        crowd(&caller, 16, 8).await;
+        sick.all() >= before + 2
+    })
+    .await;
+    assert_eq!(sick.most(), 1);
+    sick.status(200);
+    eventually("it to take part again", async || {
+        let before = sick.all();
+        assert!(crowd(&caller, 32, 8).await >= 31);
+        sick.all() - before >= 5
+    })
+    .await;
+    assert!(!is_passed_over(&caller, &sick).await);
+}
+
+#[tokio::test]
+async fn where_all_fail_all_are_asked() {
+    let apps = three().await;
+    let [a, b, c] = &apps;
+    let caller = plain(&[a, b, c], ", ejection: { pause: 1m, longest: 1m, share: 34% }").await;
+    for app in &apps {
+        app.status(503);
+    }
+    assert_eq!(crowd(&caller, 300, 4).await, 0, "each is answered by an application");
+    let all: Vec<_> = apps.iter().map(App::all).collect();
+    assert_eq!(all.iter().sum::<usize>(), 300);
+    let shown = shown(&caller).await;
+    let passed_over = |endpoint: &&serde_json::Value| endpoint["passed_over"] == true;
+    assert_eq!(shown["endpoints"].as_array().expect("endpoints").iter().filter(passed_over).count(), 1);
+    assert!(all.iter().filter(|n| **n > 50).count() == 2, "{all:?}");
+    assert!(all.iter().all(|n| *n > 0), "{all:?}");
+}
+
+#[tokio::test]
+async fn where_all_may_be_ejected_requests_still_go_somewhere() {
+    let apps = three().await;
+    let [a, b, c] = &apps;
+    let caller = plain(&[a, b, c], ", ejection: { pause: 1m, longest: 1m, share: 100% }").await;
+    for app in &apps {
+        app.status(500);
+    }
+    assert_eq!(crowd(&caller, 100, 1).await, 0);
+    assert_eq!(apps.iter().map(App::all).sum::<usize>(), 100);
+    for app in &apps {
+        assert!(is_passed_over(&caller, app).await);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_one_fails_no_request_and_is_hardly_ever_tried() {
+    let [a, b, _] = three().await;
+    // Nobody listens there, and nobody else can.
+    let taken = tokio::net::TcpSocket::new_v4().expect("a socket");
+    taken.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+    let dead = taken.local_addr().expect("bound");
+    let caller = Loopback::start("caller", &orders(&[a.address, dead, b.address], "")).await;
+    assert_eq!(crowd(&caller, 400, 1).await, 400);
+    let tried = caller.log().matches("trying again").count();
+    // One after each pause, which is twice as long each time.
+    assert!((1..=8).contains(&tried), "{tried}");
+    assert_eq!(get(&caller, "/").await.status, 200);
+}

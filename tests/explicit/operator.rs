@@ -32,6 +32,8 @@ redis: { url: \"redis://someone:hunter2@127.0.0.1:9\" }
     assert_eq!((&config["generation"], &config["identity"]), (&1.into(), &serde_json::Value::Null));
     assert_eq!(config["bound"].as_array().expect("a list").len(), 5, "{config}");
     assert_eq!(config["config"]["upstreams"]["orders"]["address"], "orders.test:80");
+    // The answer may be there before its request has been taken out of the count.
+    sidecar.until_metric("pannier_upstream_in_flight", &[r#"upstream="orders""#], 0.0).await;
     let upstreams = page("/upstreams").await.json();
     let endpoint = &upstreams["upstreams"][0]["endpoints"][0];
     assert_eq!((&endpoint["address"], &endpoint["in_flight"]), (&app.to_string().into(), &0.into()));

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use super::learned::OFTEN;
 use super::load::{Rough, UNKNOWN_CAPACITY, Usual};
 use super::{Endpoint, Now, health};
 use crate::http::Announcement;
@@ -39,6 +40,9 @@ const IN_VAIN: u32 = 64;
 impl Crowd {
     /// Takes what an endpoint's sidecar says.
     pub fn hear(&self, endpoint: &Endpoint, said: &Announcement, now: Now) {
+        if now.micros() < endpoint.load.heard() + OFTEN {
+            return;
+        }
         match self.capacity.get() {
             _ if said.capacity == 0 => {}
             0.0 => self.capacity.set(said.capacity as f32),
@@ -60,6 +64,8 @@ impl Crowd {
         match self.latency.get() {
             _ if latency == 0.0 => {}
             0.0 => self.latency.set(latency),
+            // What all workers read is not written for nothing.
+            usual if usual == latency => {}
             _ => self.latency.follow(latency, SHARE / 4.0),
         }
     }

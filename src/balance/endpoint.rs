@@ -168,8 +168,10 @@ impl Endpoint {
             self.proven.store(true, Ordering::Relaxed);
         }
         self.health.answered(&self.load, tried_out, now.millis());
-        self.learned.answered(took_micros, found, now.micros());
-        self.load.learn(&self.learned, now.micros());
+        if !self.learned.is_up_to_date(now) {
+            self.learned.answered(took_micros, found, now.micros());
+            self.load.learn(&self.learned, now.micros());
+        }
     }
 
     /// Notes that it answered with an error, or not at all.

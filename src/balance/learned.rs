@@ -16,6 +16,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use super::Now;
 use super::load::Rough;
 
 /// The capacity of which nothing is known, and the bounds of it.
@@ -43,6 +44,9 @@ const RARE_SHARE: f32 = 0.1;
 
 /// A server that is not used may have become another meanwhile.
 const FORGETS: Duration = Duration::from_millis(300);
+
+/// Of answers that follow each other more closely, in microseconds, some are left out.
+pub(super) const OFTEN: u64 = 100;
 
 /// Answers from which on anything is said of a server.
 const KNOWN: u32 = 32;
@@ -165,6 +169,12 @@ impl Learned {
     /// Requests from which on they wait for each other.
     pub fn capacity(&self) -> f32 {
         self.capacity.get()
+    }
+
+    /// Whether the last answer was so shortly before `now` that another says nothing more: what all workers write
+    /// is written no more often than it is of use.
+    pub(super) fn is_up_to_date(&self, now: Now) -> bool {
+        now.micros() < self.last.load(Relaxed) + OFTEN
     }
 
     /// When the last answer was, in microseconds; 0: there was none.

@@ -98,8 +98,9 @@ impl InFlight {
             return self.went_wrong(if stands_for_none { Outcome::Lost } else { Outcome::Failed }, now);
         }
         let micros = took.as_micros() as f32;
-        if self.upstream().spec.is_application {
-            self.upstream().live.learned.answered(micros, self.place.found, now.micros());
+        let learned = &self.upstream().live.learned;
+        if self.upstream().spec.is_application && !learned.is_up_to_date(now) {
+            learned.answered(micros, self.place.found, now.micros());
         }
         self.crowd().answered(&self.taken, micros, now);
     }

@@ -162,12 +162,17 @@ impl Endpoint {
         self.health.unreached(&self.load, longest, now.millis());
     }
 
-    /// Notes that it answered, in so many microseconds, a request that found it with `found` of ours.
-    pub(super) fn answered(&self, took_micros: f32, found: u32, tried_out: bool, now: Now) {
+    /// Notes that it can be reached, and serves; `tried_out`: a request that was sent to see whether it does.
+    pub(super) fn reached(&self, tried_out: bool, now: Now) {
         if self.is_untried() {
             self.proven.store(true, Ordering::Relaxed);
         }
         self.health.answered(&self.load, tried_out, now.millis());
+    }
+
+    /// Notes that it answered, in so many microseconds, a request that found it with `found` of ours.
+    pub(super) fn answered(&self, took_micros: f32, found: u32, tried_out: bool, now: Now) {
+        self.reached(tried_out, now);
         if !self.learned.is_up_to_date(now) {
             self.learned.answered(took_micros, found, now.micros());
             self.load.learn(&self.learned, now.micros());

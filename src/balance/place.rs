@@ -93,16 +93,25 @@ impl InFlight {
     pub fn answered(&self, status: StatusCode, took: Duration, at: Instant) {
         self.noted.set(true);
         let now = Now::at(at.into_std());
+        if !self.taken.chosen {
+            return self.reached(status, took, now);
+        }
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
             let stands_for_none = matches!(status.as_u16(), 502..=504);
             return self.went_wrong(if stands_for_none { Outcome::Lost } else { Outcome::Failed }, now);
         }
         let micros = took.as_micros() as f32;
-        let learned = &self.upstream().live.learned;
-        if self.upstream().spec.is_application && !learned.is_up_to_date(now) {
-            learned.answered(micros, self.place.found, now.micros());
-        }
         self.crowd().answered(&self.taken, micros, now);
+    }
+
+    /// It was answered where nobody chose: what can be learned of that is what the application can do.
+    fn reached(&self, status: StatusCode, took: Duration, now: Now) {
+        self.endpoint().reached(false, now);
+        let learned = &self.upstream().live.learned;
+        let says = self.upstream().spec.is_application && !status.is_server_error();
+        if says && !learned.is_up_to_date(now) {
+            learned.answered(took.as_micros() as f32, self.place.found, now.micros());
+        }
     }
 
     /// Notes that it was not answered, and why.
@@ -130,6 +139,9 @@ impl InFlight {
     }
 
     fn went_wrong(&self, outcome: Outcome, now: Now) {
+        if !self.taken.chosen {
+            return;
+        }
         let upstream = self.upstream();
         let all = upstream.live.candidates.load();
         self.crowd().failed(&self.taken, outcome, &upstream.spec.ejection, &all, now);

@@ -14,6 +14,8 @@ pub struct Taken {
     found: u32,
     /// It tries whether the endpoint still fails.
     tries_out: bool,
+    /// It was chosen, so that what comes of it is of use to the next choice.
+    pub(super) chosen: bool,
 }
 
 impl Taken {
@@ -21,12 +23,13 @@ impl Taken {
     pub fn of(endpoint: &Arc<Endpoint>, now: Now) -> Option<Self> {
         let found = endpoint.load.begin()?;
         let tries_out = !endpoint.load.is_sound() && endpoint.load.try_out(now.millis());
-        Some(Self { endpoint: endpoint.clone(), found, tries_out })
+        Some(Self { endpoint: endpoint.clone(), found, tries_out, chosen: true })
     }
 
     /// A place of an endpoint that was not chosen, whatever it has.
     pub(super) fn anyway(endpoint: &Arc<Endpoint>) -> Self {
-        Self { found: endpoint.load.begin_anyway(), endpoint: endpoint.clone(), tries_out: false }
+        let found = endpoint.load.begin_anyway();
+        Self { endpoint: endpoint.clone(), found, tries_out: false, chosen: false }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod balance;
 mod http;
+mod redis;
 mod retries;
 mod upstream;
 
@@ -15,12 +16,13 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::text::{addresses, socket, socket_list, socket_lists};
 use super::units::{Addresses, ByteRate, OneOrMany, Percent, Rate, Time};
 pub use balance::{Ejection, Most, Queue, Sticky};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
+pub use redis::Redis;
 pub use retries::{Backoff, Hedge, HedgeAfter, Retries, RetryBudget, RetryOn, RetryRules};
 pub use upstream::{KeepAlive, Upstream};
 
@@ -445,50 +447,6 @@ pub struct Allow {
     /// The method or methods. Default: every method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<OneOrMany<String>>,
-}
-
-/// The Redis that mesh-wide limits share. Neither its `Debug` nor its serialized form shows the
-/// password.
-#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Redis {
-    /// `redis://[user:password@]host:port[/db]`, or `rediss://` for TLS.
-    #[serde(serialize_with = "serialize_without_password")]
-    pub url: String,
-    /// How long a request may wait for Redis where no lease is at hand. Default 20ms.
-    #[serde(default = "Redis::default_budget")]
-    pub budget: Time,
-    /// What every key begins with; sidecars with another prefix share nothing. Default `pannier`.
-    #[serde(default = "Redis::default_prefix")]
-    pub prefix: String,
-}
-
-/// A Redis URL as it may be shown: `redis://user:***@host`.
-pub(super) fn without_password(url: &str) -> String {
-    match url.split_once("://") {
-        Some((scheme, rest)) => match rest.rsplit_once('@') {
-            Some((user, host)) => {
-                let user = user.split_once(':').map_or("", |(user, _)| user);
-                format!("{scheme}://{user}:***@{host}")
-            }
-            None => url.into(),
-        },
-        None => "***".into(),
-    }
-}
-
-fn serialize_without_password<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&without_password(url))
-}
-
-impl fmt::Debug for Redis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redis")
-            .field("url", &without_password(&self.url))
-            .field("budget", &self.budget)
-            .field("prefix", &self.prefix)
-            .finish()
-    }
 }
 
 /// How the sidecar stops, on SIGTERM or `POST /drain`.

@@ -65,9 +65,10 @@ pub(super) fn bind(listen: &Listen, workers: usize) -> Result<Listeners, Unbound
         all.probes.push(listener);
     }
     for address in each("dns", &listen.dns, &defaults.dns) {
-        let listener = all.tcp("dns", address, false)?;
-        let bound = listener.local_addr().and_then(udp);
-        all.dns_udp.push(bound.map_err(|error| Unbound { name: "dns", address, error })?);
+        let failed = |error| Unbound { name: "dns", address, error };
+        let (listener, socket) = same_port(address).map_err(failed)?;
+        all.bound.push(("dns", listener.local_addr().map_err(failed)?));
+        all.dns_udp.push(socket);
         all.dns_tcp.push(listener);
     }
     Ok(all)
@@ -79,6 +80,20 @@ impl Listeners {
         let listener = tcp(address, shared).map_err(failed)?;
         self.bound.push((name, listener.local_addr().map_err(failed)?));
         Ok(listener)
+    }
+}
+
+/// A port, for TCP and UDP alike. One that is free for the one may be taken for the other: where any will do,
+/// others are tried.
+fn same_port(address: SocketAddr) -> io::Result<(TcpListener, UdpSocket)> {
+    let mut tries = if address.port() == 0 { 16 } else { 1 };
+    loop {
+        let listener = tcp(address, false)?;
+        tries -= 1;
+        match listener.local_addr().and_then(udp) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            socket => return Ok((listener, socket?)),
+        }
     }
 }
 

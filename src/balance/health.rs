@@ -11,6 +11,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use http::StatusCode;
+
 use super::load::{Condition, DOUBTED, Load, Rough};
 
 /// How a request went wrong.
@@ -18,8 +20,28 @@ use super::load::{Condition, DOUBTED, Load, Rough};
 pub enum Outcome {
     /// By an answer with a server's error, as an application makes them.
     Failed,
-    /// Without an answer, or by one that stands for none: 502, 503, 504.
+    /// Without an answer in time, or by one that stands for none: 502, 503, 504.
     Lost,
+    /// Its connection broke, as all do when the process at their end dies. If another takes its place, that
+    /// is soon.
+    Broken,
+}
+
+impl Outcome {
+    /// What an answer says of its endpoint, by its status and that of gRPC, if it has one: none, if nothing
+    /// is wrong. A deadline of the caller's that was too short (4, DEADLINE_EXCEEDED) is no fault of it.
+    pub fn of(status: StatusCode, grpc: Option<u8>) -> Option<Self> {
+        const UNKNOWN: u8 = 2;
+        const INTERNAL: u8 = 13;
+        const UNAVAILABLE: u8 = 14;
+        const DATA_LOSS: u8 = 15;
+        match (status.as_u16(), grpc) {
+            (502..=504, _) | (_, Some(UNAVAILABLE)) => Some(Self::Lost),
+            (501, _) => None,
+            (500.., _) | (_, Some(UNKNOWN | INTERNAL | DATA_LOSS)) => Some(Self::Failed),
+            _ => None,
+        }
+    }
 }
 
 /// When endpoints are ejected.
@@ -52,7 +74,7 @@ impl Default for Ejection {
     }
 }
 
-/// How long an endpoint that could not be reached is passed over at first.
+/// How long an endpoint that could not be reached, or whose connections broke, is passed over at first.
 const UNREACHED: Duration = Duration::from_millis(500);
 
 /// Answers that a part is judged by.
@@ -66,12 +88,12 @@ pub(super) const SHARE: f32 = 1.0 / 50.0;
 pub(super) struct Health {
     /// Errors in a row.
     failed: AtomicU32,
-    /// Those in a row that were no answer.
+    /// Those in a row that were no answer, or stood for none.
     lost: AtomicU32,
     /// The part of its answers that are errors, and how many it is made of.
     part: Rough,
     answers: AtomicU32,
-    /// Whether it is passed over because there was no connection.
+    /// Whether it is passed over because there was no connection, or none any more.
     unreached: AtomicBool,
     /// How often it has been passed over lately, and until when the last time, in milliseconds.
     pauses: AtomicU32,
@@ -115,8 +137,8 @@ impl Health {
         self.count(1.0);
         let failed = self.failed.fetch_add(1, Relaxed) + 1;
         let lost = match outcome {
-            Outcome::Lost => self.lost.fetch_add(1, Relaxed) + 1,
-            _ => 0,
+            Outcome::Failed => 0,
+            Outcome::Lost | Outcome::Broken => self.lost.fetch_add(1, Relaxed) + 1,
         };
         let is_bad = self.answers.load(Relaxed) >= JUDGED
             && self.part.get() > ejection.part
@@ -128,8 +150,10 @@ impl Health {
             // It was sent before.
         } else if (fails_again || failed >= ejection.failed || lost >= ejection.lost || is_bad) && has_room()
         {
-            self.unreached.store(false, Relaxed);
-            self.pause(load, ejection.pause, ejection.longest, now);
+            let is_gone = outcome == Outcome::Broken && !is_bad;
+            self.unreached.store(is_gone, Relaxed);
+            let first = if is_gone { UNREACHED.min(ejection.pause) } else { ejection.pause };
+            self.pause(load, first, ejection.longest, now);
             self.answers.store(0, Relaxed);
         } else {
             load.pass_over(0, DOUBTED);
@@ -210,6 +234,37 @@ mod tests {
             assert_eq!(load.condition(2510 + 10_000), Condition::Doubted);
             health.answered(&load, true, 2510 + 10_000);
             assert_eq!(load.condition(2510 + 10_000), Condition::Sound);
+        }
+    }
+
+    #[test]
+    fn one_whose_process_died_is_tried_again_soon_however_often_it_dies() {
+        let (health, load) = (Health::default(), Load::new(None));
+        for death in 1..=4_u64 {
+            let now = death * 10_000;
+            (0..12).for_each(|_| fail(&health, &load, Outcome::Broken, now));
+            assert_eq!(load.condition(now + 374), Condition::PassedOver);
+            assert_eq!(load.condition(now + 626), Condition::Doubted);
+            // It is not back yet.
+            health.unreached(&load, Ejection::default().longest, now + 626);
+            assert_eq!(load.condition(now + 626 + 1499), Condition::PassedOver);
+            assert_eq!(load.condition(now + 626 + 2501), Condition::Doubted);
+            health.answered(&load, true, now + 626 + 2501);
+            assert_eq!(load.condition(now + 626 + 2501), Condition::Sound);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_wrong_by_its_status_or_by_that_of_grpc() {
+        let of = |status, grpc| Outcome::of(StatusCode::from_u16(status).unwrap(), grpc);
+        for fine in [(200, None), (200, Some(0)), (404, None), (501, None), (200, Some(4)), (200, Some(8))] {
+            assert_eq!(of(fine.0, fine.1), None, "{fine:?}");
+        }
+        for failed in [(500, None), (599, None), (200, Some(2)), (200, Some(13)), (200, Some(15))] {
+            assert_eq!(of(failed.0, failed.1), Some(Outcome::Failed), "{failed:?}");
+        }
+        for lost in [(502, None), (503, None), (504, None), (200, Some(14))] {
+            assert_eq!(of(lost.0, lost.1), Some(Outcome::Lost), "{lost:?}");
         }
     }
 

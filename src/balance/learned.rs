@@ -13,7 +13,7 @@
 //! Promises: the capacity stays within bounds; it grows beyond what has been tried only by twice, and only
 //! where more requests were answered as fast as few; one slow answer moves it hardly.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::Now;
@@ -28,12 +28,12 @@ const MOST: f32 = 65_536.0;
 const LATENCY_SHARE: f32 = 1.0 / 256.0;
 const LEVEL_SHARE: f32 = 1.0 / 512.0;
 
-/// How much of the distance one answer moves the least latency that was seen, when it is longer.
-const BEST_SHARE: f32 = 1.0 / 65_536.0;
+/// For how long the least latency that was seen is remembered.
+const BEST_LASTS: Duration = Duration::from_secs(300);
 
-/// A server whose latency is so many times the least is slow at the time, or taken to be alone with requests
-/// that wait: nothing is learned of it then that would make it larger.
-const SLOWED: f32 = 3.0;
+/// A server whose latency is more than so many times the least is slow at the time, or taken to be alone with
+/// requests that wait: nothing is learned of it then that would make it larger.
+const SLOWED: f32 = 1.05;
 
 /// How much eight answers make a capacity grow at most.
 const GROWTH: f32 = 1.0 + 1.0 / 16.0;
@@ -49,13 +49,29 @@ const FORGETS: Duration = Duration::from_millis(300);
 pub(super) const OFTEN: u64 = 100;
 
 /// Answers from which on anything is said of a server.
-const KNOWN: u32 = 32;
+const KNOWN: u64 = 32;
 
 /// By how much the mean of one answer may err, in its parts.
 const UNCERTAIN: f32 = 2.0;
 
 /// Answers that a number's time is made of before it counts.
 const COUNTS: u32 = 8;
+
+/// Beyond twice the capacity, so many requests are taken in any case; and so many of a server of which nothing
+/// is known.
+const ALWAYS: u32 = 4;
+const AT_FIRST: u32 = 3;
+
+/// Of so many answers to a server that is full, the first few are to this part of its capacity. It is full if
+/// so many requests were refused meanwhile.
+const TURN: u64 = 1024;
+const FEWER: u64 = 64;
+const FEW: f32 = 0.7;
+const PRESSED: u32 = 128;
+
+/// A number's time that is so many answers old says nothing any more: what was usual then may have been taken
+/// for something else.
+const FORGOTTEN: u32 = 4096;
 
 /// How much longer answers to many may take than to few while more are believed to be answered alike.
 const TOLERANCE: f32 = 1.3;
@@ -75,12 +91,15 @@ const LEVELS: usize = 8 + 4 * 13;
 #[derive(Debug)]
 pub struct Learned {
     levels: [Level; LEVELS],
-    answers: AtomicU32,
+    answers: AtomicU64,
     /// What follows from the levels, in requests and microseconds.
     capacity: Rough,
     latency: Rough,
-    /// The least latency that was seen, as far as it was not long ago.
+    /// The least latency that was seen, as far as it was not long ago; 0: not known.
     best: Rough,
+    /// Requests that were refused since [`PRESSED`] was last looked at, and whether they were many.
+    refused: AtomicU32,
+    pressed: AtomicBool,
     /// When the last answer was, in microseconds.
     last: AtomicU64,
 }
@@ -91,16 +110,21 @@ struct Level {
     /// How long they take, in what is usual at the time.
     time: Rough,
     count: AtomicU32,
+    /// Which answer of all was its last, as far as it fits.
+    last: AtomicU32,
 }
 
 impl Default for Learned {
     fn default() -> Self {
         Self {
-            levels: [const { Level { time: Rough::new(0.0), count: AtomicU32::new(0) } }; LEVELS],
-            answers: AtomicU32::new(0),
+            levels: [const { Level { time: Rough::new(0.0), count: AtomicU32::new(0), last: AtomicU32::new(0) } };
+                LEVELS],
+            answers: AtomicU64::new(0),
             capacity: Rough::new(FIRST),
             latency: Rough::new(0.0),
             best: Rough::new(0.0),
+            refused: AtomicU32::new(0),
+            pressed: AtomicBool::new(false),
             last: AtomicU64::new(0),
         }
     }
@@ -115,6 +139,9 @@ impl Learned {
         let took = if took.is_nan() { 1.0 } else { took };
         let answers = self.answers.load(Relaxed).saturating_add(1);
         self.answers.store(answers, Relaxed);
+        if answers.is_multiple_of(TURN) {
+            self.pressed.store(self.refused.swap(0, Relaxed) >= PRESSED, Relaxed);
+        }
         // Without the requests before it, as far as they had to be waited for.
         let alone = took / (in_flight as f32 / self.capacity.get()).max(1.0);
         let usual = match self.latency.get() {
@@ -126,12 +153,17 @@ impl Learned {
         self.latency.set(usual + (alone.min(usual * OUTLIER) - usual) * share);
         let latency = self.latency.get();
         match self.best.get() {
-            best if best > 0.0 && best < latency => self.best.follow(latency, BEST_SHARE),
+            // The first few may all have been lucky.
+            _ if answers < KNOWN => {}
+            best if best > 0.0 && best < latency => {
+                self.best.follow(latency, (idled / BEST_LASTS.as_secs_f32()).min(RARE_SHARE));
+            }
             _ => self.best.set(latency),
         }
         let level = &self.levels[level_of(in_flight)];
         let count = level.count.load(Relaxed).saturating_add(1);
         level.count.store(count, Relaxed);
+        level.last.store(answers as u32, Relaxed);
         let share = (1.0 / count as f32).max(LEVEL_SHARE);
         level.time.follow((took / usual).min(OUTLIER * level.time.get().max(1.0)), share);
         if count <= 2 * COUNTS || answers.is_multiple_of(8) {
@@ -143,9 +175,11 @@ impl Learned {
     fn conclude(&self) {
         let (mut alone, mut pace) = (f32::MAX, f32::MAX);
         let mut highest = (0.0, 0.0);
+        let all = self.answers.load(Relaxed) as u32;
         for (number, level) in self.levels.iter().enumerate() {
             let count = level.count.load(Relaxed);
-            if count < COUNTS {
+            let ago = all.wrapping_sub(level.last.load(Relaxed));
+            if count < COUNTS || ago > FORGOTTEN {
                 continue;
             }
             let (n, time) = (about(number), level.time.get());
@@ -162,8 +196,28 @@ impl Learned {
         // Nothing says that more would not be answered as fast.
         let untried = if highest.1 < alone * TOLERANCE { 2.0 * highest.0 } else { 0.0 };
         let now = self.capacity.get();
-        let most = if self.latency.get() > SLOWED * self.best.get() { now } else { now * GROWTH };
+        let best = self.best.get();
+        let slowed = best > 0.0 && self.latency.get() > SLOWED * best;
+        let most = if slowed { now } else { now * GROWTH };
         self.capacity.set(capacity.max(untried).min(most).clamp(LEAST, MOST));
+    }
+
+    /// Requests that it is given at once where what comes beyond is refused: twice its capacity, so that some
+    /// always wait. A server that is flooded from the first one on is given them slowly, and one that always
+    /// has as many as it may have is given few now and then: how long it takes for those cannot be told
+    /// otherwise.
+    pub fn most(&self) -> u32 {
+        let (answers, capacity) = (self.answers.load(Relaxed), self.capacity());
+        if self.pressed.load(Relaxed) && answers % TURN < FEWER {
+            return ((capacity * FEW) as u32).max(AT_FIRST);
+        }
+        ((capacity * 2.0) as u32 + ALWAYS)
+            .min(AT_FIRST.saturating_add(u32::try_from(answers / 4).unwrap_or(u32::MAX)))
+    }
+
+    /// Notes that one was refused, since it has [`most`](Self::most).
+    pub fn refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
     }
 
     /// Requests from which on they wait for each other.
@@ -224,6 +278,9 @@ fn about(level: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+
     use super::*;
 
     /// Answers of a server with `hands`, each taking `micros`, while it has about `busy` requests.
@@ -241,10 +298,12 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(7);
         for hands in [4.0, 16.0, 100.0] {
             let learned = Learned::default();
-            serve(&learned, &mut rng, hands, 20_000.0, hands as u32, 20_000);
+            serve(&learned, &mut rng, hands, 20_000.0, hands as u32, 300_000);
             let (capacity, latency) = (learned.capacity(), learned.latency());
-            assert!((0.6..1.7).contains(&(capacity / hands)), "{hands} hands: {capacity}");
-            assert!((0.6..1.4).contains(&(latency / 20_000.0)), "{hands} hands: {latency}");
+            // Beyond what it was taken for at first, it is sooner taken for smaller.
+            let least = if hands > FIRST { 0.4 } else { 0.6 };
+            assert!((least..1.7).contains(&(capacity / hands)), "{hands} hands: {capacity}");
+            assert!((least..1.4).contains(&(latency / 20_000.0)), "{hands} hands: {latency}");
         }
     }
 
@@ -255,6 +314,51 @@ mod tests {
         serve(&learned, &mut rng, 1000.0, 5_000.0, 10, 20_000);
         assert!(learned.capacity() > 15.0, "{}", learned.capacity());
         assert!(learned.capacity() < 60.0, "it grows no further than what was tried: {}", learned.capacity());
+    }
+
+    /// A server that is asked for `demand` times what it can do, for some seconds from its first request on:
+    /// the part of what it can do that it did in the last second, and how many it had on average.
+    fn flood(hands: u32, demand: f64, seconds: u64) -> (f64, f64) {
+        const MICROS: f64 = 20_000.0;
+        let (learned, mut rng) = (Learned::default(), fastrand::Rng::with_seed(7));
+        let mut random = || -(1.0 - rng.f64()).ln();
+        let mut hands_free = vec![0.0_f64; hands as usize];
+        let mut in_flight: BinaryHeap<Reverse<(u64, u64, u32)>> = BinaryHeap::new();
+        let (mut now, mut done, mut had, mut came) = (0.0, 0, 0, 0);
+        let ends = seconds as f64 * 1e6;
+        while now < ends {
+            now += random() * MICROS / f64::from(hands) / demand;
+            while let Some(&Reverse((end, begun, found))) = in_flight.peek().filter(|r| r.0.0 as f64 <= now) {
+                in_flight.pop();
+                learned.answered((end - begun) as f32, found, end);
+                done += u32::from(end as f64 > ends - 1e6);
+            }
+            if now > ends - 1e6 {
+                (had, came) = (had + in_flight.len(), came + 1);
+            }
+            if in_flight.len() >= learned.most() as usize {
+                learned.refused();
+                continue;
+            }
+            let hand = hands_free.iter_mut().min_by(|a, b| a.total_cmp(b)).unwrap();
+            *hand = hand.max(now) + random() * MICROS;
+            let found = in_flight.len() as u32 + 1;
+            in_flight.push(Reverse((*hand as u64, now as u64, found)));
+        }
+        (f64::from(done) / (f64::from(hands) * 1e6 / MICROS), had as f64 / f64::from(came))
+    }
+
+    #[test]
+    fn a_server_that_is_flooded_from_its_first_request_on_does_all_that_it_can() {
+        for hands in [4, 16, 64, 256] {
+            for demand in [1.2, 2.0, 10.0] {
+                let (done, had) = flood(hands, demand, 10);
+                assert!(done > 0.85, "{hands} hands, {demand}: {done}");
+                assert!(had / f64::from(hands) < 20.0, "{hands} hands, {demand}: {had}");
+            }
+        }
+        let (done, _) = flood(256, 0.5, 5);
+        assert!(done > 0.45, "one that is not flooded: {done}");
     }
 
     #[test]

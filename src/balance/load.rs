@@ -4,7 +4,7 @@
 //! Promises: an announcement only ever raises what we know ourselves; what is old counts as no more than
 //! what is usual; all that a choice reads is in one cache line, and nobody waits to read or write it.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::Learned;
 use super::standing::Share;
@@ -64,6 +64,8 @@ pub(super) struct Load {
     configured: AtomicU32,
     /// When it last said anything, in microseconds of the endpoints' clock; 0: never.
     heard: AtomicU64,
+    /// Whether it has said how long it takes.
+    announces: AtomicBool,
     /// Until when it is passed over, in milliseconds of that clock. 0: it is not; [`DOUBTED`]: one request
     /// at a time may try it.
     passed_over: AtomicU64,
@@ -136,6 +138,7 @@ impl Load {
             pace: Rough::default(),
             configured: AtomicU32::new(0),
             heard: AtomicU64::new(0),
+            announces: AtomicBool::new(false),
             passed_over: AtomicU64::new(0),
             trial: AtomicU32::new(0),
         };
@@ -194,6 +197,7 @@ impl Load {
             return;
         }
         let latency = unless_alike((said.latency as f32).max(SHORT), usual.latency, ALIKE_LATENCY);
+        self.announces.store(true, Relaxed);
         self.latency.set(latency);
         self.pace.set(match (self.configured.load(Relaxed), said.capacity) {
             (0, 0) => latency / self.assumed_capacity(usual),
@@ -211,8 +215,7 @@ impl Load {
 
     /// Takes what has been learned here, unless its sidecar knows better.
     pub(super) fn learn(&self, learned: &Learned, now: u64) {
-        let heard = self.heard.load(Relaxed);
-        if heard != 0 && now < heard + ANNOUNCES {
+        if self.announces.load(Relaxed) && now < self.heard.load(Relaxed) + ANNOUNCES {
             return;
         }
         if !learned.is_known() {
@@ -233,7 +236,7 @@ impl Load {
             0 => {
                 let (latency, pace) = (self.latency.get(), self.pace.get());
                 let capacity = if pace > 0.0 { latency / pace } else { UNKNOWN_CAPACITY };
-                let source = if self.heard.load(Relaxed) == 0 { Source::Learned } else { Source::Announced };
+                let source = if self.announces.load(Relaxed) { Source::Announced } else { Source::Learned };
                 (source, capacity)
             }
             capacity => (Source::Configured, capacity as f32),

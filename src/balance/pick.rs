@@ -79,16 +79,19 @@ impl Upstream {
         if turn.is_none() && !self.live.waiting.is_empty() {
             return Err(None::Full);
         }
+        let waited = turn.is_some();
         let place = Place::of(self, self.most());
         if let Some(turn) = turn {
             turn.used();
         }
         let place = place.ok_or(None::Full)?;
-        let taken = match self.take(want, Now::at(want.begun.into_std()), true) {
+        let mut since = if waited { Instant::now() } else { want.begun };
+        let taken = match self.take(want, Now::at(since.into_std()), true) {
             Seat::Ask(some, worth) => {
                 // Whether all have answered in time or not, what is known then decides.
                 let _ = Box::pin(timeout(worth, asks.ask(self, some))).await;
-                self.take(want, Now::read(), false)
+                since = Instant::now();
+                self.take(want, Now::at(since.into_std()), false)
             }
             seat => seat,
         };
@@ -102,7 +105,7 @@ impl Upstream {
             Seat::Ask(..) => return Err(None::Full),
         };
         let late = want.patience.and_then(|patience| want.begun.checked_add(patience));
-        Ok(InFlight::new(taken, place, late))
+        Ok(InFlight::new(taken, place, since, late))
     }
 
     /// Takes a place of the endpoint that is best now. It takes no lock, and allocates nothing.
@@ -138,15 +141,19 @@ impl Upstream {
         asks: &impl Asks,
     ) -> std::result::Result<InFlight, None> {
         let queue = self.spec.queue;
-        let own = Instant::now() + queue.time;
+        let since = Instant::now();
+        let own = since + queue.time;
         let deadline = want.deadline.map_or(own, |deadline| deadline.min(own));
+        let mut most = queue.most;
         loop {
-            let turn = self.live.waiting.join(deadline, queue.most).ok_or(None::Full)?;
+            let waiter = self.live.waiting.join(since, deadline, most).ok_or(None::Full)?;
+            // Who has waited, and found that somebody was faster, is not sent away for those behind him.
+            most = usize::MAX;
             // What became free before we stood in the queue was given to nobody.
             if self.has_room() {
                 self.live.waiting.next();
             }
-            let Ok(Ok(turn)) = timeout_at(deadline, turn).await else { return Err(None::Full) };
+            let Ok(Some(turn)) = timeout_at(deadline, waiter.turn()).await else { return Err(None::Full) };
             match self.seat(want, asks, Some(turn)).await {
                 Err(None::Full) => {}
                 seated => return seated,
@@ -159,11 +166,27 @@ impl Upstream {
         self.in_flight() < self.most() && !matches!(self.choose(&[]), Err(None::Full))
     }
 
-    /// Takes a place with one endpoint, whatever its saturation. `always`: whatever else there is in flight.
-    pub fn place_at(self: &Arc<Self>, endpoint: &Arc<Endpoint>, always: bool) -> Result<InFlight> {
+    /// As [`pick`](Self::pick), for one who does without a place if there is none now.
+    pub async fn pick_now(self: &Arc<Self>, want: &Want<'_>, asks: &impl Asks) -> Option<InFlight> {
+        self.seat(want, asks, Option::None).await.ok()
+    }
+
+    /// Takes a place with one endpoint at `now`, whatever its saturation. `always`: whatever else there is in
+    /// flight.
+    pub fn place_at(
+        self: &Arc<Self>,
+        endpoint: &Arc<Endpoint>,
+        now: Instant,
+        always: bool,
+    ) -> Result<InFlight> {
         let most = if always { u32::MAX } else { self.most() };
-        let place = Place::of(self, most).ok_or_else(|| self.no_room(MAX_IN_FLIGHT))?;
-        Ok(InFlight::new(Taken::anyway(endpoint), place, Option::None))
+        let place = Place::of(self, most).ok_or_else(|| {
+            if self.spec.learns_most {
+                self.live.learned.refused();
+            }
+            self.no_room(MAX_IN_FLIGHT)
+        })?;
+        Ok(InFlight::new(Taken::anyway(endpoint), place, now, Option::None))
     }
 
     fn no_room(&self, why: &'static str) -> Error {

@@ -54,6 +54,8 @@ pub struct InFlight {
     // Before the place: who waits for one looks at the endpoints.
     taken: Taken,
     place: Place,
+    /// Since when only the endpoint is waited for.
+    since: Cell<Instant>,
     /// When its answer is so late that this is the endpoint's failure.
     late: Option<Instant>,
     /// Whether what came of it is known.
@@ -70,8 +72,14 @@ impl Drop for InFlight {
 }
 
 impl InFlight {
-    pub(super) fn new(taken: Taken, place: Place, late: Option<Instant>) -> Self {
-        Self { taken, place, late, noted: Cell::new(false) }
+    /// `since`: when it was given its place.
+    pub(super) fn new(taken: Taken, place: Place, since: Instant, late: Option<Instant>) -> Self {
+        Self { taken, place, since: Cell::new(since), late, noted: Cell::new(false) }
+    }
+
+    /// Notes when it was sent, if something else had to be waited for first: that is not the endpoint's time.
+    pub fn sent(&self, at: Instant) {
+        self.since.set(at);
     }
 
     /// The upstream.
@@ -89,27 +97,28 @@ impl InFlight {
         self.crowd().hear(self.endpoint(), said, Now::at(at.into_std()));
     }
 
-    /// Notes that it was answered, after it `took` so long.
-    pub fn answered(&self, status: StatusCode, took: Duration, at: Instant) {
+    /// Notes that it was answered at a time, and how: by its status, and that of gRPC if it has one.
+    pub fn answered(&self, status: StatusCode, grpc: Option<u8>, at: Instant) {
         self.noted.set(true);
         let now = Now::at(at.into_std());
+        let took = at.saturating_duration_since(self.since.get());
+        let wrong = Outcome::of(status, grpc);
         if !self.taken.chosen {
-            return self.reached(status, took, now);
+            return self.reached(wrong.is_none(), took, now);
         }
-        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
-            let stands_for_none = matches!(status.as_u16(), 502..=504);
-            return self.went_wrong(if stands_for_none { Outcome::Lost } else { Outcome::Failed }, now);
+        if let Some(wrong) = wrong {
+            return self.went_wrong(wrong, now);
         }
         let micros = took.as_micros() as f32;
         self.crowd().answered(&self.taken, micros, now);
     }
 
-    /// It was answered where nobody chose: what can be learned of that is what the application can do.
-    fn reached(&self, status: StatusCode, took: Duration, now: Now) {
+    /// It was answered, well or not, where nobody chose: what can be learned of that is what the application
+    /// can do.
+    fn reached(&self, well: bool, took: Duration, now: Now) {
         self.endpoint().reached(false, now);
         let learned = &self.upstream().live.learned;
-        let says = self.upstream().spec.is_application && !status.is_server_error();
-        if says && !learned.is_up_to_date(now) {
+        if well && self.upstream().spec.is_application && !learned.is_up_to_date(now) {
             learned.answered(took.as_micros() as f32, self.place.found, now.micros());
         }
     }
@@ -122,10 +131,8 @@ impl InFlight {
         match error.reason {
             // It has as many as it takes, and says so before it does anything.
             Reason::UpstreamRefused => self.crowd().refused(self.endpoint(), Now::read()),
-            Reason::UpstreamReset
-            | Reason::UpstreamTimeout
-            | Reason::UpstreamMalformed
-            | Reason::UpstreamStatus => {
+            Reason::UpstreamReset => self.went_wrong(Outcome::Broken, Now::read()),
+            Reason::UpstreamTimeout | Reason::UpstreamMalformed | Reason::UpstreamStatus => {
                 self.went_wrong(Outcome::Lost, Now::read());
             }
             _ => {}

@@ -21,9 +21,6 @@ use crate::tls::Peer;
 /// section 8).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Requests that are let through whatever has been learned.
-const ALWAYS: u32 = 4;
-
 /// What the configuration says of an upstream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
@@ -153,7 +150,7 @@ impl Upstream {
         if !self.spec.learns_most {
             return self.spec.max_in_flight;
         }
-        (self.live.learned.capacity() * 2.0) as u32 + ALWAYS
+        self.live.learned.most()
     }
 
     /// Requests that the application serves at once before they wait for each other.

@@ -1,14 +1,15 @@
 //! Requests that wait for a place, while an upstream has as many as it takes.
 //!
-//! Promises: no more wait than may; a place that becomes free goes to one that waits, and to nobody who
-//! came later; who has given up loses no place to nobody.
+//! Promises: no more wait than may; a place that becomes free goes to one that waits (`line.rs` says to
+//! whom), and to nobody who does not; who has given up waits no more, and no place is lost with him.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+use super::line::{Line, Ticket};
 
 /// The bounds of waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,18 +20,34 @@ pub struct Patience {
     pub time: std::time::Duration,
 }
 
-/// Who waits, by deadline, and among those with the same one by when they came.
+/// Who waits for a place of an upstream.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    waiting: Mutex<Line>,
+    line: Mutex<Line<oneshot::Sender<Turn>>>,
     /// As many: to be looked at without the lock.
     length: AtomicUsize,
 }
 
-#[derive(Debug, Default)]
-struct Line {
-    came: u64,
-    waiting: BTreeMap<(Instant, u64), oneshot::Sender<Turn>>,
+/// One who waits. He has left the line once this is dropped.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    waiting: Arc<Waiting>,
+    ticket: Ticket,
+    turn: oneshot::Receiver<Turn>,
+}
+
+impl Waiter {
+    /// His turn; none: there is nobody who would give it.
+    pub(super) async fn turn(mut self) -> Option<Turn> {
+        (&mut self.turn).await.ok()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        // Whoever has had his turn is not in it any more. A turn that comes now is passed on by itself.
+        self.waiting.with(|line| line.leave(self.ticket));
+    }
 }
 
 /// That a place has become free, and that it is his who holds this. Passed on if he does not use it.
@@ -53,9 +70,9 @@ impl Drop for Turn {
 }
 
 impl Waiting {
-    /// Whether nobody waits. Who has given up counts until somebody looks.
+    /// Whether nobody waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.length.load(Ordering::SeqCst) == 0
+        self.len() == 0
     }
 
     /// How many wait.
@@ -63,36 +80,21 @@ impl Waiting {
         self.length.load(Ordering::SeqCst)
     }
 
-    /// Waits for a turn until `deadline`; none: `most` wait already.
-    pub(super) fn join(&self, deadline: Instant, most: usize) -> Option<oneshot::Receiver<Turn>> {
+    /// Waits for a turn, since then and until `deadline`; none: `most` wait already.
+    pub(super) fn join(self: &Arc<Self>, since: Instant, deadline: Instant, most: usize) -> Option<Waiter> {
         let (give, turn) = oneshot::channel();
-        let mut line = self.line();
-        if line.waiting.len() >= most {
-            line.waiting.retain(|_, one| !one.is_closed());
-        }
-        if line.waiting.len() >= most {
-            return None;
-        }
-        line.came += 1;
-        let key = (deadline, line.came);
-        line.waiting.insert(key, give);
-        self.length.store(line.waiting.len(), Ordering::SeqCst);
-        Some(turn)
+        let join = |line: &mut Line<_>| (line.len() < most).then(|| line.join(since, deadline, give));
+        let ticket = self.with(join)?;
+        Some(Waiter { waiting: self.clone(), ticket, turn })
     }
 
     /// A place has become free.
     pub(super) fn next(self: &Arc<Self>) {
         while !self.is_empty() {
-            let first = {
-                let mut line = self.line();
-                let first = line.waiting.pop_first();
-                self.length.store(line.waiting.len(), Ordering::SeqCst);
-                first
-            };
-            let Some((_, first)) = first else { return };
-            match first.send(Turn(Some(self.clone()))) {
+            let Some(next) = self.with(|line| line.next(Instant::now())) else { return };
+            match next.send(Turn(Some(self.clone()))) {
                 Ok(()) => return,
-                // He has given up: it is the next one's.
+                // He is just giving up: it is the next one's.
                 Err(turn) => turn.used(),
             }
         }
@@ -100,20 +102,19 @@ impl Waiting {
 
     /// There may be room for any number of them now: each looks for himself.
     pub(super) fn all(self: &Arc<Self>) {
-        let waiting = {
-            let mut line = self.line();
-            self.length.store(0, Ordering::SeqCst);
-            std::mem::take(&mut line.waiting)
-        };
-        for one in waiting.into_values() {
+        for one in self.with(Line::take) {
             if let Err(turn) = one.send(Turn(Some(self.clone()))) {
                 turn.used();
             }
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Does something with the line, and tells how long it is then.
+    fn with<R>(&self, act: impl FnOnce(&mut Line<oneshot::Sender<Turn>>) -> R) -> R {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = act(&mut line);
+        self.length.store(line.len(), Ordering::SeqCst);
+        done
     }
 }
 
@@ -123,6 +124,8 @@ mod tests {
 
     use super::*;
 
+    const TIME: Duration = Duration::from_secs(60);
+
     fn line() -> (Arc<Waiting>, Instant) {
         (Arc::default(), Instant::now())
     }
@@ -130,47 +133,58 @@ mod tests {
     #[tokio::test]
     async fn the_shortest_deadline_comes_first() {
         let (waiting, now) = line();
-        let mut late = waiting.join(now + Duration::from_secs(2), 9).unwrap();
-        let soon = waiting.join(now + Duration::from_secs(1), 9).unwrap();
+        let late = waiting.join(now, now + 2 * TIME, 9).unwrap();
+        let soon = waiting.join(now, now + TIME, 9).unwrap();
         waiting.next();
-        soon.await.unwrap().used();
-        assert!(late.try_recv().is_err());
+        soon.turn().await.unwrap().used();
         assert_eq!(waiting.len(), 1);
+        drop(late);
+    }
+
+    #[tokio::test]
+    async fn under_overload_who_came_last_comes_first() {
+        let (waiting, now) = line();
+        let early = waiting.join(now - TIME, now + TIME, 9).unwrap();
+        let last = waiting.join(now, now + 2 * TIME, 9).unwrap();
+        waiting.next();
+        last.turn().await.unwrap().used();
+        assert_eq!(waiting.len(), 1);
+        drop(early);
     }
 
     #[tokio::test]
     async fn no_more_wait_than_may() {
         let (waiting, now) = line();
-        let first = waiting.join(now, 1).unwrap();
-        assert!(waiting.join(now, 1).is_none());
+        let first = waiting.join(now, now + TIME, 1).unwrap();
+        assert!(waiting.join(now, now + TIME, 1).is_none());
         drop(first);
-        assert!(waiting.join(now, 1).is_some(), "he has given up");
+        assert!(waiting.is_empty());
+        assert!(waiting.join(now, now + TIME, 1).is_some(), "he has given up");
     }
 
     #[tokio::test]
     async fn a_turn_that_nobody_uses_is_the_next_ones() {
         let (waiting, now) = line();
-        let gone = waiting.join(now, 9).unwrap();
-        let first = waiting.join(now, 9).unwrap();
-        let second = waiting.join(now, 9).unwrap();
+        let [gone, first, second, third] = [(); 4].map(|()| waiting.join(now, now + TIME, 9).unwrap());
         drop(gone);
         waiting.next();
         // He is given it, and is gone before he uses it.
-        drop(first.await.unwrap());
-        second.await.unwrap().used();
+        drop(first.turn().await.unwrap());
+        // And he before he knows of it.
+        drop(second);
+        third.turn().await.unwrap().used();
         assert!(waiting.is_empty());
     }
 
     #[tokio::test]
     async fn all_may_have_a_turn_at_once() {
         let (waiting, now) = line();
-        let gone = waiting.join(now, 9).unwrap();
-        let two = [waiting.join(now, 9).unwrap(), waiting.join(now, 9).unwrap()];
+        let [gone, first, second] = [(); 3].map(|()| waiting.join(now, now + TIME, 9).unwrap());
         drop(gone);
         waiting.all();
         assert!(waiting.is_empty());
-        for turn in two {
-            turn.await.unwrap().used();
+        for one in [first, second] {
+            one.turn().await.unwrap().used();
         }
     }
 }

@@ -122,6 +122,11 @@ impl From<HeaderMap> for Fields {
 }
 
 impl Fields {
+    /// The status of gRPC that they hold.
+    pub fn grpc_status(&self) -> Option<u8> {
+        std::str::from_utf8(self.get("grpc-status")?).ok()?.parse().ok()
+    }
+
     /// The first value of the field, named in lower case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         match &self.0 {

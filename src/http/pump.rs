@@ -66,6 +66,8 @@ pub struct Pump<'a, S, K> {
     /// Which side was waited for last.
     waiting: Side,
     ended: bool,
+    /// What its trailers say in gRPC.
+    grpc: Option<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,10 +77,10 @@ enum Side {
 }
 
 /// Carries a whole body. `silence` is the longest that nothing may come, and that a piece may take
-/// to be taken.
+/// to be taken. Returns the status of gRPC in its trailers.
 pub fn pump<'a, S: Source, K: Sink>(source: &'a mut S, sink: &'a mut K, silence: Duration) -> Pump<'a, S, K> {
     let patience = Deadline::new(silence);
-    Pump { source, sink, patience, arrival: None, waiting: Side::Source, ended: false }
+    Pump { source, sink, patience, arrival: None, waiting: Side::Source, ended: false, grpc: None }
 }
 
 /// Waits until what was sent has been taken, no longer than `limit`.
@@ -120,7 +122,7 @@ impl<S: Source, K: Sink> Pump<'_, S, K> {
 }
 
 impl<S: Source, K: Sink> Future for Pump<'_, S, K> {
-    type Output = Result<(), Broken>;
+    type Output = Result<Option<u8>, Broken>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -130,7 +132,7 @@ impl<S: Source, K: Sink> Future for Pump<'_, S, K> {
             let Poll::Ready(room) = room else { return this.poll_patience(Side::Sink, cx).map(Err) };
             let room = room.map_err(Broken::Sink)?;
             if this.ended {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(this.grpc));
             }
             let Poll::Ready(frame) = this.source.poll_frame(cx, room) else {
                 // What was there already is gathered into one write; before waiting, all is sent.
@@ -156,6 +158,7 @@ impl<S: Source, K: Sink> Future for Pump<'_, S, K> {
                 }
                 Some(Frame::Trailers(mut trailers)) => {
                     trailers.remove_where(may_not_trail);
+                    this.grpc = trailers.grpc_status();
                     this.sink.end(Some(*trailers));
                     this.ended = true;
                 }
@@ -299,7 +302,7 @@ mod tests {
         pieces: Vec<(Duration, &'static [u8])>,
         takes: Duration,
         least: Option<Rate>,
-    ) -> Result<(), Broken> {
+    ) -> Result<Option<u8>, Broken> {
         let (mut source, mut sink) = (Pieces(pieces.into(), None), Slowly(takes, None));
         pump(&mut source, &mut sink, SECOND * 300).at_least(least).await
     }

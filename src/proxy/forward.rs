@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -16,6 +16,7 @@ use super::exchange::{self, Judge, Terms};
 use super::hedge::hedged;
 use super::mesh::{Destination, Route};
 use super::patience::unless_slow;
+use super::remaining::{Told, ends, late};
 use super::retry::{Failure, Pause, Tries};
 use super::tunnel::{End, Switched, Tunnel, granted};
 use super::worker::Worker;
@@ -23,8 +24,7 @@ use crate::balance::{InFlight, Want};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::{Deadline, within_since};
-use crate::http::expiry::{self, millis};
-use crate::http::{Body, Expiry, Length, Next, RequestHead, Responder, ResponseHead};
+use crate::http::{Body, Length, Next, RequestHead, Responder, ResponseHead};
 use crate::intercept::Source;
 use crate::pool::{Dial, Need, Streams};
 use crate::tls::Carries;
@@ -80,30 +80,21 @@ pub(super) async fn forward(
     }
 }
 
-/// When a request's time is over: its route's, or what its caller has left for it.
-fn ends(route: &Route, head: &RequestHead, started: Instant) -> Option<Instant> {
-    let of_route = route.timeout.and_then(|timeout| started.checked_add(timeout));
-    let of_caller = head.expiry.map(|expiry| expiry.at);
-    of_route.into_iter().chain(of_caller).min()
-}
-
-/// That it is over.
-fn late(route: &Route, limit: Duration) -> Error {
-    let why = match limit {
-        limit if limit.is_zero() => "its caller had no time left".into(),
-        limit if route.timeout == Some(limit) => format!("no whole answer within {limit:?}"),
-        limit => format!("no whole answer within the {limit:?} that its caller had left"),
-    };
-    Error::new(Reason::UpstreamTimeout, why)
-}
-
 /// How a request ended well.
 pub(super) struct Answered<T> {
     status: StatusCode,
+    /// What it says in gRPC, if it does.
+    grpc: Option<u8>,
     /// When its answer had been sent.
     at: Instant,
     /// What it became, if it asked for a tunnel and got it.
     tunnel: Option<T>,
+}
+
+impl<T> Answered<T> {
+    fn with<U>(self, tunnel: Option<U>) -> Answered<U> {
+        Answered { status: self.status, grpc: self.grpc, at: self.at, tunnel }
+    }
 }
 
 async fn attempts(
@@ -139,7 +130,7 @@ async fn attempts(
         let (id, address) = (place.endpoint().id, place.endpoint().address);
         let error = if let Some(after) = asked.hedged_after(started) {
             match Box::pin(hedged(&asked, place, &this, after, respond, &mut tried)).await {
-                Ok(Answered { status, at, .. }) => return Ok(Answered { status, at, tunnel: None }),
+                Ok(answered) => return Ok(answered.with(None)),
                 Err(error) => error,
             }
         } else {
@@ -149,14 +140,14 @@ async fn attempts(
                 Some(_) => Box::pin(once(&asked, &place, &this, respond)).await,
             };
             match done {
-                Ok(Answered { status, at, tunnel }) => {
-                    let tunnel = match tunnel {
+                Ok(mut answered) => {
+                    let tunnel = match answered.tunnel.take() {
                         Some(switched) => {
                             Some(granted(worker, &way.destination.route, End::new(*switched, place)?))
                         }
                         None => None,
                     };
-                    return Ok(Answered { status, at, tunnel });
+                    return Ok(answered.with(tunnel));
                 }
                 Err(error) => {
                     drop(place);
@@ -220,13 +211,12 @@ async fn paused(
 /// Balance: a place with the endpoint that is likely to answer first, of those that were not tried; when all
 /// were, of all. `begun`: when this try has.
 pub(super) async fn place(asked: &Asked<'_, '_, '_>, tried: &[u64], begun: Instant) -> Result<InFlight> {
-    let Asked { worker, way, tries, .. } = asked;
+    let Asked { worker, way, .. } = asked;
     let upstream = &way.destination.route.upstream;
     if let Some(endpoint) = &way.destination.pinned {
-        return upstream.place_at(endpoint, way.always);
+        return upstream.place_at(endpoint, begun, way.always);
     }
-    let want =
-        Want { tried, begun, deadline: tries.ends(), patience: asked.route().patience(), key: way.key };
+    let want = asked.want(tried, begun);
     match upstream.pick(&want, &***worker).await {
         Err(_) if !tried.is_empty() => upstream.pick(&Want { tried: &[], ..want }, &***worker).await,
         picked => picked,
@@ -248,6 +238,12 @@ impl Asked<'_, '_, '_> {
         &self.way.destination.route
     }
 
+    /// What it wants of the upstream, in a try that has begun at a time.
+    pub(super) fn want<'s>(&self, tried: &'s [u64], begun: Instant) -> Want<'s> {
+        let (deadline, patience) = (self.tries.ends(), self.route().patience());
+        Want { tried, begun, deadline, patience, key: self.way.key }
+    }
+
     /// After how long a first try is not to be alone any more: where the route asks for that, and the
     /// request may be run twice.
     fn hedged_after(&self, now: Instant) -> Option<Duration> {
@@ -258,40 +254,6 @@ impl Asked<'_, '_, '_> {
             && !self.head.asks_for_tunnel()
             && self.way.destination.pinned.is_none();
         if may_be { hedge.after(&route.traffic, now) } else { None }
-    }
-
-    /// What the next hop is told of the time that is left; an error if there is none.
-    fn told(&self, sidecar: bool) -> Result<Option<Told<'_>>> {
-        let (route, said) = (self.route(), self.head.expiry.as_ref());
-        let Some(ends) = self.tries.ends().filter(|_| sidecar || said.is_some_and(Expiry::is_said)) else {
-            return Ok(None);
-        };
-        let left = ends.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(late(route, left));
-        }
-        let whole = |timeout| said.is_none() && millis(left) == millis(timeout);
-        Ok(Some(match route.timeout {
-            Some(timeout) if whole(timeout) => Told::Whole(&route.told),
-            _ => Told::Less(Box::new(expiry::told(said, left, sidecar))),
-        }))
-    }
-}
-
-/// The fields that tell the next hop how much time is left; few requests have any of their own.
-enum Told<'a> {
-    /// All of the route's.
-    Whole(&'a HeaderMap),
-    /// Less, or a caller's.
-    Less(Box<HeaderMap>),
-}
-
-impl Told<'_> {
-    fn fields(&self) -> &HeaderMap {
-        match self {
-            Told::Whole(fields) => fields,
-            Told::Less(fields) => fields,
-        }
     }
 }
 
@@ -358,7 +320,7 @@ async fn attempt(
 ) -> Result<Answered<Box<Switched>>> {
     let done = exchanged(asked, place, this, respond).await;
     match &done {
-        Ok(answered) => place.answered(answered.status, answered.at - this.begun, answered.at),
+        Ok(answered) => place.answered(answered.status, answered.grpc, answered.at),
         // That a used connection was closed is no failure of the endpoint.
         Err(error) if this.reused.get() && error.retry != Retry::Never => {}
         Err(error) => place.failed(error),
@@ -418,7 +380,7 @@ async fn exchanged(
     };
     let answered = match streams {
         Some(streams) => {
-            let own = asked.told(sidecar)?;
+            let own = Told::of(asked, sidecar)?;
             let terms = terms(own.as_ref().map(Told::fields));
             let done = match streams {
                 Streams::Mesh(link) => exchange::over_mesh(link, head, body, respond, &terms).await?,
@@ -427,7 +389,7 @@ async fn exchanged(
                 }
             };
             let tunnel = done.tunnel.map(|frames| Box::new(Switched::Stream(frames)));
-            Answered { status: done.status, at: Instant::now(), tunnel }
+            Answered { status: done.status, grpc: done.grpc, at: Instant::now(), tunnel }
         }
         None => {
             // What waited since, waited for a connection that does not wait: the clock is read again.
@@ -443,7 +405,8 @@ async fn exchanged(
             this.reused.set(!lease.is_new());
             // The time that opening took is no part of a round trip.
             let sent = if this.reused.get() { now } else { Instant::now() };
-            let own = asked.told(sidecar)?;
+            place.sent(sent);
+            let own = Told::of(asked, sidecar)?;
             let terms = terms(own.as_ref().map(Told::fields));
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
                 Ok(done) => done,
@@ -461,7 +424,7 @@ async fn exchanged(
             } else if done.reusable {
                 worker.pools.put(lease, at - sent, done.hint, at);
             }
-            Answered { status: done.status, at, tunnel }
+            Answered { status: done.status, grpc: done.grpc, at, tunnel }
         }
     };
     if let Some((said, at)) = heard.take() {
@@ -484,7 +447,9 @@ async fn streams_to(
     let dial = Dial { source: way.source, secure: secure.then_some(Carries::Requests) };
     let bounds = way.destination.route.bounds;
     let opening = worker.pools.open_streams(place.upstream(), place.endpoint(), dial, bounds);
-    noted(place, Box::pin(opening).await)
+    let opened = noted(place, Box::pin(opening).await);
+    place.sent(Instant::now());
+    opened
 }
 
 /// Remembers an endpoint that could not be reached, so that the next request passes it over.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::forward::{Answered, Asked, Try, once, place};
+use super::forward::{Answered, Asked, Try, once};
 use super::tunnel::Switched;
 use crate::balance::InFlight;
 use crate::config::model::{self, HedgeAfter};
@@ -163,8 +163,11 @@ const SECOND: u8 = 1;
 /// A place with another endpoint that has not just failed, if the budget has one for it.
 async fn elsewhere(asked: &Asked<'_, '_, '_>, here: u64) -> Option<InFlight> {
     let route = asked.route();
-    let place = place(asked, &[here], Instant::now()).await.ok()?;
-    if place.endpoint().id == here || place.endpoint().is_paused() {
+    // While there is no room, it is not the slow one that is to be helped.
+    let upstream = &route.upstream;
+    let tried = [here];
+    let place = upstream.pick_now(&asked.want(&tried, Instant::now()), &**asked.worker).await?;
+    if place.endpoint().is_paused() {
         return None;
     }
     asked.worker.shared.leads_away(route.direction, place.endpoint().address).ok()?;

@@ -180,8 +180,8 @@ impl Failure {
     /// What an answer's head says, if it is one of a failure. The peer is `sidecar`: then it says itself
     /// whether it is the one who refused, and whether the application has seen the request.
     pub(super) fn answered(head: &ResponseHead, grpc: bool, sidecar: bool) -> Option<Self> {
-        let code = || std::str::from_utf8(head.fields.get("grpc-status")?).ok()?.parse().ok();
-        let cause = match code().filter(|_| grpc) {
+        let code = if grpc { head.fields.grpc_status() } else { None };
+        let cause = match code {
             Some(0) => return None,
             Some(code) => Cause::Grpc(code),
             None if head.status.is_client_error() || head.status.is_server_error() => {

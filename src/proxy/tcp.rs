@@ -73,7 +73,7 @@ pub(super) async fn open(
     let mut tried: SmallVec<[u64; TRIES]> = SmallVec::new();
     loop {
         let place = match &destination.pinned {
-            Some(endpoint) => upstream.place_at(endpoint, false)?,
+            Some(endpoint) => upstream.place_at(endpoint, Instant::now(), false)?,
             None => {
                 upstream
                     .pick(

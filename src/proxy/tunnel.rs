@@ -129,7 +129,7 @@ async fn pass(
     sink: &mut (impl Sink + ?Sized),
     count: impl Fn(u64) + Unpin,
 ) -> Result<(), Broken> {
-    pump(source, &mut Counted { sink, count }, Duration::MAX).await
+    pump(source, &mut Counted { sink, count }, Duration::MAX).await.map(|_| ())
 }
 
 /// A sink that counts what it is given.

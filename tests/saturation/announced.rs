@@ -25,7 +25,8 @@ use pannier::tls::{Alpn, Carries, Peer, Tls, server_name};
 const FIELD: &str = "x-pannier-load";
 
 /// An application that says that it is fuller than anything can be.
-const LIES: Answers = Answers { status: 200, after: Duration::ZERO, field: Some((FIELD, "9000/1/1/1")) };
+const LIES: Answers =
+    Answers { status: 200, after: Duration::ZERO, field: Some((FIELD, "9000/1/1/1")), trailer: None };
 
 /// Asks as a sidecar of the mesh that speaks HTTP/2, and gives the fields of the answer.
 async fn ask_as_sidecar(identity: &IdentityFiles, to: &Loopback) -> HeaderMap {

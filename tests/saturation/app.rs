@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
@@ -51,11 +53,13 @@ pub(crate) struct Answers {
     pub(crate) after: Duration,
     /// With a field.
     pub(crate) field: Option<(&'static str, &'static str)>,
+    /// With this as its trailers.
+    pub(crate) trailer: Option<(&'static str, &'static str)>,
 }
 
 impl Default for Answers {
     fn default() -> Self {
-        Self { status: 200, after: Duration::ZERO, field: None }
+        Self { status: 200, after: Duration::ZERO, field: None, trailer: None }
     }
 }
 
@@ -166,7 +170,10 @@ async fn converse(stream: TcpStream, state: Arc<State>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    state: Arc<State>,
+) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let _now = Counted::one(&state.now, Some(&state.most));
     state.all.fetch_add(1, SeqCst);
     let (parts, body) = request.into_parts();
@@ -180,10 +187,18 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
         let _hand = state.hands.acquire().await.expect("never closed");
         sleep(answers.after).await;
     }
-    let mut response = Response::new(Full::new(state.name.into()));
+    let body = Full::new(state.name.into());
+    let mut response = Response::new(match answers.trailer {
+        Some(trailer) => body.with_trailers(async move { Some(Ok(fields(trailer))) }).boxed(),
+        None => body.boxed(),
+    });
     *response.status_mut() = StatusCode::from_u16(answers.status).expect("a status");
-    if let Some((name, value)) = answers.field {
-        response.headers_mut().insert(name, value.parse().expect("a value"));
+    if let Some(field) = answers.field {
+        response.headers_mut().extend(fields(field));
     }
     Ok(response)
+}
+
+fn fields((name, value): (&'static str, &'static str)) -> HeaderMap {
+    HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
 }

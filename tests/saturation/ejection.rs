@@ -1,10 +1,17 @@
 //! An endpoint that fails gets no more than its first few requests, is tried by one at a time after a
 //! pause, and takes part again once it is well.
 
-use crate::app::App;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use crate::app::{Answers, App};
 use crate::eventually;
 use crate::lab::{crowd, endpoint, get, orders, plain, shown};
-use crate::support::loopback::Loopback;
+use crate::support::loopback::{HOST, Loopback};
 
 /// Failures in a row after which an endpoint is passed over, by default. What is on its way at the time comes
 /// on top.
@@ -39,6 +46,47 @@ async fn one_that_fails_everything_gets_no_more_than_a_few() {
             assert!(is_passed_over(&caller, &sick).await);
             assert!(a.all() + b.all() >= 400 - failed);
         }
+    }
+}
+
+/// Calls in gRPC, one after the other; how many came well to their end.
+async fn calls(caller: &Loopback, n: usize) -> usize {
+    let stream = TcpStream::connect(caller.outbound()).await.expect("connected");
+    let (mut client, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let mut good = 0;
+    for _ in 0..n {
+        let call = Request::post(format!("http://{HOST}/orders.Orders/Get")).header("te", "trailers");
+        let call = call.header("content-type", "application/grpc").body(Full::<Bytes>::default());
+        let answer = client.send_request(call.expect("a request")).await.expect("an answer");
+        let early = answer.headers().contains_key("grpc-status");
+        let body = answer.into_body().collect().await.expect("a body");
+        let late = body.trailers().is_some_and(|trailers| trailers.contains_key("grpc-status"));
+        good += usize::from(!early && !late);
+    }
+    good
+}
+
+#[tokio::test]
+async fn one_that_fails_every_call_of_grpc_is_found_out_too() {
+    let early = |status| Answers { field: Some(("grpc-status", status)), ..Answers::default() };
+    let late = |status| Answers { trailer: Some(("grpc-status", status)), ..Answers::default() };
+    for (answers, is_failure) in
+        [(early("14"), true), (late("13"), true), (late("14"), true), (early("5"), false), (late("9"), false)]
+    {
+        let [a, b, sick] = three().await;
+        a.after(4);
+        b.after(4);
+        let caller = plain(&[&a, &b, &sick], ", ejection: { pause: 1m, longest: 1m }").await;
+        assert_eq!(calls(&caller, 60).await, 60);
+        sick.answers(answers);
+        let before = sick.all();
+        let good = calls(&caller, 60).await;
+        assert_eq!(is_passed_over(&caller, &sick).await, is_failure, "{answers:?}");
+        let its = sick.all() - before;
+        assert_eq!(good + its, 60);
+        assert_eq!(its <= A_FEW, is_failure, "{answers:?}: {its}");
     }
 }
 

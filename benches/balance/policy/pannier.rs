@@ -120,7 +120,7 @@ impl Policy for Pannier {
                 client.crowd.failed(&taken, Wrong::Lost, &self.ejection, &client.endpoints, now)
             }
             Outcome::Broken => {
-                client.crowd.failed(&taken, Wrong::Lost, &self.ejection, &client.endpoints, now)
+                client.crowd.failed(&taken, Wrong::Broken, &self.ejection, &client.endpoints, now)
             }
             Outcome::Unreachable => taken.endpoint.unreached(self.ejection.longest, now),
             Outcome::Refused => client.crowd.refused(&taken.endpoint, now),
@@ -141,8 +141,11 @@ impl Policy for Pannier {
 
     fn admits(&mut self, _: Nanos, server: u16, deadline: Option<Nanos>) -> bool {
         let server = &mut self.servers[usize::from(server)];
-        let admits = deadline.is_none() || (server.in_flight as f32) < 2.0 * server.learned.capacity() + 4.0;
+        let admits = deadline.is_none() || server.in_flight < server.learned.most();
         server.in_flight += u32::from(admits);
+        if !admits {
+            server.learned.refused();
+        }
         admits
     }
 

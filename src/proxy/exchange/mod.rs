@@ -87,6 +87,11 @@ impl Terms<'_> {
         if body.is_empty() || head.is_grpc() { None } else { self.bounds.least }
     }
 
+    /// What an answer's head says in gRPC, which is the whole answer then.
+    fn grpc_status(&self, head: &ResponseHead) -> Option<u8> {
+        if self.h2 { head.fields.grpc_status() } else { None }
+    }
+
     /// What is said of an answer by its head.
     fn judged(&self, head: &ResponseHead) -> Result<()> {
         self.judge.map_or(Ok(()), |judge| judge(head))
@@ -97,6 +102,8 @@ impl Terms<'_> {
 pub struct Done<T = ()> {
     /// The answer's status.
     pub status: StatusCode,
+    /// What it says in gRPC, where the application speaks HTTP/2 and this is asked in it.
+    pub grpc: Option<u8>,
     /// Whether the connection may carry another request.
     pub reusable: bool,
     /// How long the peer says that it keeps the connection.
@@ -128,7 +135,7 @@ pub async fn over_h1(
         let status = parsed.head.status;
         if parsed.head.grants_tunnel(head) {
             Box::pin(grant(parsed.head, respond, terms)).await?;
-            return Ok(Done { status, reusable: false, hint: None, tunnel: Some(()) });
+            return Ok(Done { status, grpc: None, reusable: false, hint: None, tunnel: Some(()) });
         }
         let mut body = match parsed.head.length {
             length if length.is_empty() || !parsed.head.may_have_body(&head.method) => Body::Empty,
@@ -139,7 +146,7 @@ pub async fn over_h1(
             respond.last();
         }
         answer(parsed.head, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: keep_alive && !reader.has_leftover(), hint, tunnel: None })
+        Ok(Done { status, grpc: None, reusable: keep_alive && !reader.has_leftover(), hint, tunnel: None })
     };
     let done = both(send, receive, &sending).await;
     let done = done.map_err(|error| of_unsent(error, conn, before))?;
@@ -249,13 +256,14 @@ async fn grant(mut head: ResponseHead, respond: &mut Responder<'_>, terms: &Term
     taken(respond.tunnel(head), terms.bounds.body_timeout).await.map_err(not_answered)
 }
 
-/// Carries the answer to the downstream. Once it has begun, nothing can be tried again.
+/// Carries the answer to the downstream. Once it has begun, nothing can be tried again. Returns the status
+/// of gRPC in its trailers.
 async fn answer(
     mut head: ResponseHead,
     body: &mut Body<'_>,
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
-) -> Result<()> {
+) -> Result<Option<u8>> {
     terms.load(&mut head);
     // The head of a body of known length waits for its first bytes: an endpoint that dies in
     // between has not answered, and another may. A body of unknown length may be a stream that is
@@ -348,7 +356,7 @@ fn both<S, R>(send: S, receive: R, sending: &Sending) -> Both<'_, S, R> {
 
 impl<S, R, T> Future for Both<'_, S, R>
 where
-    S: Future<Output = Result<(), Broken>>,
+    S: Future<Output = Result<Option<u8>, Broken>>,
     R: Future<Output = Result<Done<T>>>,
 {
     type Output = Result<Done<T>>;
@@ -360,7 +368,7 @@ where
         {
             this.sending.0.set(Sent::Broken);
             match end {
-                Ok(()) => this.sending.0.set(Sent::Wholly),
+                Ok(_) => this.sending.0.set(Sent::Wholly),
                 Err(Broken::Sink(_)) => {}
                 Err(Broken::Silent) => {
                     let why = "the request's body stopped coming";

@@ -41,12 +41,13 @@ pub(in crate::proxy) async fn over_h2(
     let send = pump(&mut body, &mut sink, terms.bounds.body_timeout).at_least(least);
     let receive = async {
         let (head_back, mut body) = h2_head(&mut response, &head.method, respond, terms, &sending).await?;
-        let status = head_back.status;
+        let (status, early) = (head_back.status, terms.grpc_status(&head_back));
         if !sending.is_done() {
             respond.last();
         }
-        answer(head_back, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: true, hint: None, tunnel: None })
+        let late = answer(head_back, &mut body, respond, terms).await?;
+        let grpc = early.or(late).filter(|_| head.is_grpc());
+        Ok(Done { status, grpc, reusable: true, hint: None, tunnel: None })
     };
     both(send, receive, &sending).await
 }
@@ -66,7 +67,13 @@ async fn tunnel_over_h2(
     if grants(&mut head_back, head, terms)? {
         let status = head_back.status;
         grant(head_back, respond, terms).await?;
-        return Ok(Done { status, reusable: true, hint: None, tunnel: Some((Box::new(sink), body)) });
+        return Ok(Done {
+            status,
+            grpc: None,
+            reusable: true,
+            hint: None,
+            tunnel: Some((Box::new(sink), body)),
+        });
     }
     refused_tunnel(head_back, &mut body, &mut sink, respond, terms).await
 }
@@ -86,6 +93,7 @@ async fn tunnel_over_mesh(
         grant(head_back, respond, terms).await?;
         return Ok(Done {
             status,
+            grpc: None,
             reusable: true,
             hint: None,
             tunnel: Some((Box::new(sink), response.tunnel())),
@@ -123,7 +131,7 @@ async fn refused_tunnel(
     let _ = taken(poll_fn(|cx| sink.poll_flush(cx)), terms.bounds.body_timeout).await;
     let status = head_back.status;
     answer(head_back, body, respond, terms).await?;
-    Ok(Done { status, reusable: true, hint: None, tunnel: None })
+    Ok(Done { status, grpc: None, reusable: true, hint: None, tunnel: None })
 }
 
 async fn h2_head(
@@ -178,13 +186,14 @@ pub async fn over_mesh(
     let send = pump(&mut body, &mut sink, terms.bounds.body_timeout).at_least(least);
     let receive = async {
         let head_back = mesh_head(&mut response, respond, terms, &sending).await?;
-        let status = head_back.status;
+        let (status, early) = (head_back.status, terms.grpc_status(&head_back));
         let mut body = response.body(&head_back, &head.method);
         if !sending.is_done() {
             respond.last();
         }
-        answer(head_back, &mut body, respond, terms).await?;
-        Ok(Done { status, reusable: true, hint: None, tunnel: None })
+        let late = answer(head_back, &mut body, respond, terms).await?;
+        let grpc = early.or(late).filter(|_| head.is_grpc());
+        Ok(Done { status, grpc, reusable: true, hint: None, tunnel: None })
     };
     both(send, receive, &sending).await
 }

@@ -22,8 +22,8 @@ pub enum Outcome {
     Failed,
     /// Without an answer in time, or by one that stands for none: 502, 503, 504.
     Lost,
-    /// Its connection broke, as all do when the process at their end dies. If another takes its place, that
-    /// is soon.
+    /// Its connection broke, as all do when the process at their end dies, or its stream was reset. If another
+    /// process takes the place of that one, that is soon.
     Broken,
 }
 

@@ -150,6 +150,7 @@ impl Hop {
             sidecar,
             h2: false,
             own: None,
+            left: None,
             judge: None,
             heard: &Cell::new(None),
             announces: None,

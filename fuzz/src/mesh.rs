@@ -108,7 +108,7 @@ async fn ask(link: &Link, method: Method, length: Length) {
         upgrade: None,
         expiry: None,
     };
-    let Ok((sink, response)) = link.send(&head, hop::HOST, &HeaderMap::new()) else { return };
+    let Ok((sink, response)) = link.send(&head, hop::HOST, &HeaderMap::new(), None) else { return };
     let _ = tokio::join!(send(sink, length), receive(response, &method));
 }
 

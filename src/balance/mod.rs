@@ -35,7 +35,7 @@ pub use learned::Learned;
 pub use line::{Line, Ticket};
 pub use load::Source;
 pub use now::Now;
-pub use pick::{Asks, Want};
+pub use pick::{Asks, Wait, Want};
 pub use place::InFlight;
 pub use room::{Handed, Room, Wanted};
 pub use standing::Standing;

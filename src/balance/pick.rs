@@ -43,19 +43,49 @@ enum Seat {
     None(None),
 }
 
+/// Why a request has no place at once, and what it has until then.
+pub struct Wait(Why);
+
+enum Why {
+    /// These endpoints are to be asked first, and no longer than that.
+    Ask(Place, Asked, Duration),
+    None(None),
+}
+
 impl Upstream {
     /// Takes a place with the endpoint that a request is answered by first, of those that it was not tried
     /// at. While there is no room, it waits for some, as long as the upstream's queue and its own deadline
     /// allow.
     pub async fn pick(self: &Arc<Self>, want: &Want<'_>, asks: &impl Asks) -> Result<InFlight> {
-        let why = match self.seat(want, asks, Option::None).await {
+        match self.pick_at_once(want) {
+            Ok(in_flight) => Ok(in_flight),
+            Err(wait) => Box::pin(self.pick_after(wait, want, asks)).await,
+        }
+    }
+
+    /// As [`pick`](Self::pick), as far as nothing has to be waited for, which is nearly always.
+    pub fn pick_at_once(self: &Arc<Self>, want: &Want<'_>) -> std::result::Result<InFlight, Wait> {
+        self.seat(want, Option::None)
+    }
+
+    /// The rest of [`pick`](Self::pick).
+    pub async fn pick_after(
+        self: &Arc<Self>,
+        wait: Wait,
+        want: &Want<'_>,
+        asks: &impl Asks,
+    ) -> Result<InFlight> {
+        let why = match self.ask(wait, want, asks).await {
             Ok(in_flight) => return Ok(in_flight),
             // Whoever waits takes any room that there is: a turn is of use to all who wait, or to none.
             Err(None::Full) if !want.tried.is_empty() => Err(None::Full),
-            Err(None::Full) => Box::pin(self.queue(want, asks)).await,
+            Err(None::Full) => self.queue(want, asks).await,
             Err(None::Empty) if want.tried.is_empty() => {
-                Box::pin(self.first_resolution()).await?;
-                self.seat(want, asks, Option::None).await
+                self.first_resolution().await?;
+                match self.seat(want, Option::None) {
+                    Ok(in_flight) => Ok(in_flight),
+                    Err(wait) => self.ask(wait, want, asks).await,
+                }
             }
             Err(None::Empty) => Err(None::Empty),
         };
@@ -70,42 +100,38 @@ impl Upstream {
     }
 
     /// Takes a place, if there is one now. `turn`: whose it is; without one, those who wait come first.
-    async fn seat(
-        self: &Arc<Self>,
-        want: &Want<'_>,
-        asks: &impl Asks,
-        turn: Option<Turn>,
-    ) -> std::result::Result<InFlight, None> {
+    fn seat(self: &Arc<Self>, want: &Want<'_>, turn: Option<Turn>) -> std::result::Result<InFlight, Wait> {
         if turn.is_none() && !self.live.waiting.is_empty() {
-            return Err(None::Full);
+            return Err(Wait(Why::None(None::Full)));
         }
-        let waited = turn.is_some();
+        let since = if turn.is_some() { Instant::now() } else { want.begun };
         let place = Place::of(self, self.most());
         if let Some(turn) = turn {
             turn.used();
         }
-        let place = place.ok_or(None::Full)?;
-        let mut since = if waited { Instant::now() } else { want.begun };
-        let taken = match self.take(want, Now::at(since.into_std()), true) {
-            Seat::Ask(some, worth) => {
+        let Some(place) = place else { return Err(Wait(Why::None(None::Full))) };
+        match self.take(want, Now::at(since.into_std()), true) {
+            Seat::Ask(some, worth) => Err(Wait(Why::Ask(place, some, worth))),
+            seat => seated(seat, place, want, since).map_err(|none| Wait(Why::None(none))),
+        }
+    }
+
+    /// Asks, if that is what is waited for, and takes a place then, if there is one.
+    async fn ask(
+        self: &Arc<Self>,
+        wait: Wait,
+        want: &Want<'_>,
+        asks: &impl Asks,
+    ) -> std::result::Result<InFlight, None> {
+        match wait.0 {
+            Why::None(none) => Err(none),
+            Why::Ask(place, some, worth) => {
                 // Whether all have answered in time or not, what is known then decides.
-                let _ = Box::pin(timeout(worth, asks.ask(self, some))).await;
-                since = Instant::now();
-                self.take(want, Now::at(since.into_std()), false)
+                let _ = timeout(worth, asks.ask(self, some)).await;
+                let since = Instant::now();
+                seated(self.take(want, Now::at(since.into_std()), false), place, want, since)
             }
-            seat => seat,
-        };
-        let taken = match taken {
-            Seat::Taken(taken) => taken,
-            Seat::None(none) if want.tried.is_empty() => {
-                place.forgo();
-                return Err(none);
-            }
-            Seat::None(none) => return Err(none),
-            Seat::Ask(..) => return Err(None::Full),
-        };
-        let late = want.patience.and_then(|patience| want.begun.checked_add(patience));
-        Ok(InFlight::new(taken, place, since, late))
+        }
     }
 
     /// Takes a place of the endpoint that is best now. It takes no lock, and allocates nothing.
@@ -154,9 +180,12 @@ impl Upstream {
                 self.live.waiting.next();
             }
             let Ok(Some(turn)) = timeout_at(deadline, waiter.turn()).await else { return Err(None::Full) };
-            match self.seat(want, asks, Some(turn)).await {
-                Err(None::Full) => {}
-                seated => return seated,
+            let seated = match self.seat(want, Some(turn)) {
+                Ok(in_flight) => return Ok(in_flight),
+                Err(wait) => self.ask(wait, want, asks).await,
+            };
+            if !matches!(seated, Err(None::Full)) {
+                return seated;
             }
         }
     }
@@ -168,7 +197,10 @@ impl Upstream {
 
     /// As [`pick`](Self::pick), for one who does without a place if there is none now.
     pub async fn pick_now(self: &Arc<Self>, want: &Want<'_>, asks: &impl Asks) -> Option<InFlight> {
-        self.seat(want, asks, Option::None).await.ok()
+        match self.seat(want, Option::None) {
+            Ok(in_flight) => Some(in_flight),
+            Err(wait) => self.ask(wait, want, asks).await.ok(),
+        }
     }
 
     /// Takes a place with one endpoint at `now`, whatever its saturation. `always`: whatever else there is in
@@ -198,5 +230,22 @@ impl Upstream {
             false => self.error(Reason::BalanceFull, why),
         };
         error.retry_after(Duration::from_secs(1))
+    }
+}
+
+/// What becomes of a place in the upstream's count, by what there was at its endpoints.
+fn seated(seat: Seat, place: Place, want: &Want<'_>, since: Instant) -> std::result::Result<InFlight, None> {
+    match seat {
+        Seat::Taken(taken) => {
+            let late = want.patience.and_then(|patience| want.begun.checked_add(patience));
+            Ok(InFlight::new(taken, place, since, late))
+        }
+        Seat::None(none) => {
+            if want.tried.is_empty() {
+                place.forgo();
+            }
+            Err(none)
+        }
+        Seat::Ask(..) => Err(None::Full),
     }
 }

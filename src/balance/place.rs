@@ -82,6 +82,11 @@ impl InFlight {
         self.since.set(at);
     }
 
+    /// Since when only the endpoint is waited for.
+    pub fn since(&self) -> Instant {
+        self.since.get()
+    }
+
     /// The upstream.
     pub fn upstream(&self) -> &Arc<Upstream> {
         &self.place.upstream

@@ -1,5 +1,5 @@
 //! How long a request's caller still waits for its answer, as it says itself: in `grpc-timeout` (the
-//! gRPC over HTTP/2 protocol), in `x-request-timeout`, and between sidecars in a field of our own. Each hop
+//! gRPC over HTTP/2 protocol), in `x-request-timeout`, and between sidecars in a place of its own. Each hop
 //! takes these fields out, and writes them anew with what is left.
 //!
 //! Promises: what is written is never more than what was read, but for rounding up to its unit; a field
@@ -20,7 +20,8 @@ pub const REQUEST_TIMEOUT: &str = "x-request-timeout";
 /// In which gRPC says it.
 pub const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// Between sidecars, where the caller has said nothing and its route has: whole milliseconds.
+/// Between sidecars that speak HTTP/2, where the caller has said nothing and its route has: whole
+/// milliseconds. Those that speak our frames have a place for it in them.
 pub const TIMEOUT_FIELD: &str = "x-pannier-timeout";
 
 /// The units of `grpc-timeout`, finest first.
@@ -55,6 +56,8 @@ enum Style {
 /// Takes what a request says of its caller's time out of its fields; of our own field only what a sidecar
 /// says is believed.
 pub fn take(head: &mut RequestHead, from_sidecar: bool) -> Result<(), Error> {
+    // What a frame has said.
+    head.expiry = head.expiry.take().filter(|_| from_sidecar);
     let [grpc, plain, own] = head.fields.values([GRPC_TIMEOUT, REQUEST_TIMEOUT, TIMEOUT_FIELD]);
     if grpc.is_none() && plain.is_none() && own.is_none() {
         return Ok(());
@@ -71,7 +74,8 @@ pub fn take(head: &mut RequestHead, from_sidecar: bool) -> Result<(), Error> {
     let times = [grpc, plain.map(|(time, _)| time), own];
     // One beyond all clocks is as good as none.
     let least = times.into_iter().flatten().min().and_then(|least| Instant::now().checked_add(least));
-    let Some(at) = least else { return Ok(()) };
+    let of_frame = head.expiry.map(|expiry| expiry.at);
+    let Some(at) = least.into_iter().chain(of_frame).min() else { return Ok(()) };
     head.expiry = Some(Expiry { at, grpc: grpc.is_some(), plain: plain.map(|(_, style)| style) });
     if grpc.is_some() {
         head.fields.remove(GRPC_TIMEOUT);
@@ -82,14 +86,13 @@ pub fn take(head: &mut RequestHead, from_sidecar: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// What the next hop is told of the time that is `left`: in the fields in which the caller has said it, or,
-/// if it has not and the next hop is a sidecar, in our own.
-pub fn told(expiry: Option<&Expiry>, left: Duration, sidecar: bool) -> HeaderMap {
+/// What the next hop is told of the time that is `left`, in the fields in which the caller has said it.
+pub fn told(expiry: &Expiry, left: Duration) -> HeaderMap {
     let mut fields = HeaderMap::new();
-    if expiry.is_some_and(|expiry| expiry.grpc) {
+    if expiry.grpc {
         fields.insert(HeaderName::from_static(GRPC_TIMEOUT), write_grpc(left));
     }
-    match expiry.and_then(|expiry| expiry.plain) {
+    match expiry.plain {
         Some(Style::Millis) => {
             fields.insert(HeaderName::from_static(REQUEST_TIMEOUT), HeaderValue::from(millis(left)));
         }
@@ -99,13 +102,15 @@ pub fn told(expiry: Option<&Expiry>, left: Duration, sidecar: bool) -> HeaderMap
         }
         None => {}
     }
-    if sidecar && fields.is_empty() {
-        fields.insert(HeaderName::from_static(TIMEOUT_FIELD), HeaderValue::from(millis(left)));
-    }
     fields
 }
 
 impl Expiry {
+    /// So long from now; none, if that is beyond all clocks.
+    pub(super) fn after(left: Duration) -> Option<Self> {
+        Some(Self { at: Instant::now().checked_add(left)?, grpc: false, plain: None })
+    }
+
     /// Whether an application's own fields have said it.
     pub fn is_said(&self) -> bool {
         self.grpc || self.plain.is_some()
@@ -173,23 +178,16 @@ mod tests {
         }
     }
 
-    /// What is left of a request's time, and how it is told to an application and to a sidecar.
-    fn passed(
-        fields: &[(&'static str, &'static str)],
-        from_sidecar: bool,
-    ) -> (Option<Duration>, String, String) {
+    /// What is left of a request's time, and what fields its next hop is told it in.
+    fn passed(fields: &[(&'static str, &'static str)], from_sidecar: bool) -> (Option<Duration>, String) {
         let mut head = head(fields);
         take(&mut head, from_sidecar).expect("readable");
-        let left = head.expiry.map(|expiry| expiry.at - Instant::now());
-        let text = |sidecar| {
-            let told = left.map(|left| told(head.expiry.as_ref(), left, sidecar)).unwrap_or_default();
-            let mut all: Vec<_> = told.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
-            head.fields.each(|n, v| {
-                all.push(format!("{}: {}", String::from_utf8_lossy(n), String::from_utf8_lossy(v)));
-            });
-            all.join(", ")
-        };
-        (left, text(false), text(true))
+        let told = head.expiry.map(|expiry| told(&expiry, expiry.at - Instant::now())).unwrap_or_default();
+        let mut all: Vec<_> = told.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        head.fields.each(|n, v| {
+            all.push(format!("{}: {}", String::from_utf8_lossy(n), String::from_utf8_lossy(v)));
+        });
+        (head.expiry.map(|expiry| expiry.at - Instant::now()), all.join(", "))
     }
 
     const MILLI: Duration = Duration::from_millis(1);
@@ -197,11 +195,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_said_is_taken_and_told_anew() {
-        let same = |(left, app, sidecar): (Option<Duration>, String, String)| {
-            assert_eq!(app, sidecar);
-            (left, app)
-        };
-        let plain = |value| same(passed(&[("x-request-timeout", value)], false));
+        let plain = |value| passed(&[("x-request-timeout", value)], false);
         assert_eq!(plain("250"), (Some(250 * MILLI), "x-request-timeout: 250".into()));
         assert_eq!(plain("2s"), (Some(2000 * MILLI), "x-request-timeout: 2000ms".into()));
         assert_eq!(plain("0"), (Some(Duration::ZERO), "x-request-timeout: 0".into()));
@@ -212,28 +206,34 @@ mod tests {
         let long = Duration::from_millis(u64::MAX);
         assert_eq!(plain("18446744073709551615"), (Some(long), format!("x-request-timeout: {}", u64::MAX)));
         let grpc = |value| passed(&[("grpc-timeout", value), GRPC], false);
-        let (left, app, sidecar) = grpc("99999999u");
+        let (left, told) = grpc("99999999u");
         assert_eq!(left, Some(Duration::from_micros(99_999_999)));
-        assert!(app.starts_with("grpc-timeout: 99999999u") && !sidecar.contains("x-pannier"), "{app}");
+        assert!(told.starts_with("grpc-timeout: 99999999u"), "{told}");
         // What is no gRPC has no such field.
-        assert_eq!(
-            passed(&[("grpc-timeout", "1S")], false),
-            (None, "grpc-timeout: 1S".into(), "grpc-timeout: 1S".into())
-        );
+        assert_eq!(passed(&[("grpc-timeout", "1S")], false), (None, "grpc-timeout: 1S".into()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_least_of_all_counts_and_ours_is_for_sidecars_alone() {
         let both = [("grpc-timeout", "1S"), ("x-request-timeout", "300"), GRPC];
-        let (left, app, _) = passed(&both, false);
+        let (left, app) = passed(&both, false);
         assert_eq!(left, Some(300 * MILLI));
         assert!(app.contains("x-request-timeout: 300") && app.contains("grpc-timeout: 300000u"), "{app}");
         let ours = [("x-pannier-timeout", "200")];
         assert_eq!(passed(&ours, false).0, None, "anybody may have written it");
-        let (left, app, sidecar) = passed(&ours, true);
+        let (left, app) = passed(&ours, true);
         assert_eq!(left, Some(200 * MILLI));
         assert_eq!(app, "x-pannier-timeout: 200", "taken out by whoever takes out all of ours");
-        assert!(sidecar.starts_with("x-pannier-timeout: 200"));
+        for (left, from_sidecar, counts) in [(200, true, 200), (400, true, 300), (200, false, 300)] {
+            let mut framed = head(&both);
+            framed.expiry = Expiry::after(left * MILLI);
+            take(&mut framed, from_sidecar).expect("readable");
+            assert_eq!(
+                framed.expiry.map(|expiry| expiry.at - Instant::now()),
+                Some(counts * MILLI),
+                "{left}"
+            );
+        }
     }
 
     #[test]

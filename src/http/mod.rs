@@ -26,7 +26,7 @@ pub mod upgrade;
 use std::time::Duration;
 
 use ::http::uri::PathAndQuery;
-use ::http::{HeaderValue, Method, StatusCode, Version};
+use ::http::{HeaderName, HeaderValue, Method, StatusCode, Version};
 
 use crate::config::units::Rate;
 pub use announcement::{Announcement, LOAD_FIELD};
@@ -84,6 +84,8 @@ pub struct ResponseHead {
     pub length: Length,
     /// The protocol that the connection switches to, or with status 426 has to.
     pub upgrade: Option<Box<HeaderValue>>,
+    /// Between sidecars: how full the pod is that answers.
+    pub load: Option<Announcement>,
 }
 
 /// What a head says of the length of its body.
@@ -161,7 +163,14 @@ impl RequestHead {
 impl ResponseHead {
     /// A head without fields and body.
     pub fn new(status: StatusCode) -> Self {
-        Self { status, fields: Fields::default(), length: Length::None, upgrade: None }
+        Self { status, fields: Fields::default(), length: Length::None, upgrade: None, load: None }
+    }
+
+    /// Says in a field how full the pod is, where there is no other place for that.
+    fn put_load(&mut self) {
+        if let Some(load) = self.load.take() {
+            self.fields.push(HeaderName::from_static(LOAD_FIELD), load.value());
+        }
     }
 
     /// Whether it grants the tunnel that a request asked for: 101 for an upgrade (which of the

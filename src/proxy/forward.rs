@@ -20,7 +20,7 @@ use super::remaining::{Told, ends, late};
 use super::retry::{Failure, Pause, Tries};
 use super::tunnel::{End, Switched, Tunnel, granted};
 use super::worker::Worker;
-use crate::balance::{InFlight, Want};
+use crate::balance::{InFlight, Wait, Want};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::{Deadline, within_since};
@@ -118,11 +118,14 @@ async fn attempts(
         let begun = if first { started } else { Instant::now() };
         let place = match next.take() {
             Some(place) => place,
-            // That there is no other endpoint is not what failed.
-            None => {
-                let place = wanted(respond, place(&asked, &tried, begun)).await?;
-                place.map_err(|none| failed.take().unwrap_or(none))?
-            }
+            None => match place_at_once(&asked, &tried, begun) {
+                Ok(place) => place,
+                Err(unplaced) => {
+                    let place = Box::pin(wanted(respond, placed(unplaced, &asked, &tried, begun))).await?;
+                    // That there is no other endpoint is not what failed.
+                    place.map_err(|none| failed.take().unwrap_or(none))?
+                }
+            },
         };
         worker.shared.leads_away(route.direction, place.endpoint().address)?;
         let need = if first { need(head, route) } else { Need::New };
@@ -208,18 +211,49 @@ async fn paused(
     .await
 }
 
-/// Balance: a place with the endpoint that is likely to answer first, of those that were not tried; when all
-/// were, of all. `begun`: when this try has.
-pub(super) async fn place(asked: &Asked<'_, '_, '_>, tried: &[u64], begun: Instant) -> Result<InFlight> {
-    let Asked { worker, way, .. } = asked;
-    let upstream = &way.destination.route.upstream;
-    if let Some(endpoint) = &way.destination.pinned {
-        return upstream.place_at(endpoint, begun, way.always);
+/// Why a request has no place at once.
+enum Unplaced {
+    Wait(Wait),
+    Refused(Error),
+}
+
+/// Balance: a place with the endpoint that is likely to answer first, of those that were not tried. `begun`:
+/// when this try has.
+fn place_at_once(
+    asked: &Asked<'_, '_, '_>,
+    tried: &[u64],
+    begun: Instant,
+) -> std::result::Result<InFlight, Unplaced> {
+    let destination = &asked.way.destination;
+    let upstream = &destination.route.upstream;
+    match &destination.pinned {
+        Some(endpoint) => upstream.place_at(endpoint, begun, asked.way.always).map_err(Unplaced::Refused),
+        None => upstream.pick_at_once(&asked.want(tried, begun)).map_err(Unplaced::Wait),
     }
-    let want = asked.want(tried, begun);
-    match upstream.pick(&want, &***worker).await {
-        Err(_) if !tried.is_empty() => upstream.pick(&Want { tried: &[], ..want }, &***worker).await,
+}
+
+/// The same, once it has waited for what there is to wait for; when all endpoints were tried, of all.
+async fn placed(
+    unplaced: Unplaced,
+    asked: &Asked<'_, '_, '_>,
+    tried: &[u64],
+    begun: Instant,
+) -> Result<InFlight> {
+    let wait = match unplaced {
+        Unplaced::Wait(wait) => wait,
+        Unplaced::Refused(error) => return Err(error),
+    };
+    let (upstream, worker, want) = (&asked.route().upstream, &**asked.worker, asked.want(tried, begun));
+    match upstream.pick_after(wait, &want, worker).await {
+        Err(_) if !tried.is_empty() => upstream.pick(&Want { tried: &[], ..want }, worker).await,
         picked => picked,
+    }
+}
+
+async fn place(asked: &Asked<'_, '_, '_>, tried: &[u64], begun: Instant) -> Result<InFlight> {
+    match place_at_once(asked, tried, begun) {
+        Ok(place) => Ok(place),
+        Err(unplaced) => placed(unplaced, asked, tried, begun).await,
     }
 }
 
@@ -366,7 +400,7 @@ async fn exchanged(
         }
     };
     let judge: Option<&Judge<'_>> = if way.destination.route.retries.judges() { Some(&judge) } else { None };
-    let terms = |own| Terms {
+    let terms = |own, left| Terms {
         bounds,
         begun,
         patience,
@@ -376,12 +410,13 @@ async fn exchanged(
         heard: &heard,
         announces,
         own,
+        left,
         judge,
     };
     let answered = match streams {
         Some(streams) => {
-            let own = Told::of(asked, sidecar)?;
-            let terms = terms(own.as_ref().map(Told::fields));
+            let told = Told::of(asked, sidecar, place.since())?;
+            let terms = terms(told.fields(), told.left);
             let done = match streams {
                 Streams::Mesh(link) => exchange::over_mesh(link, head, body, respond, &terms).await?,
                 Streams::H2(sender, _in_use) => {
@@ -406,8 +441,8 @@ async fn exchanged(
             // The time that opening took is no part of a round trip.
             let sent = if this.reused.get() { now } else { Instant::now() };
             place.sent(sent);
-            let own = Told::of(asked, sidecar)?;
-            let terms = terms(own.as_ref().map(Told::fields));
+            let told = Told::of(asked, sidecar, sent)?;
+            let terms = terms(told.fields(), told.left);
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
                 Ok(done) => done,
                 Err(error) => {

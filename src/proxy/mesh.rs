@@ -8,7 +8,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::HeaderMap;
 
 use super::budget::Budget;
 use super::hedge::Hedge;
@@ -22,7 +21,7 @@ use crate::config::model::{
 };
 use crate::config::units::{EndpointName, Host, HostPort, Time};
 use crate::dns::{EndpointSource, Resolver};
-use crate::http::{Bounds, expiry};
+use crate::http::Bounds;
 use crate::limit::{self, Limits};
 use crate::route::{Entry, PathMatcher, Table};
 use crate::telemetry::{Metrics, Tcp, Traffic};
@@ -68,8 +67,6 @@ pub(super) struct Route {
     pub upstream: Arc<Upstream>,
     /// From the request's head to the end of the answer.
     pub timeout: Option<Duration>,
-    /// What a sidecar is told of a request whose whole `timeout` is left.
-    pub told: HeaderMap,
     /// When a request is sent again.
     pub retries: Policy,
     /// When it is sent a second time before the first has been answered.
@@ -143,7 +140,6 @@ impl Mesh {
                 direction,
                 upstream: towards.upstream.clone(),
                 timeout: terms.timeout,
-                told: terms.timeout.map_or_else(HeaderMap::new, |left| expiry::told(None, left, true)),
                 retries: Policy::new(terms.retries),
                 hedge: terms.hedge.map(|hedge| Hedge::new(&hedge)),
                 budget: towards.budget.clone(),

@@ -10,8 +10,7 @@ use tokio::time::Instant;
 use super::forward::Asked;
 use super::mesh::Route;
 use crate::error::{Error, Reason, Result};
-use crate::http::expiry::{self, millis};
-use crate::http::{Expiry, RequestHead};
+use crate::http::{RequestHead, expiry};
 
 /// When a request's time is over: its route's, or what its caller has left for it.
 pub(super) fn ends(route: &Route, head: &RequestHead, started: Instant) -> Option<Instant> {
@@ -30,36 +29,31 @@ pub(super) fn late(route: &Route, limit: Duration) -> Error {
     Error::new(Reason::UpstreamTimeout, why)
 }
 
-/// The fields that tell the next hop how much time is left; few requests have any of their own.
-pub(super) enum Told<'a> {
-    /// All of the route's.
-    Whole(&'a HeaderMap),
-    /// Less, or a caller's.
-    Less(Box<HeaderMap>),
+/// What the next hop is told of how much time is left.
+#[derive(Default)]
+pub(super) struct Told {
+    /// A sidecar, whatever the caller has said.
+    pub left: Option<Duration>,
+    /// The fields in which the caller has said it; few have.
+    fields: Option<Box<HeaderMap>>,
 }
 
-impl<'a> Told<'a> {
-    /// What the next hop, a sidecar or not, is told; an error if no time is left.
-    pub(super) fn of(asked: &'a Asked<'_, '_, '_>, sidecar: bool) -> Result<Option<Self>> {
-        let (route, said) = (asked.route(), asked.head.expiry.as_ref());
-        let Some(ends) = asked.tries.ends().filter(|_| sidecar || said.is_some_and(Expiry::is_said)) else {
-            return Ok(None);
+impl Told {
+    /// What the next hop, a sidecar or not, is told at `now`; an error if no time is left.
+    pub(super) fn of(asked: &Asked<'_, '_, '_>, sidecar: bool, now: Instant) -> Result<Self> {
+        let said = asked.head.expiry.as_ref().filter(|expiry| expiry.is_said());
+        let Some(ends) = asked.tries.ends().filter(|_| sidecar || said.is_some()) else {
+            return Ok(Self::default());
         };
-        let left = ends.saturating_duration_since(Instant::now());
+        let left = ends.saturating_duration_since(now);
         if left.is_zero() {
-            return Err(late(route, left));
+            return Err(late(asked.route(), left));
         }
-        let whole = |timeout| said.is_none() && millis(left) == millis(timeout);
-        Ok(Some(match route.timeout {
-            Some(timeout) if whole(timeout) => Told::Whole(&route.told),
-            _ => Told::Less(Box::new(expiry::told(said, left, sidecar))),
-        }))
+        let fields = said.map(|said| Box::new(expiry::told(said, left)));
+        Ok(Self { left: Some(left).filter(|_| sidecar), fields })
     }
 
-    pub(super) fn fields(&self) -> &HeaderMap {
-        match self {
-            Told::Whole(fields) => fields,
-            Told::Less(fields) => fields,
-        }
+    pub(super) fn fields(&self) -> Option<&HeaderMap> {
+        self.fields.as_deref()
     }
 }

@@ -139,7 +139,7 @@ pub fn response(
     let switches = matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED);
     let upgrade = scanned.upgrade.filter(|_| switches).and_then(|place| protocols(&block, place));
     let Scanned { fields, length, keep_alive, chunked, hint, .. } = scanned;
-    let head = ResponseHead { status, fields: fields.of(block), length, upgrade };
+    let head = ResponseHead { status, fields: fields.of(block), length, upgrade, load: None };
     Ok(Some(ParsedResponse { head, keep_alive, chunked, hint }))
 }
 
@@ -344,8 +344,24 @@ pub fn may_not_trail(name: &[u8]) -> bool {
 
 /// RFC 9110 section 5.6.2.
 pub(super) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[byte as usize]
 }
+
+/// Which bytes a token may hold: looked up, as every byte of every field's name is.
+const TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        token[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut others: &[u8] = b"!#$%&'*+-.^_`|~";
+    while let [other, rest @ ..] = others {
+        token[*other as usize] = true;
+        others = rest;
+    }
+    token
+};
 
 /// RFC 9110 section 8.6: digits alone. A list, even of equal values, is refused.
 pub(in crate::http) fn content_length(value: &[u8]) -> Result<u64, Refused> {

@@ -25,8 +25,8 @@ use tokio::time::{sleep, timeout};
 use super::outgoing::{Outgoing, Stream};
 use super::pump::{Sink as _, taken};
 use super::{
-    Authority, Body, Bounds, Fields, Handler, Length, Next, RequestHead, Responder, ResponseHead,
-    UPGRADE_FIELD,
+    Announcement, Authority, Body, Bounds, Fields, Handler, LOAD_FIELD, Length, Next, RequestHead, Responder,
+    ResponseHead, UPGRADE_FIELD,
 };
 use crate::error::{Error, Reason};
 use peer::{NOT_HTTP_2, Peer};
@@ -397,7 +397,8 @@ pub fn received(response: Response<RecvStream>, method: &Method) -> (ResponseHea
     let announced =
         headers.remove(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).map(Length::Sized);
     let ended = recv.is_end_stream();
-    let mut head = ResponseHead { fields: headers.into(), ..ResponseHead::new(parts.status) };
+    let load = headers.remove(LOAD_FIELD).and_then(|said| Announcement::read(said.as_bytes()));
+    let mut head = ResponseHead { fields: headers.into(), load, ..ResponseHead::new(parts.status) };
     head.length = match announced {
         Some(length) => length,
         None if !ended && head.may_have_body(method) => Length::Stream,

@@ -115,15 +115,21 @@ impl Link {
     }
 
     /// Sends a request's head. `host` stands in where the request names nobody; `own` is for the
-    /// peer alone.
-    pub fn send(&self, head: &RequestHead, host: &str, own: &HeaderMap) -> Result<(Sink, Response), Lost> {
+    /// peer alone, and so is what is `left` of its caller's time.
+    pub fn send(
+        &self,
+        head: &RequestHead,
+        host: &str,
+        own: &HeaderMap,
+        left: Option<Duration>,
+    ) -> Result<(Sink, Response), Lost> {
         let ends = head.length.is_empty() && !head.asks_for_tunnel();
         let id = self.0.with(|state| {
             if state.is_ending() || state.open() >= state.most() {
                 return Err(Lost::Untaken);
             }
             let id = state.open_stream();
-            frame::put_request(&mut state.out.tail, id, head, host, own, ends);
+            frame::put_request(&mut state.out.tail, id, head, host, own, left, ends);
             Ok(id)
         })?;
         let hold = Hold::new(self.0.clone(), id);

@@ -5,6 +5,8 @@
 //! their order and case, each with its length before it, so that reading one is a walk over the
 //! bytes and copies nothing.
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, Version};
@@ -13,7 +15,7 @@ use super::Code;
 use crate::http::announcement::{self, Announcement};
 use crate::http::fields::{Block, Span};
 use crate::http::h1::parse::{self, Refused};
-use crate::http::{Bounds, Fields, Length, RequestHead, ResponseHead};
+use crate::http::{Bounds, Expiry, Fields, Length, RequestHead, ResponseHead, expiry};
 
 /// A frame's header.
 pub(super) const HEADER: usize = 9;
@@ -162,16 +164,18 @@ fn framed(out: &mut BytesMut, flags: u8, stream: u32, put: impl FnOnce(&mut Byte
 }
 
 /// Writes a request's head. `host` stands in where the request names nobody; `own` is for the peer
-/// alone.
+/// alone, and so is what is `left` of the caller's time.
 pub(super) fn put_request(
     out: &mut BytesMut,
     stream: u32,
     head: &RequestHead,
     host: &str,
     own: &HeaderMap,
+    left: Option<Duration>,
     ends: bool,
 ) {
     framed(out, u8::from(ends), stream, |out| {
+        out.put_u32(left.map_or(0, |left| u32::try_from(expiry::millis(left)).unwrap_or(0)));
         put_text(out, head.method.as_str().as_bytes());
         put_text(out, head.authority.as_ref().map_or(host, |a| a.as_str()).as_bytes());
         put_text(out, head.path.as_str().as_bytes());
@@ -180,20 +184,22 @@ pub(super) fn put_request(
     });
 }
 
-/// Writes a response's head, an interim one included.
+/// Writes a response's head, an interim one included; `own` is for the peer alone.
 pub(super) fn put_response(
     out: &mut BytesMut,
     stream: u32,
-    status: StatusCode,
-    length: Length,
-    fields: &Fields,
+    head: &ResponseHead,
     own: &HeaderMap,
     ends: bool,
 ) {
     framed(out, u8::from(ends), stream, |out| {
-        out.put_u16(status.as_u16());
-        put_length(out, length);
-        put_fields(out, fields, own, b"");
+        out.put_u8(head.load.is_some().into());
+        if let Some(load) = head.load {
+            out.put_slice(&load.bytes());
+        }
+        out.put_u16(head.status.as_u16());
+        put_length(out, head.length);
+        put_fields(out, &head.fields, own, b"");
     });
 }
 
@@ -301,6 +307,10 @@ const CUT: Refused = Refused::Malformed("a head that is cut short");
 /// Reads a request's head.
 pub(super) fn request(payload: Bytes, bounds: &Bounds) -> Result<RequestHead, Refused> {
     let mut walk = Walk { payload, at: 0 };
+    let left = match walk.number::<4>()? {
+        0 => None,
+        millis => Some(Duration::from_millis(millis)),
+    };
     let method =
         Method::from_bytes(&walk.text()?).map_err(|_| Refused::Malformed("the method is not a token"))?;
     let authority = parse::authority(walk.text()?)?;
@@ -311,13 +321,18 @@ pub(super) fn request(payload: Bytes, bounds: &Bounds) -> Result<RequestHead, Re
     };
     let length = walk.length()?;
     let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, crosses)?;
-    let (version, upgrade, expiry) = (Version::HTTP_2, None, None);
+    let (version, upgrade, expiry) = (Version::HTTP_2, None, left.and_then(Expiry::after));
     Ok(RequestHead { method, authority, path, version, fields, length, upgrade, expiry })
 }
 
 /// Reads a response's head.
 pub(super) fn response(payload: Bytes, bounds: &Bounds) -> Result<ResponseHead, Refused> {
     let mut walk = Walk { payload, at: 0 };
+    let load = match walk.number::<1>()? {
+        0 => None,
+        1 => Announcement::from_bytes(walk.take(announcement::LENGTH)?),
+        _ => return Err(Refused::Malformed("a load of an unknown kind")),
+    };
     let status = StatusCode::from_u16(walk.number::<2>()? as u16)
         .ok()
         .filter(parse::is_status)
@@ -329,7 +344,7 @@ pub(super) fn response(payload: Bytes, bounds: &Bounds) -> Result<ResponseHead, 
     // In an answer Host says nothing, and HTTP/1 lets it pass.
     let fit = |name: &[u8], value: &[u8]| name.eq_ignore_ascii_case(b"host") || crosses(name, value);
     let fields = walk.fields(bounds.fields + parse::OWN_FIELDS, fit)?;
-    Ok(ResponseHead { status, fields, length, upgrade: None })
+    Ok(ResponseHead { status, fields, length, upgrade: None, load })
 }
 
 /// Reads what trails a body.

@@ -97,33 +97,28 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub(in crate::http) fn interim(&mut self, status: StatusCode, fields: &Fields) -> io::Result<()> {
-        self.put(|out, id| {
-            frame::put_response(out, id, status, Default::default(), fields, &HeaderMap::new(), false);
-        })
+    pub(in crate::http) fn interim(&mut self, status: StatusCode, fields: Fields) -> io::Result<()> {
+        let head = ResponseHead { fields, ..ResponseHead::new(status) };
+        self.put(|out, id| frame::put_response(out, id, &head, &HeaderMap::new(), false))
     }
 
     pub(in crate::http) fn head(&mut self, head: &ResponseHead) -> io::Result<()> {
         let ends = !head.may_have_body(&self.method) || head.length.is_empty();
-        self.put(|out, id| {
-            frame::put_response(out, id, head.status, head.length, &head.fields, &HeaderMap::new(), ends);
-        })?;
+        self.put(|out, id| frame::put_response(out, id, head, &HeaderMap::new(), ends))?;
         self.sink = Some(leaving(self.hold.clone(), ends));
         Ok(())
     }
 
     /// Sends the head that makes the stream a tunnel. The switch of an upgrade is told by a field of
     /// our own.
-    pub(in crate::http) fn tunnel(&mut self, head: &ResponseHead) -> io::Result<()> {
+    pub(in crate::http) fn tunnel(&mut self, mut head: ResponseHead) -> io::Result<()> {
         let mut own = HeaderMap::new();
-        let status = match &head.upgrade {
-            Some(protocol) => {
-                own.insert(UPGRADE_FIELD, (**protocol).clone());
-                StatusCode::OK
-            }
-            None => head.status,
-        };
-        self.put(|out, id| frame::put_response(out, id, status, Length::Stream, &head.fields, &own, false))?;
+        if let Some(protocol) = head.upgrade.take() {
+            own.insert(UPGRADE_FIELD, *protocol);
+            head.status = StatusCode::OK;
+        }
+        head.length = Length::Stream;
+        self.put(|out, id| frame::put_response(out, id, &head, &own, false))?;
         self.sink = Some(leaving(self.hold.clone(), false));
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, StatusCode};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
@@ -54,6 +54,8 @@ pub struct Terms<'a> {
     pub announces: Option<&'a Upstream>,
     /// Fields that this hop adds to the request.
     pub own: Option<&'a HeaderMap>,
+    /// What is left of its caller's time, for a sidecar.
+    pub left: Option<Duration>,
     /// Looks at an answer's head before anything of it goes on: an error turns the answer down.
     pub judge: Option<&'a Judge<'a>>,
 }
@@ -64,16 +66,13 @@ pub type Judge<'a> = dyn Fn(&ResponseHead) -> Result<()> + 'a;
 impl Terms<'_> {
     /// Takes what an answer says to us alone, and says what its downstream alone is told.
     fn load(&self, head: &mut ResponseHead) {
+        let said = head.load.take();
         if self.sidecar {
-            let said = head.fields.get(LOAD_FIELD).and_then(Announcement::read);
             self.heard.set(said.map(|said| (said, Instant::now())));
-            head.fields.remove(LOAD_FIELD);
         } else {
             head.fields.remove_where(is_own);
         }
-        if let Some(application) = self.announces {
-            head.fields.push(HeaderName::from_static(LOAD_FIELD), application.announces().value());
-        }
+        head.load = self.announces.map(Upstream::announces);
     }
 
     /// When an answer must have come.

@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::Poll;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
     Done, Frames, MAX_INTERIM, Sending, Sent, Terms, answer, both, endless, grant, interim, lost, malformed,
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
+use crate::http::expiry::{TIMEOUT_FIELD, millis};
 use crate::http::h1::parse::is_status;
 use crate::http::pump::{Sink, pump, taken};
 use crate::http::{Body, PROTOCOL_FIELD, RequestHead, Responder, ResponseHead, UPGRADE_FIELD, h2, mesh};
@@ -27,8 +28,11 @@ pub(in crate::proxy) async fn over_h2(
     respond: &mut Responder<'_>,
     terms: &Terms<'_>,
 ) -> Result<Done<Frames>> {
-    let own =
+    let mut own =
         if terms.sidecar { own(head, terms).into_owned() } else { terms.own.cloned().unwrap_or_default() };
+    if let (Some(left), None) = (terms.left, terms.own) {
+        own.insert(HeaderName::from_static(TIMEOUT_FIELD), HeaderValue::from(millis(left)));
+    }
     // Nothing has left as long as the stream is not open.
     let exchange = h2::send(&mut sender, head, terms.host, own)
         .map_err(|error| reset(&error).retry(Retry::Unprocessed))?;
@@ -204,7 +208,7 @@ fn send_head(
     head: &RequestHead,
     terms: &Terms<'_>,
 ) -> Result<(mesh::Sink, mesh::Response), mesh::Lost> {
-    link.send(head, terms.host, &own(head, terms))
+    link.send(head, terms.host, &own(head, terms), terms.left)
 }
 
 /// The fields that a sidecar adds for another.

@@ -8,16 +8,17 @@ fn interim_answers_that_nobody_takes_are_bounded_by_what_they_hold() {
         let (ours, mut theirs) = duplex(4 << 20);
         let (link, task) = connect(ours, &BOUNDS);
         spawn_local(task);
-        let (_sink, mut response) = link.send(&request("/", Length::None), "", &HeaderMap::new()).unwrap();
+        let (_sink, mut response) =
+            link.send(&request("/", Length::None), "", &HeaderMap::new(), None).unwrap();
         let mut bytes = begun();
         let large = HeaderMap::from_iter([(
             http::header::LINK,
             http::HeaderValue::from_maybe_shared("x".repeat(BOUNDS.head_bytes * 3 / 4)).unwrap(),
         )]);
         for _ in 0..4 {
-            let status = StatusCode::EARLY_HINTS;
             let fields = Fields::from(large.clone());
-            frame::put_response(&mut bytes, 1, status, Length::None, &fields, &HeaderMap::new(), false);
+            let head = ResponseHead { fields, ..ResponseHead::new(StatusCode::EARLY_HINTS) };
+            frame::put_response(&mut bytes, 1, &head, &HeaderMap::new(), false);
         }
         theirs.write_all(&bytes).await.unwrap();
         sleep(Duration::from_millis(1)).await;
@@ -32,12 +33,37 @@ fn interim_answers_that_nobody_takes_are_bounded_by_what_they_hold() {
 fn what_cannot_have_a_body_announces_none() {
     local(async {
         let mut bytes = BytesMut::new();
-        let fields = Fields::default();
-        let status = StatusCode::NO_CONTENT;
-        frame::put_response(&mut bytes, 1, status, Length::Sized(5), &fields, &HeaderMap::new(), true);
+        let head = ResponseHead { length: Length::Sized(5), ..ResponseHead::new(StatusCode::NO_CONTENT) };
+        frame::put_response(&mut bytes, 1, &head, &HeaderMap::new(), true);
         let head = frame::response(bytes.split_off(frame::HEADER).freeze(), &BOUNDS).unwrap();
         assert_eq!(head.length, Length::None);
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_sidecars_tell_each_other_is_in_their_frames() {
+    let payload = |bytes: BytesMut| bytes.freeze().slice(frame::HEADER..);
+    for millis in [None, Some(1), Some(u64::from(u32::MAX)), Some(1 << 40)] {
+        let (mut bytes, left) = (BytesMut::new(), millis.map(Duration::from_millis));
+        frame::put_request(&mut bytes, 1, &request("/", Length::None), "", &HeaderMap::new(), left, true);
+        let head = frame::request(payload(bytes), &BOUNDS).unwrap();
+        let known = left.filter(|left| left.as_millis() <= u128::from(u32::MAX));
+        assert_eq!(head.expiry.map(|expiry| expiry.at - tokio::time::Instant::now()), known);
+    }
+    let said = Announcement { in_flight: 3, capacity: 16, latency: 1500, most: 0 };
+    for load in [None, Some(said)] {
+        let mut bytes = BytesMut::new();
+        let head = ResponseHead { load, ..ResponseHead::new(StatusCode::OK) };
+        frame::put_response(&mut bytes, 1, &head, &HeaderMap::new(), true);
+        let whole = payload(bytes);
+        assert_eq!(frame::response(whole.clone(), &BOUNDS).unwrap().load, load);
+        for cut in 0..whole.len() {
+            assert!(frame::response(whole.slice(..cut), &BOUNDS).is_err());
+        }
+        let mut strange = BytesMut::from(&whole[..]);
+        strange[0] = 2;
+        assert!(frame::response(strange.freeze(), &BOUNDS).is_err());
+    }
 }
 
 /// What a server answers to these bytes, to the end of the connection.
@@ -99,7 +125,7 @@ fn more_than_the_window_ends_the_connection() {
     local(async {
         let mut bytes = begun();
         let head = request("/hang", Length::Stream);
-        frame::put_request(&mut bytes, 1, &head, "", &HeaderMap::new(), false);
+        frame::put_request(&mut bytes, 1, &head, "", &HeaderMap::new(), None, false);
         for _ in 0..=budget::stream_window() as usize / frame::MAX_DATA {
             frame::put_header(&mut bytes, frame::MAX_DATA, Kind::Data, 0, 1);
             bytes.put_bytes(0, frame::MAX_DATA);
@@ -113,7 +139,15 @@ fn a_connection_that_is_broken_off_takes_back_nothing_that_was_taken() {
     local(async {
         let mut bytes = begun();
         for id in 1..=3 {
-            frame::put_request(&mut bytes, id, &request("/hang", Length::None), "", &HeaderMap::new(), true);
+            frame::put_request(
+                &mut bytes,
+                id,
+                &request("/hang", Length::None),
+                "",
+                &HeaderMap::new(),
+                None,
+                true,
+            );
         }
         frame::put_number(&mut bytes, Kind::Window, 0, 0);
         let mut answer = BytesMut::from(&answered(&bytes).await[..]);
@@ -136,7 +170,15 @@ fn streams_beyond_the_most_are_refused_and_reset_ones_count_until_they_end() {
         spawn_local(serve(theirs, echo.clone()));
         let mut bytes = begun();
         for id in 1..=BOUNDS.streams + 100 {
-            frame::put_request(&mut bytes, id, &request("/hang", Length::None), "", &HeaderMap::new(), true);
+            frame::put_request(
+                &mut bytes,
+                id,
+                &request("/hang", Length::None),
+                "",
+                &HeaderMap::new(),
+                None,
+                true,
+            );
         }
         ours.write_all(&bytes).await.unwrap();
         sleep(Duration::from_millis(1)).await;
@@ -178,7 +220,15 @@ fn a_head_that_would_be_read_in_two_ways_is_refused() {
         ] {
             let mut bytes = begun();
             let start = bytes.len();
-            frame::put_request(&mut bytes, 1, &request("/echo", Length::None), "", &HeaderMap::new(), true);
+            frame::put_request(
+                &mut bytes,
+                1,
+                &request("/echo", Length::None),
+                "",
+                &HeaderMap::new(),
+                None,
+                true,
+            );
             bytes.put_u32(name.len() as u32);
             bytes.put_u32(value.len() as u32);
             bytes.put_slice(name.as_bytes());
@@ -209,7 +259,7 @@ fn a_message_that_its_own_head_belies_is_refused() {
     local(async move {
         for (what, head, own, ends) in &cases {
             let mut bytes = begun();
-            frame::put_request(&mut bytes, 1, head, "", own, *ends);
+            frame::put_request(&mut bytes, 1, head, "", own, None, *ends);
             let answer = answered(&bytes).await;
             assert!(answer.windows(14).any(|w| w == b"http.malformed"), "{what}");
         }
@@ -224,7 +274,7 @@ proptest::proptest! {
     ) {
         local(async move {
             let mut bytes = begun();
-            frame::put_request(&mut bytes, 1, &request("/echo", Length::Stream), "", &HeaderMap::new(), false);
+            frame::put_request(&mut bytes, 1, &request("/echo", Length::Stream), "", &HeaderMap::new(), None, false);
             for (kind, flags, stream, payload) in &kinds {
                 bytes.put_slice(&(payload.len() as u32).to_be_bytes()[1..]);
                 bytes.put_slice(&[*kind, *flags]);
@@ -246,7 +296,7 @@ fn a_client_survives_a_server_of_nonsense() {
                 let (link, task) = connect(ours, &BOUNDS);
                 spawn_local(task);
                 let (_sink, mut response) =
-                    link.send(&request("/", Length::None), "", &HeaderMap::new()).unwrap();
+                    link.send(&request("/", Length::None), "", &HeaderMap::new(), None).unwrap();
                 let mut bytes = begun();
                 bytes.put_slice(&[0, 0, 4, kind, flags, 0, 0, 0, 1, 1, 2, 3, 4]);
                 theirs.write_all(&bytes).await.unwrap();

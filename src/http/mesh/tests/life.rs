@@ -30,7 +30,8 @@ fn one_that_is_given_up_loses_its_streams_and_wakes_who_waits() {
         let (ours, theirs) = duplex(1 << 16);
         let (link, task) = connect(ours, &BOUNDS);
         let task = spawn_local(task);
-        let (_sink, mut response) = link.send(&request("/", Length::None), "", &HeaderMap::new()).unwrap();
+        let (_sink, mut response) =
+            link.send(&request("/", Length::None), "", &HeaderMap::new(), None).unwrap();
         assert!(link.is_owed());
         let asking = spawn_local({
             let link = link.clone();
@@ -52,7 +53,7 @@ fn one_that_is_old_says_goodbye_and_finishes_what_it_has() {
     local(async {
         let (link, _) = connected(1 << 16);
         let (_sink, mut response) =
-            link.send(&request("/hang", Length::None), "", &HeaderMap::new()).unwrap();
+            link.send(&request("/hang", Length::None), "", &HeaderMap::new(), None).unwrap();
         sleep(BOUNDS.age.mul_f64(0.89)).await;
         assert!(!link.is_over(), "a tenth more or less");
         sleep(BOUNDS.age.mul_f64(0.22)).await;

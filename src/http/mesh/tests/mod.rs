@@ -142,7 +142,7 @@ async fn whole(body: &mut Body<'_>) -> Result<Vec<u8>, BodyError> {
 /// Sends a body and reads it back.
 async fn echoed(link: &Link, body: Vec<u8>) -> Vec<u8> {
     let head = request("/echo", Length::Sized(body.len() as u64));
-    let (mut sink, mut response) = link.send(&head, "", &HeaderMap::new()).unwrap();
+    let (mut sink, mut response) = link.send(&head, "", &HeaderMap::new(), None).unwrap();
     let sending = async {
         for piece in body.chunks(50_000) {
             poll_fn(|cx| sink.poll_room(cx)).await.unwrap();
@@ -204,7 +204,7 @@ fn fields_cross_in_their_order_and_case() {
         );
         let mut head = crate::http::h1::parse::request(&mut bytes, 100).unwrap().unwrap().head;
         head.path = "/echo?q=1".parse().unwrap();
-        let (_sink, mut response) = link.send(&head, "", &HeaderMap::new()).unwrap();
+        let (_sink, mut response) = link.send(&head, "", &HeaderMap::new(), None).unwrap();
         let mut fields = Vec::new();
         head_of(&mut response).await.unwrap().fields.each(|n, v| fields.push((n.to_vec(), v.to_vec())));
         let expected: [(&[u8], &[u8]); 4] =
@@ -218,7 +218,7 @@ fn a_slow_stream_holds_up_no_other_and_no_more_than_its_window() {
     local(async {
         let (link, echo) = connected(1 << 20);
         let head = request("/echo", Length::Stream);
-        let (mut slow, mut response) = link.send(&head, "", &HeaderMap::new()).unwrap();
+        let (mut slow, mut response) = link.send(&head, "", &HeaderMap::new(), None).unwrap();
         let mut sent = 0;
         // Its answer is read by nobody.
         while let Ok(room) =
@@ -246,13 +246,13 @@ fn a_slow_stream_holds_up_no_other_and_no_more_than_its_window() {
 fn what_was_not_processed_is_told_from_what_may_have_been() {
     local(async {
         let (link, _) = connected(10_000);
-        let send = |path| link.send(&request(path, Length::None), "", &HeaderMap::new()).unwrap();
+        let send = |path| link.send(&request(path, Length::None), "", &HeaderMap::new(), None).unwrap();
         let (_sink, mut refused) = send("/refuse");
         assert!(matches!(head_of(&mut refused).await, Err(Lost::Reset(Code::REFUSED_STREAM))));
         let (_sink, mut hanging) = send("/hang");
         drop(link.clone());
         let (_sink, mut early) =
-            link.send(&request("/early", Length::Stream), "", &HeaderMap::new()).unwrap();
+            link.send(&request("/early", Length::Stream), "", &HeaderMap::new(), None).unwrap();
         let head = head_of(&mut early).await.unwrap();
         assert_eq!(whole(&mut early.body(&head, &Method::POST)).await.unwrap(), b"no");
         let (_sink, mut short) = send("/short");
@@ -267,7 +267,7 @@ fn many_small_pieces_that_wait_hold_little_more_than_they_are() {
     local(async {
         let (link, _) = connected(1 << 20);
         let (mut sink, mut response) =
-            link.send(&request("/echo", Length::Stream), "", &HeaderMap::new()).unwrap();
+            link.send(&request("/echo", Length::Stream), "", &HeaderMap::new(), None).unwrap();
         for _ in 0..10_000 {
             poll_fn(|cx| sink.poll_room(cx)).await.unwrap();
             sink.data(Bytes::from_static(b"x"));
@@ -293,14 +293,17 @@ fn an_end_with_notice_loses_no_request() {
         let (link, echo) = connected(10_000);
         assert_eq!(echoed(&link, vec![1; 10]).await, [1; 10]);
         let (mut sink, mut response) =
-            link.send(&request("/echo", Length::Stream), "", &HeaderMap::new()).unwrap();
+            link.send(&request("/echo", Length::Stream), "", &HeaderMap::new(), None).unwrap();
         sink.data(Bytes::from_static(b"hello"));
         poll_fn(|cx| sink.poll_flush(cx)).await.unwrap();
         let head = head_of(&mut response).await.unwrap();
         echo.closing.say();
         sleep(Duration::from_millis(10)).await;
         assert!(link.is_over(), "no other stream is opened");
-        assert!(matches!(link.send(&request("/", Length::None), "", &HeaderMap::new()), Err(Lost::Untaken)));
+        assert!(matches!(
+            link.send(&request("/", Length::None), "", &HeaderMap::new(), None),
+            Err(Lost::Untaken)
+        ));
         sink.end(None);
         poll_fn(|cx| sink.poll_flush(cx)).await.unwrap();
         assert_eq!(whole(&mut response.body(&head, &Method::POST)).await.unwrap(), b"hello");
@@ -311,7 +314,8 @@ fn an_end_with_notice_loses_no_request() {
 fn a_stream_that_nobody_holds_is_cancelled_at_the_other_end() {
     local(async {
         let (link, echo) = connected(10_000);
-        let (sink, response) = link.send(&request("/hang", Length::Stream), "", &HeaderMap::new()).unwrap();
+        let (sink, response) =
+            link.send(&request("/hang", Length::Stream), "", &HeaderMap::new(), None).unwrap();
         sleep(Duration::from_millis(1)).await;
         assert_eq!(Rc::strong_count(&echo), 4, "served by a task");
         drop((sink, response));

@@ -37,6 +37,11 @@ impl Now {
         self.0 / 1000
     }
 
+    /// So much later.
+    pub fn after(self, time: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)))
+    }
+
     /// How long `earlier` had been over then.
     pub fn since(self, earlier: Now) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))

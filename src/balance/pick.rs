@@ -104,15 +104,15 @@ impl Upstream {
         if turn.is_none() && !self.live.waiting.is_empty() {
             return Err(Wait(Why::None(None::Full)));
         }
-        let since = if turn.is_some() { Instant::now() } else { want.begun };
+        let now = if turn.is_some() { Now::read() } else { Now::at(want.begun.into_std()) };
         let place = Place::of(self, self.most());
         if let Some(turn) = turn {
             turn.used();
         }
         let Some(place) = place else { return Err(Wait(Why::None(None::Full))) };
-        match self.take(want, Now::at(since.into_std()), true) {
+        match self.take(want, now, true) {
             Seat::Ask(some, worth) => Err(Wait(Why::Ask(place, some, worth))),
-            seat => seated(seat, place, want, since).map_err(|none| Wait(Why::None(none))),
+            seat => seated(seat, place, want, now).map_err(|none| Wait(Why::None(none))),
         }
     }
 
@@ -128,8 +128,8 @@ impl Upstream {
             Why::Ask(place, some, worth) => {
                 // Whether all have answered in time or not, what is known then decides.
                 let _ = timeout(worth, asks.ask(self, some)).await;
-                let since = Instant::now();
-                seated(self.take(want, Now::at(since.into_std()), false), place, want, since)
+                let now = Now::read();
+                seated(self.take(want, now, false), place, want, now)
             }
         }
     }
@@ -218,7 +218,7 @@ impl Upstream {
             }
             self.no_room(MAX_IN_FLIGHT)
         })?;
-        Ok(InFlight::new(Taken::anyway(endpoint), place, now, Option::None))
+        Ok(InFlight::new(Taken::anyway(endpoint), place, Now::at(now.into_std()), Option::None))
     }
 
     fn no_room(&self, why: &'static str) -> Error {
@@ -234,11 +234,10 @@ impl Upstream {
 }
 
 /// What becomes of a place in the upstream's count, by what there was at its endpoints.
-fn seated(seat: Seat, place: Place, want: &Want<'_>, since: Instant) -> std::result::Result<InFlight, None> {
+fn seated(seat: Seat, place: Place, want: &Want<'_>, now: Now) -> std::result::Result<InFlight, None> {
     match seat {
         Seat::Taken(taken) => {
-            let late = want.patience.and_then(|patience| want.begun.checked_add(patience));
-            Ok(InFlight::new(taken, place, since, late))
+            Ok(InFlight::new(taken, place, now, want.patience.map(|patience| now.after(patience))))
         }
         Seat::None(none) => {
             if want.tried.is_empty() {

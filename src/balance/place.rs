@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use http::StatusCode;
 use tokio::time::Instant;
@@ -55,9 +54,9 @@ pub struct InFlight {
     taken: Taken,
     place: Place,
     /// Since when only the endpoint is waited for.
-    since: Cell<Instant>,
+    since: Cell<Now>,
     /// When its answer is so late that this is the endpoint's failure.
-    late: Option<Instant>,
+    late: Option<Now>,
     /// Whether what came of it is known.
     noted: Cell<bool>,
 }
@@ -65,7 +64,7 @@ pub struct InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         // Given up by whoever waited for it.
-        if !self.noted.get() && self.late.is_some_and(|late| late <= Instant::now()) {
+        if !self.noted.get() && self.late.is_some_and(|late| late <= Now::read()) {
             self.went_wrong(Outcome::Lost, Now::read());
         }
     }
@@ -73,18 +72,13 @@ impl Drop for InFlight {
 
 impl InFlight {
     /// `since`: when it was given its place.
-    pub(super) fn new(taken: Taken, place: Place, since: Instant, late: Option<Instant>) -> Self {
+    pub(super) fn new(taken: Taken, place: Place, since: Now, late: Option<Now>) -> Self {
         Self { taken, place, since: Cell::new(since), late, noted: Cell::new(false) }
     }
 
     /// Notes when it was sent, if something else had to be waited for first: that is not the endpoint's time.
     pub fn sent(&self, at: Instant) {
-        self.since.set(at);
-    }
-
-    /// Since when only the endpoint is waited for.
-    pub fn since(&self) -> Instant {
-        self.since.get()
+        self.since.set(Now::at(at.into_std()));
     }
 
     /// The upstream.
@@ -106,7 +100,7 @@ impl InFlight {
     pub fn answered(&self, status: StatusCode, grpc: Option<u8>, at: Instant) {
         self.noted.set(true);
         let now = Now::at(at.into_std());
-        let took = at.saturating_duration_since(self.since.get());
+        let took = now.micros().saturating_sub(self.since.get().micros()) as f32;
         let wrong = Outcome::of(status, grpc);
         if !self.taken.chosen {
             return self.reached(wrong.is_none(), took, now);
@@ -114,17 +108,16 @@ impl InFlight {
         if let Some(wrong) = wrong {
             return self.went_wrong(wrong, now);
         }
-        let micros = took.as_micros() as f32;
-        self.crowd().answered(&self.taken, micros, now);
+        self.crowd().answered(&self.taken, took, now);
     }
 
-    /// It was answered, well or not, where nobody chose: what can be learned of that is what the application
+    /// It was answered after `took` microseconds, well or not, where nobody chose: what can be learned of that is what the application
     /// can do.
-    fn reached(&self, well: bool, took: Duration, now: Now) {
+    fn reached(&self, well: bool, took: f32, now: Now) {
         self.endpoint().reached(false, now);
         let learned = &self.upstream().live.learned;
         if well && self.upstream().spec.is_application && !learned.is_up_to_date(now) {
-            learned.answered(took.as_micros() as f32, self.place.found, now.micros());
+            learned.answered(took, self.place.found, now.micros());
         }
     }
 

@@ -115,13 +115,14 @@ async fn attempts(
     let mut failed: Option<Error> = None;
     loop {
         let first = tries.is_first();
-        let begun = if first { started } else { Instant::now() };
+        let mut begun = if first { started } else { Instant::now() };
         let place = match next.take() {
             Some(place) => place,
             None => match place_at_once(&asked, &tried, begun) {
                 Ok(place) => place,
                 Err(unplaced) => {
                     let place = Box::pin(wanted(respond, placed(unplaced, &asked, &tried, begun))).await?;
+                    begun = Instant::now();
                     // That there is no other endpoint is not what failed.
                     place.map_err(|none| failed.take().unwrap_or(none))?
                 }
@@ -373,17 +374,16 @@ async fn exchanged(
     let (upstream, endpoint) = (place.upstream(), place.endpoint());
     let bounds = &way.destination.route.bounds;
     let mut sidecar = upstream.secures(endpoint);
-    let mut streams = None;
+    let (mut streams, mut sent) = (None, begun);
     if sidecar || way.h2 {
-        streams = match streams_to(worker, way, place, begun, sidecar).await {
-            Err(error) if sidecar && !upstream.secures(endpoint) => {
-                // Found out just now; nothing was sent, so it starts over in plaintext.
-                tracing::info!(endpoint = %endpoint.address, %error, "speaks plaintext");
-                sidecar = false;
-                if way.h2 { Some(streams_to(worker, way, place, begun, false).await?) } else { None }
-            }
-            streams => Some(streams?),
-        };
+        streams = worker.pools.streams(endpoint, sidecar, begun).filter(|s| matches!(s, Streams::Mesh(_)));
+        if streams.is_none() {
+            // In memory of its own: few requests wait for one.
+            (streams, sidecar) = Box::pin(streams_to(worker, way, place, sidecar)).await?;
+            // What that took is not the endpoint's time.
+            sent = Instant::now();
+            place.sent(sent);
+        }
     }
     // A route's own timeout says how long its answers may take, and is watched over already.
     let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
@@ -415,7 +415,7 @@ async fn exchanged(
     };
     let answered = match streams {
         Some(streams) => {
-            let told = Told::of(asked, sidecar, place.since())?;
+            let told = Told::of(asked, sidecar, sent)?;
             let terms = terms(told.fields(), told.left);
             let done = match streams {
                 Streams::Mesh(link) => exchange::over_mesh(link, head, body, respond, &terms).await?,
@@ -430,17 +430,21 @@ async fn exchanged(
             // What waited since, waited for a connection that does not wait: the clock is read again.
             let now = if need == Need::Proven { Instant::now() } else { begun };
             let mut lease = match worker.pools.idle_h1(endpoint, need, now) {
-                Some(lease) => lease,
+                Some(lease) => {
+                    sent = now;
+                    lease
+                }
                 None => {
                     let dial = Dial { source: way.source, secure: None };
                     let opened = Box::pin(worker.pools.open_h1(upstream, endpoint, dial, need));
-                    noted(place, opened.await)?
+                    let lease = noted(place, opened.await)?;
+                    // What that took is no part of a round trip.
+                    sent = Instant::now();
+                    place.sent(sent);
+                    lease
                 }
             };
             this.reused.set(!lease.is_new());
-            // The time that opening took is no part of a round trip.
-            let sent = if this.reused.get() { now } else { Instant::now() };
-            place.sent(sent);
             let told = Told::of(asked, sidecar, sent)?;
             let terms = terms(told.fields(), told.left);
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
@@ -468,23 +472,29 @@ async fn exchanged(
     Ok(answered)
 }
 
-/// Pool: a connection that carries many requests.
+/// Pool: a connection that carries many requests, and whether it is secure; none, if the endpoint turns out
+/// to speak plaintext and the application HTTP/1.
 async fn streams_to(
     worker: &Worker,
     way: &Way,
     place: &InFlight,
-    begun: Instant,
     secure: bool,
-) -> Result<Streams> {
-    if let Some(streams @ Streams::Mesh(_)) = worker.pools.streams(place.endpoint(), secure, begun) {
-        return Ok(streams);
+) -> Result<(Option<Streams>, bool)> {
+    let (upstream, endpoint) = (place.upstream(), place.endpoint());
+    let open = async |secure: bool| {
+        let dial = Dial { source: way.source, secure: secure.then_some(Carries::Requests) };
+        let bounds = way.destination.route.bounds;
+        noted(place, worker.pools.open_streams(upstream, endpoint, dial, bounds).await)
+    };
+    match open(secure).await {
+        Err(error) if secure && !upstream.secures(endpoint) => {
+            // Found out just now; nothing was sent, so it starts over in plaintext.
+            tracing::info!(endpoint = %endpoint.address, %error, "speaks plaintext");
+            let streams = if way.h2 { Some(open(false).await?) } else { None };
+            Ok((streams, false))
+        }
+        streams => Ok((Some(streams?), secure)),
     }
-    let dial = Dial { source: way.source, secure: secure.then_some(Carries::Requests) };
-    let bounds = way.destination.route.bounds;
-    let opening = worker.pools.open_streams(place.upstream(), place.endpoint(), dial, bounds);
-    let opened = noted(place, Box::pin(opening).await);
-    place.sent(Instant::now());
-    opened
 }
 
 /// Remembers an endpoint that could not be reached, so that the next request passes it over.

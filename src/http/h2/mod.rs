@@ -97,10 +97,11 @@ pub async fn serve<H: Handler + 'static>(
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
                     let (handler, open) = (handler.clone(), seen.open());
-                    spawn_local(async move {
+                    // In memory of its own: a task's is copied from place to place while it begins and ends.
+                    spawn_local(Box::pin(async move {
                         let _open = open;
                         stream(request, respond, &*handler).await;
-                    });
+                    }));
                 }
                 Some(Err(error)) => {
                     if let Some(refused) = broke_the_protocol(&error) {

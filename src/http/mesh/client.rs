@@ -169,6 +169,11 @@ impl Response {
         })
     }
 
+    /// When the peer was last heard.
+    pub fn heard(&self) -> Instant {
+        self.hold.link.within(|state| state.heard())
+    }
+
     /// The body behind the final head.
     pub fn body(self, head: &ResponseHead, method: &Method) -> Body<'static> {
         let length = if head.may_have_body(method) { head.length } else { Length::None };

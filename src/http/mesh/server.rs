@@ -37,7 +37,8 @@ pub async fn serve<H: Handler + 'static>(
     poll_fn(|cx| {
         let ended = driver.poll(cx);
         while let Some((id, payload, ends)) = shared.within(|state| state.accepted.pop_front()) {
-            spawn_local(stream(Hold::new(shared.clone(), id), payload, ends, handler.clone()));
+            // In memory of its own: a task's is copied from place to place while it begins and ends.
+            spawn_local(Box::pin(stream(Hold::new(shared.clone(), id), payload, ends, handler.clone())));
         }
         if ended.is_ready() {
             return ended;

@@ -64,12 +64,15 @@ pub struct Terms<'a> {
 pub type Judge<'a> = dyn Fn(&ResponseHead) -> Result<()> + 'a;
 
 impl Terms<'_> {
-    /// Takes what an answer says to us alone, and says what its downstream alone is told.
+    /// Takes what an answer that came at a time says to us alone.
+    fn hear(&self, head: &mut ResponseHead, at: impl FnOnce() -> Instant) {
+        let said = head.load.take().filter(|_| self.sidecar);
+        self.heard.set(said.map(|said| (said, at())));
+    }
+
+    /// Leaves nothing in an answer that is not its downstream's, and says what that alone is told.
     fn load(&self, head: &mut ResponseHead) {
-        let said = head.load.take();
-        if self.sidecar {
-            self.heard.set(said.map(|said| (said, Instant::now())));
-        } else {
+        if !self.sidecar {
             head.fields.remove_where(is_own);
         }
         head.load = self.announces.map(Upstream::announces);

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::Poll;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
 
 use super::{
     Done, Frames, MAX_INTERIM, Sending, Sent, Terms, answer, both, endless, grant, interim, lost, malformed,
@@ -156,7 +157,8 @@ async fn h2_head(
         match next.await?.map_err(|error| reset(&error))? {
             Ok(last) if !is_status(&last.status()) => return Err(malformed("the status is not a status")),
             Ok(last) => {
-                let (head, body) = h2::received(last, method);
+                let (mut head, body) = h2::received(last, method);
+                terms.hear(&mut head, Instant::now);
                 terms.judged(&head)?;
                 return Ok((head, body));
             }
@@ -238,7 +240,7 @@ async fn mesh_head(
     let mut interim_left = MAX_INTERIM;
     loop {
         let next = unless_gone(respond, terms.patience(), Some(sending), |cx| response.poll_head(cx)).await?;
-        let next = next.map_err(|lost| stream_lost(&lost))?;
+        let mut next = next.map_err(|lost| stream_lost(&lost))?;
         match next.status {
             StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(malformed("it switches protocols, which streams do not have"));
@@ -248,6 +250,7 @@ async fn mesh_head(
                 Box::pin(interim(status, next.fields, respond, terms)).await?;
             }
             _ => {
+                terms.hear(&mut next, || response.heard());
                 terms.judged(&next)?;
                 return Ok(next);
             }

@@ -38,6 +38,11 @@ impl State {
         self.listening.drain(..).for_each(Waker::wake);
     }
 
+    /// When something of the peer last arrived, where we are its client.
+    pub(in crate::http::mesh) fn heard(&self) -> Instant {
+        self.heard
+    }
+
     /// How long nothing of the peer had arrived by `now`.
     pub(in crate::http::mesh) fn silent_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.heard)

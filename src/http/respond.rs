@@ -233,7 +233,10 @@ impl Responder<'_> {
     /// Ready when the downstream has given the request up.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Responder::H1(answer) => answer.writer.poll_lost(cx),
+            Responder::H1(answer) => {
+                let interim = !answer.begun && answer.version == Version::HTTP_11;
+                answer.writer.poll_lost(cx, interim)
+            }
             Responder::H2(answer) => answer.poll_gone(cx),
             Responder::Mesh(answer) => answer.poll_gone(cx),
             Responder::Raced(runner) => runner.poll_gone(cx),

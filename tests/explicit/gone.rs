@@ -76,7 +76,7 @@ async fn frees_what_was_done(
     word: &mut mpsc::UnboundedReceiver<&'static str>,
     begins: bool,
 ) {
-    let get = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    let get = get();
     for behind in ["", "GET /next HTTP/1.1\r\nhost: orders.test\r\n\r\n", "GET /half HTTP/1.1\r\n"] {
         let mut raw = Raw::connect(sidecars[0].outbound()).await;
         raw.send(format!("{get}{behind}")).await;
@@ -109,6 +109,52 @@ async fn processor_time(sidecars: &[&Loopback]) -> f64 {
         sum += sidecar.metric("process_cpu_seconds_total", &[]).await;
     }
     sum
+}
+
+fn get() -> String {
+    format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n")
+}
+
+#[tokio::test]
+async fn a_client_that_has_closed_before_its_answer_frees_the_request() {
+    let (app, mut word) = thinking("").await;
+    let (plain, pair) = (hop(app).await, Pair::new(app).await);
+    for sidecars in [&[&plain][..], &[&pair.caller, &pair.orders]] {
+        for close in ["", "connection: close\r\n"] {
+            let mut raw = Raw::connect(sidecars[0].outbound()).await;
+            raw.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n{close}\r\n")).await;
+            assert_eq!(told(&mut word).await, "came");
+            // As any client does whose own time is over.
+            drop(raw);
+            assert_eq!(told(&mut word).await, "left");
+            for sidecar in sidecars {
+                sidecar.until_metric("pannier_upstream_in_flight", &[], 0.0).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_still_reads_is_asked_and_answered_however_long_that_takes() {
+    let app = listen(async |mut raw: Raw| {
+        raw.head().await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        raw.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    })
+    .await;
+    let (plain, pair) = (hop(app).await, Pair::new(app).await);
+    for sidecar in [&plain, &pair.caller] {
+        let mut raw = Raw::connect(sidecar.outbound()).await;
+        raw.send(get()).await;
+        raw.finish().await;
+        assert_eq!(raw.head().await.lines().next(), Some("HTTP/1.1 100 Continue"));
+        assert!(raw.head().await.starts_with("HTTP/1.1 200 "), "asked once");
+        // An older client knows no interim answers.
+        let mut raw = Raw::connect(sidecar.outbound()).await;
+        raw.send(get().replace("1.1", "1.0")).await;
+        raw.finish().await;
+        assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
+    }
 }
 
 #[tokio::test]

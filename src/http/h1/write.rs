@@ -7,13 +7,16 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::FutureExt;
 use rustix::net::{SendFlags, Shutdown};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 
+use crate::http::deadline::Deadline;
 use crate::http::fields::put_line;
 use crate::http::out::Out;
 use crate::http::{Fields, Length, RequestHead, ResponseHead};
@@ -43,13 +46,22 @@ pub enum Keeps {
     For(u32),
 }
 
-type Lost = Pin<Box<dyn Future<Output = ()>>>;
+/// How long a peer that has ended its side has to wait for its answer before it is found out whether it still
+/// does.
+const LEFT: Duration = Duration::from_millis(500);
+
+/// Watches a connection on which the peer has spoken on, or ended its side.
+struct Loss {
+    /// Ready when the connection is lost.
+    lost: Pin<Box<dyn Future<Output = ()>>>,
+    /// When to find out whether anybody is left, if the peer has ended its side.
+    ask: Option<Deadline>,
+}
 
 /// The writing half, with what is still to be written.
 pub struct Writer {
     half: Rc<OwnedWriteHalf>,
-    /// Listens for the loss of a connection on which the peer has spoken on, or ended its side.
-    lost: Option<Lost>,
+    loss: Option<Loss>,
     out: Out,
     /// What is being written had to wait: nothing is added to it, so that a slow reader holds little.
     waits: bool,
@@ -79,7 +91,7 @@ impl Writer {
     pub(super) fn new(half: OwnedWriteHalf, written: u64) -> Self {
         Self {
             half: Rc::new(half),
-            lost: None,
+            loss: None,
             out: Out::default(),
             waits: false,
             framing: Framing::Plain,
@@ -297,30 +309,45 @@ impl Writer {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// Ready when the connection is lost. A peer that has merely ended its side may still read; and
-    /// what it sends on stays where it is.
-    pub fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the connection is lost. What the peer sends on stays where it is. One that has ended its
+    /// side may still read, or be gone: where it takes interim answers (`interim`) and none has come for a
+    /// while, it is sent 100 (Continue), which who still reads passes over (RFC 9110 section 15.2.1), and
+    /// the kernel of who does not answers with a reset.
+    pub fn poll_lost(&mut self, cx: &mut Context<'_>, interim: bool) -> Poll<()> {
         // While the peer is silent, its loss is the next that is heard of it.
-        if self.lost.is_none() && self.stream().poll_read_ready(cx).is_pending() {
+        if self.loss.is_none() && self.stream().poll_read_ready(cx).is_pending() {
             return Poll::Pending;
         }
-        let lost = self.lost.get_or_insert_with(|| {
+        let loss = self.loss.get_or_insert_with(|| {
             let half = self.half.clone();
-            Box::pin(async move {
+            let ready = half.ready(Interest::READABLE).now_or_never();
+            let has_ended = ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()));
+            let lost = Box::pin(async move {
                 // Costs no system call: the runtime hears of errors whether it reads or not.
                 if half.ready(Interest::ERROR).await.is_err() {
                     std::future::pending().await
                 }
-            })
+            });
+            Loss { lost, ask: has_ended.then(|| Deadline::new(LEFT)) }
         });
-        ready!(lost.as_mut().poll(cx));
-        self.lost = None;
-        Poll::Ready(())
+        if loss.lost.as_mut().poll(cx).is_ready() {
+            self.loss = None;
+            return Poll::Ready(());
+        }
+        if loss.ask.as_mut().is_some_and(|ask| ask.poll(cx).is_ready()) {
+            loss.ask = None;
+            if interim {
+                self.interim(StatusCode::CONTINUE, &Fields::default());
+                // What cannot be sent now says as little as an answer that cannot.
+                let _ = self.poll_flush(cx);
+            }
+        }
+        Poll::Pending
     }
 
     /// Gives back what only a message that is under way needs.
     pub fn rest(&mut self) {
-        self.lost = None;
+        self.loss = None;
     }
 
     /// Bytes that have been written on the connection, as they are.
@@ -333,7 +360,7 @@ impl Writer {
     }
 
     pub(super) fn into_half(self) -> Option<OwnedWriteHalf> {
-        drop(self.lost);
+        drop(self.loss);
         Rc::into_inner(self.half)
     }
 

@@ -46,6 +46,15 @@ tests! {
     configuration: "configuration", "configuration";
 }
 
+/// Seeds that are read no further than their first bytes would find nothing.
+#[test]
+fn seeds_are_still_requests() {
+    for (seed, requests) in [("get", 1), ("sized", 1), ("three", 3)] {
+        let input = std::fs::read(Path::new(FUZZ).join("seeds/mesh").join(format!("client-{seed}"))).unwrap();
+        assert_eq!(targets::requests(&input), requests, "{seed}");
+    }
+}
+
 const FUZZ: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz");
 
 /// The longest input that is made.

@@ -150,7 +150,7 @@ impl Hop {
             sidecar,
             h2: false,
             own: None,
-            left: None,
+            left: head.expiry.map(|_| PATIENCE),
             judge: None,
             heard: &Cell::new(None),
             announces: None,

@@ -15,7 +15,7 @@ pub use chunked::chunked;
 pub use detect::detect;
 pub use differential::{differential_pair, differential_request, differential_response};
 pub use heads::{request_head, response_head};
-pub use mesh::{mesh, nothing_is_held};
+pub use mesh::{mesh, nothing_is_held, requests};
 
 /// An operator's file is read or refused, whatever is in it.
 pub fn configuration(input: &[u8]) {

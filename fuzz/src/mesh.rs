@@ -25,13 +25,19 @@ const MOST: usize = 2 << 20;
 /// short: type, flags, stream, and how many bytes of payload follow. The high half of the type says
 /// how often the payload is doubled.
 pub fn mesh(input: &[u8]) {
-    let [peer, records @ ..] = input else { return };
+    requests(input);
+}
+
+/// How many requests a server saw of such input, if the peer was a client.
+pub fn requests(input: &[u8]) -> usize {
+    let [peer, records @ ..] = input else { return 0 };
     let mut bytes = if peer & 2 == 0 { SETTINGS.to_vec() } else { Vec::new() };
     put_frames(records, &mut bytes);
     if peer & 1 == 1 {
-        hop::run(against_client(bytes));
+        hop::run(against_client(bytes))
     } else {
         hop::run(against_server(bytes));
+        0
     }
 }
 
@@ -55,7 +61,7 @@ fn put_frames(mut records: &[u8], out: &mut Vec<u8>) {
 }
 
 /// A client of any kind, whose requests go on to hyper's server.
-async fn against_client(bytes: Vec<u8>) {
+async fn against_client(bytes: Vec<u8>) -> usize {
     let seen = Seen::default();
     let servers = Servers::new(seen.clone());
     let hop = Rc::new(Hop::plain(servers.dial()));
@@ -68,11 +74,14 @@ async fn against_client(bytes: Vec<u8>) {
     let mut asked = hop.asked.take();
     drop(hop);
     servers.end().await;
-    for request in seen.take() {
+    let all = seen.take();
+    let requests = all.len();
+    for request in all {
         let place =
             asked.iter().position(|(start, fields)| (start, fields) == (&request.start, &request.fields));
         asked.swap_remove(place.unwrap_or_else(|| panic!("nobody asked: {request:?}")));
     }
+    requests
 }
 
 /// A server of any kind, which is asked a few things.

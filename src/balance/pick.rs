@@ -65,7 +65,7 @@ impl Upstream {
 
     /// As [`pick`](Self::pick), as far as nothing has to be waited for, which is nearly always.
     pub fn pick_at_once(self: &Arc<Self>, want: &Want<'_>) -> std::result::Result<InFlight, Wait> {
-        self.seat(want, Option::None)
+        self.seat(want, Now::at(want.begun.into_std()), Option::None)
     }
 
     /// The rest of [`pick`](Self::pick).
@@ -82,10 +82,7 @@ impl Upstream {
             Err(None::Full) => self.queue(want, asks).await,
             Err(None::Empty) if want.tried.is_empty() => {
                 self.first_resolution().await?;
-                match self.seat(want, Option::None) {
-                    Ok(in_flight) => Ok(in_flight),
-                    Err(wait) => self.ask(wait, want, asks).await,
-                }
+                self.seat_or_ask(want, Now::read(), asks, Option::None).await
             }
             Err(None::Empty) => Err(None::Empty),
         };
@@ -99,12 +96,16 @@ impl Upstream {
         })
     }
 
-    /// Takes a place, if there is one now. `turn`: whose it is; without one, those who wait come first.
-    fn seat(self: &Arc<Self>, want: &Want<'_>, turn: Option<Turn>) -> std::result::Result<InFlight, Wait> {
+    /// Takes a place, if there is one at `now`. `turn`: whose it is; without one, those who wait come first.
+    fn seat(
+        self: &Arc<Self>,
+        want: &Want<'_>,
+        now: Now,
+        turn: Option<Turn>,
+    ) -> std::result::Result<InFlight, Wait> {
         if turn.is_none() && !self.live.waiting.is_empty() {
             return Err(Wait(Why::None(None::Full)));
         }
-        let now = if turn.is_some() { Now::read() } else { Now::at(want.begun.into_std()) };
         let place = Place::of(self, self.most());
         if let Some(turn) = turn {
             turn.used();
@@ -113,6 +114,19 @@ impl Upstream {
         match self.take(want, now, true) {
             Seat::Ask(some, worth) => Err(Wait(Why::Ask(place, some, worth))),
             seat => seated(seat, place, want, now).map_err(|none| Wait(Why::None(none))),
+        }
+    }
+
+    async fn seat_or_ask(
+        self: &Arc<Self>,
+        want: &Want<'_>,
+        now: Now,
+        asks: &impl Asks,
+        turn: Option<Turn>,
+    ) -> std::result::Result<InFlight, None> {
+        match self.seat(want, now, turn) {
+            Ok(in_flight) => Ok(in_flight),
+            Err(wait) => self.ask(wait, want, asks).await,
         }
     }
 
@@ -180,12 +194,9 @@ impl Upstream {
                 self.live.waiting.next();
             }
             let Ok(Some(turn)) = timeout_at(deadline, waiter.turn()).await else { return Err(None::Full) };
-            let seated = match self.seat(want, Some(turn)) {
-                Ok(in_flight) => return Ok(in_flight),
-                Err(wait) => self.ask(wait, want, asks).await,
-            };
-            if !matches!(seated, Err(None::Full)) {
-                return seated;
+            match self.seat_or_ask(want, Now::read(), asks, Some(turn)).await {
+                Err(None::Full) => {}
+                seated => return seated,
             }
         }
     }
@@ -197,10 +208,7 @@ impl Upstream {
 
     /// As [`pick`](Self::pick), for one who does without a place if there is none now.
     pub async fn pick_now(self: &Arc<Self>, want: &Want<'_>, asks: &impl Asks) -> Option<InFlight> {
-        match self.seat(want, Option::None) {
-            Ok(in_flight) => Some(in_flight),
-            Err(wait) => self.ask(wait, want, asks).await.ok(),
-        }
+        self.seat_or_ask(want, Now::at(want.begun.into_std()), asks, Option::None).await.ok()
     }
 
     /// Takes a place with one endpoint at `now`, whatever its saturation. `always`: whatever else there is in
@@ -237,7 +245,8 @@ impl Upstream {
 fn seated(seat: Seat, place: Place, want: &Want<'_>, now: Now) -> std::result::Result<InFlight, None> {
     match seat {
         Seat::Taken(taken) => {
-            Ok(InFlight::new(taken, place, now, want.patience.map(|patience| now.after(patience))))
+            let late = want.patience.map(|patience| Now::at(want.begun.into_std()).after(patience));
+            Ok(InFlight::new(taken, place, now, late))
         }
         Seat::None(none) => {
             if want.tried.is_empty() {
@@ -245,6 +254,7 @@ fn seated(seat: Seat, place: Place, want: &Want<'_>, now: Now) -> std::result::R
             }
             Err(none)
         }
+        // Nobody is asked twice.
         Seat::Ask(..) => Err(None::Full),
     }
 }

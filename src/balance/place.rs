@@ -64,7 +64,7 @@ pub struct InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         // Given up by whoever waited for it.
-        if !self.noted.get() && self.late.is_some_and(|late| late <= Now::read()) {
+        if !self.noted.get() && self.late.is_some_and(|late| late <= Now::at(Instant::now().into_std())) {
             self.went_wrong(Outcome::Lost, Now::read());
         }
     }

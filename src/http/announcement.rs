@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::HeaderValue;
 
-/// Between sidecars: how full the pod is that answers. It is written as four numbers,
+/// Between sidecars that speak HTTP/2: how full the pod is that answers; our own frames have a place for it. It is written as four numbers,
 /// `in flight/capacity/latency/most`, and consumed by the sidecar that receives it.
 pub const LOAD_FIELD: &str = "x-pannier-load";
 

@@ -1,6 +1,6 @@
 //! How long a request's caller still waits for its answer, as it says itself: in `grpc-timeout` (the
 //! gRPC over HTTP/2 protocol), in `x-request-timeout`, and between sidecars in a place of its own. Each hop
-//! takes these fields out, and writes them anew with what is left.
+//! takes it out, and writes it anew with what is left.
 //!
 //! Promises: what is written is never more than what was read, but for rounding up to its unit; a field
 //! that cannot be read stays as it is, except in gRPC, where the request is refused.

@@ -69,7 +69,8 @@ pub struct RequestHead {
     /// The protocols that the connection may switch to (RFC 9110 section 7.8): a field of one hop
     /// that every hop offers anew. Few requests have one, so those without have no room for it.
     pub upgrade: Option<Box<HeaderValue>>,
-    /// When its caller no longer waits, as far as it has said so: see [`expiry::take`].
+    /// When its caller no longer waits, as far as it has said so: nobody is believed before [`expiry::take`]
+    /// has looked at it.
     pub expiry: Option<Expiry>,
 }
 

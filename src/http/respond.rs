@@ -76,10 +76,9 @@ impl Responder<'_> {
     }
 
     /// Sends the head. On HTTP/1 it leaves with the first bytes of the body, or at the end.
-    pub fn head(&mut self, mut head: ResponseHead) -> io::Result<()> {
+    pub fn head(&mut self, head: ResponseHead) -> io::Result<()> {
         match self {
             Responder::H1(answer) => {
-                head.put_load();
                 answer.begun = true;
                 let endless = head.length == Length::Stream && answer.version == Version::HTTP_10;
                 answer.close |=
@@ -88,10 +87,7 @@ impl Responder<'_> {
                 answer.writer.response(&head, &answer.method, answer.version, kept);
                 Ok(())
             }
-            Responder::H2(answer) => {
-                head.put_load();
-                answer.head(head)
-            }
+            Responder::H2(answer) => answer.head(head),
             Responder::Mesh(answer) => answer.head(&head),
             Responder::Raced(runner) => {
                 runner.claim()?;
@@ -112,19 +108,15 @@ impl Responder<'_> {
 
     /// Sends the head of an answer after which the connection or stream is a tunnel (RFC 9110 sections
     /// 7.8 and 9.3.6).
-    pub async fn tunnel(&mut self, mut head: ResponseHead) -> io::Result<()> {
+    pub async fn tunnel(&mut self, head: ResponseHead) -> io::Result<()> {
         match self {
             Responder::H1(answer) => {
                 answer.begun = true;
                 answer.done = true;
-                head.put_load();
                 answer.writer.tunnel(&head);
                 answer.writer.flush().await
             }
-            Responder::H2(answer) => {
-                head.put_load();
-                answer.tunnel(head)
-            }
+            Responder::H2(answer) => answer.tunnel(head),
             Responder::Mesh(answer) => answer.tunnel(head),
             // No two are asked for.
             Responder::Raced(_) => Err(io::ErrorKind::Unsupported.into()),

@@ -24,7 +24,7 @@ use crate::balance::{InFlight, Wait, Want};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::{Deadline, within_since};
-use crate::http::{Body, Length, Next, RequestHead, Responder, ResponseHead};
+use crate::http::{Announcement, Body, Length, Next, RequestHead, Responder, ResponseHead};
 use crate::intercept::Source;
 use crate::pool::{Dial, Need, Streams};
 use crate::tls::Carries;
@@ -118,10 +118,11 @@ async fn attempts(
         let mut begun = if first { started } else { Instant::now() };
         let place = match next.take() {
             Some(place) => place,
-            None => match place_at_once(&asked, &tried, begun) {
+            None => match place_now(&asked, &tried, begun) {
                 Ok(place) => place,
                 Err(unplaced) => {
-                    let place = Box::pin(wanted(respond, placed(unplaced, &asked, &tried, begun))).await?;
+                    let place =
+                        Box::pin(wanted(respond, place_then(unplaced, &asked, &tried, begun))).await?;
                     begun = Instant::now();
                     // That there is no other endpoint is not what failed.
                     place.map_err(|none| failed.take().unwrap_or(none))?
@@ -218,9 +219,8 @@ enum Unplaced {
     Refused(Error),
 }
 
-/// Balance: a place with the endpoint that is likely to answer first, of those that were not tried. `begun`:
-/// when this try has.
-fn place_at_once(
+/// As far of [`place`] as nothing has to be waited for.
+fn place_now(
     asked: &Asked<'_, '_, '_>,
     tried: &[u64],
     begun: Instant,
@@ -233,8 +233,8 @@ fn place_at_once(
     }
 }
 
-/// The same, once it has waited for what there is to wait for; when all endpoints were tried, of all.
-async fn placed(
+/// The rest of [`place`].
+async fn place_then(
     unplaced: Unplaced,
     asked: &Asked<'_, '_, '_>,
     tried: &[u64],
@@ -246,15 +246,19 @@ async fn placed(
     };
     let (upstream, worker, want) = (&asked.route().upstream, &**asked.worker, asked.want(tried, begun));
     match upstream.pick_after(wait, &want, worker).await {
-        Err(_) if !tried.is_empty() => upstream.pick(&Want { tried: &[], ..want }, worker).await,
+        Err(_) if !tried.is_empty() => {
+            upstream.pick(&Want { tried: &[], begun: Instant::now(), ..want }, worker).await
+        }
         picked => picked,
     }
 }
 
+/// Balance: a place with the endpoint that is likely to answer first, of those that were not tried; when all
+/// were, of all. `begun`: when this try has.
 async fn place(asked: &Asked<'_, '_, '_>, tried: &[u64], begun: Instant) -> Result<InFlight> {
-    match place_at_once(asked, tried, begun) {
+    match place_now(asked, tried, begun) {
         Ok(place) => Ok(place),
-        Err(unplaced) => placed(unplaced, asked, tried, begun).await,
+        Err(unplaced) => place_then(unplaced, asked, tried, begun).await,
     }
 }
 
@@ -297,11 +301,14 @@ pub(super) struct Try {
     /// What it needs of a connection. After a first, a new one: that might have met one that was just
     /// being closed.
     pub need: Need,
+    /// When it had its place: what it had to wait for until then is nobody's silence.
     pub begun: Instant,
     /// Whether it went on a connection that others had used.
     reused: Cell<bool>,
     /// Whether the head of its answer has come, and was not turned down.
     pub answered: Cell<bool>,
+    /// What the endpoint's sidecar has said with its answer of how full it is, and when.
+    heard: Cell<Option<(Announcement, Instant)>>,
     /// It was given up, or its answer turned down, and another was granted in its place.
     pub granted: Cell<Option<Pause>>,
 }
@@ -309,8 +316,8 @@ pub(super) struct Try {
 impl Try {
     /// One that begins.
     pub(super) fn new(need: Need, begun: Instant) -> Self {
-        let (reused, answered, granted) = (Cell::new(false), Cell::new(false), Cell::new(None));
-        Self { need, begun, reused, answered, granted }
+        let (reused, answered) = (Cell::new(false), Cell::new(false));
+        Self { need, begun, reused, answered, heard: Cell::new(None), granted: Cell::new(None) }
     }
 
     /// Lets another stand for this one, as far as what comes after it is concerned.
@@ -354,6 +361,10 @@ async fn attempt(
     respond: &mut Responder<'_>,
 ) -> Result<Answered<Box<Switched>>> {
     let done = exchanged(asked, place, this, respond).await;
+    // Also with an answer that was turned down.
+    if let Some((said, at)) = this.heard.take() {
+        place.hear(&said, at);
+    }
     match &done {
         Ok(answered) => place.answered(answered.status, answered.grpc, answered.at),
         // That a used connection was closed is no failure of the endpoint.
@@ -378,7 +389,8 @@ async fn exchanged(
     if sidecar || way.h2 {
         streams = worker.pools.streams(endpoint, sidecar, begun).filter(|s| matches!(s, Streams::Mesh(_)));
         if streams.is_none() {
-            // In memory of its own: few requests wait for one.
+            // In memory of its own: between sidecars hardly any request waits for one, and a stream of HTTP/2
+            // has to be waited for.
             (streams, sidecar) = Box::pin(streams_to(worker, way, place, sidecar)).await?;
             // What that took is not the endpoint's time.
             sent = Instant::now();
@@ -387,7 +399,6 @@ async fn exchanged(
     }
     // A route's own timeout says how long its answers may take, and is watched over already.
     let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
-    let heard = Cell::new(None);
     let announces = way.announces.then_some(&**upstream);
     let judge = |answer: &ResponseHead| match tries.judge(answer, head, sidecar, body) {
         Some((pause, error)) => {
@@ -407,7 +418,7 @@ async fn exchanged(
         host: &endpoint.host,
         sidecar,
         h2: way.h2,
-        heard: &heard,
+        heard: &this.heard,
         announces,
         own,
         left,
@@ -428,7 +439,7 @@ async fn exchanged(
         }
         None => {
             // What waited since, waited for a connection that does not wait: the clock is read again.
-            let now = if need == Need::Proven { Instant::now() } else { begun };
+            let now = if need == Need::Proven { Instant::now() } else { sent };
             let mut lease = match worker.pools.idle_h1(endpoint, need, now) {
                 Some(lease) => {
                     sent = now;
@@ -466,9 +477,6 @@ async fn exchanged(
             Answered { status: done.status, grpc: done.grpc, at, tunnel }
         }
     };
-    if let Some((said, at)) = heard.take() {
-        place.hear(&said, at);
-    }
     Ok(answered)
 }
 

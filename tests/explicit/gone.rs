@@ -120,9 +120,9 @@ async fn a_client_that_has_closed_before_its_answer_frees_the_request() {
     let (app, mut word) = thinking("").await;
     let (plain, pair) = (hop(app).await, Pair::new(app).await);
     for sidecars in [&[&plain][..], &[&pair.caller, &pair.orders]] {
-        for close in ["", "connection: close\r\n"] {
+        for behind in ["", "GET /next HTTP/1.1\r\nhost: orders.test\r\n\r\n", "GET /half HTTP/1.1\r\n"] {
             let mut raw = Raw::connect(sidecars[0].outbound()).await;
-            raw.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n{close}\r\n")).await;
+            raw.send(format!("{}{behind}", get())).await;
             assert_eq!(told(&mut word).await, "came");
             // As any client does whose own time is over.
             drop(raw);

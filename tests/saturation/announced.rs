@@ -1,20 +1,24 @@
 //! What a sidecar announces with each answer reaches the caller's sidecar, and nobody else; and nobody
 //! but a sidecar announces anything.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http2;
-use hyper::{HeaderMap, Request, Version};
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response, Version, server};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::ClientConfig;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use rustls::{ClientConfig, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::app::{Answers, App};
-use crate::lab::{Mesh, endpoint, hold_at, plain, release};
+use crate::lab::{Mesh, endpoint, hold_at, orders, plain, release};
 use crate::support::authority::IdentityFiles;
 use crate::support::client::{Answer, request, send};
 use crate::support::loopback::{HOST, Loopback};
@@ -47,6 +51,32 @@ async fn ask_as_sidecar(identity: &IdentityFiles, to: &Loopback) -> HeaderMap {
     parts.headers
 }
 
+/// The sidecar of an endpoint that speaks HTTP/2 alone and says how full it is; and what it is told.
+async fn speaks_http_2(identity: &IdentityFiles) -> (SocketAddr, mpsc::UnboundedReceiver<HeaderMap>) {
+    let identity = Identity::load(identity.paths()).expect("an identity");
+    let mut config = ServerConfig::clone(&Tls::new(&identity).server());
+    config.alpn_protocols = vec![Alpn::H2.name().to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let (tell, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = TokioIo::new(acceptor.accept(stream).await.expect("mTLS"));
+            let tell = tell.clone();
+            let answer = service_fn(move |request: Request<_>| {
+                let _ = tell.send(request.headers().clone());
+                let answer = Response::builder().header(FIELD, "3/8/1500/20");
+                async { Ok::<_, Infallible>(answer.body(Full::<Bytes>::from("h2")).expect("an answer")) }
+            });
+            tokio::spawn(
+                server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(stream, answer),
+            );
+        }
+    });
+    (address, told)
+}
+
 /// Asks as an application that claims to be a sidecar.
 async fn ask_as_application(caller: &Loopback, version: Version) -> Answer {
     let mut request = request("GET", HOST, "/", "");
@@ -75,6 +105,25 @@ async fn a_sidecar_says_how_full_its_application_is() {
     // With the one that it answers, or without.
     assert!((3..=4).contains(&numbers[0]), "{said:?}");
     release(&app, held).await;
+}
+
+#[tokio::test]
+async fn a_sidecar_that_speaks_http_2_alone_is_told_and_heard_in_fields() {
+    let mesh = Mesh::new();
+    let (address, mut told) = speaks_http_2(&mesh.identity("orders")).await;
+    let peer = ", mtls: { peer: \"spiffe://cluster.local/ns/shop/sa/orders\" }";
+    let routes = format!("routes: [{{ host: {HOST}, path: /, upstream: orders, timeout: 5s }}]\n");
+    let yaml = mesh.identity("caller").yaml() + &orders(&[address], peer) + &routes;
+    let caller = Loopback::start("caller", &yaml).await;
+    let answer = ask_as_application(&caller, Version::HTTP_11).await;
+    assert_eq!((answer.status.as_u16(), answer.text(), answer.field(FIELD)), (200, "h2", None));
+    let told = told.recv().await.expect("a request");
+    let left: u64 = told["x-pannier-timeout"].to_str().expect("text").parse().expect("milliseconds");
+    assert!((1..=5000).contains(&left), "{told:?}");
+    assert!(!told.contains_key(FIELD), "{told:?}");
+    let shown = endpoint(&caller, address).await;
+    assert_eq!((&shown["capacity_is"], &shown["capacity"]), (&"announced".into(), &8.into()), "{shown}");
+    assert_eq!(shown["most"], 20, "{shown}");
 }
 
 #[tokio::test]

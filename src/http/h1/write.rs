@@ -48,14 +48,22 @@ pub enum Keeps {
 
 /// How long a peer that has ended its side has to wait for its answer before it is found out whether it still
 /// does.
-const LEFT: Duration = Duration::from_millis(500);
+const ASK_AFTER: Duration = Duration::from_millis(500);
 
 /// Watches a connection on which the peer has spoken on, or ended its side.
 struct Loss {
     /// Ready when the connection is lost.
     lost: Pin<Box<dyn Future<Output = ()>>>,
-    /// When to find out whether anybody is left, if the peer has ended its side.
+    /// Whether the peer has ended its side, as far as has been seen.
+    has_ended: bool,
+    /// When to look at that again, or to find out whether anybody is left; none: that has been done.
     ask: Option<Deadline>,
+}
+
+/// Whether the peer has ended its side of a connection.
+fn has_ended(half: &OwnedWriteHalf) -> bool {
+    let ready = half.ready(Interest::READABLE).now_or_never();
+    ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
 }
 
 /// The writing half, with what is still to be written.
@@ -320,27 +328,36 @@ impl Writer {
         }
         let loss = self.loss.get_or_insert_with(|| {
             let half = self.half.clone();
-            let ready = half.ready(Interest::READABLE).now_or_never();
-            let has_ended = ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()));
+            let has_ended = has_ended(&half);
             let lost = Box::pin(async move {
                 // Costs no system call: the runtime hears of errors whether it reads or not.
                 if half.ready(Interest::ERROR).await.is_err() {
                     std::future::pending().await
                 }
             });
-            Loss { lost, ask: has_ended.then(|| Deadline::new(LEFT)) }
+            Loss { lost, has_ended, ask: interim.then(|| Deadline::new(ASK_AFTER)) }
         });
         if loss.lost.as_mut().poll(cx).is_ready() {
             self.loss = None;
             return Poll::Ready(());
         }
-        if loss.ask.as_mut().is_some_and(|ask| ask.poll(cx).is_ready()) {
-            loss.ask = None;
-            if interim {
-                self.interim(StatusCode::CONTINUE, &Fields::default());
-                // What cannot be sent now says as little as an answer that cannot.
-                let _ = self.poll_flush(cx);
-            }
+        let Some(ask) = &mut loss.ask else { return Poll::Pending };
+        ready!(ask.poll(cx));
+        if !loss.has_ended {
+            // Nobody is woken by an end behind what was sent on.
+            loss.has_ended = has_ended(&self.half);
+            ask.reset();
+            return ask.poll(cx);
+        }
+        loss.ask = None;
+        if interim {
+            self.interim(StatusCode::CONTINUE, &Fields::default());
+            // Whoever does not take even this does not read.
+            return if matches!(self.poll_flush(cx), Poll::Ready(Ok(()))) {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            };
         }
         Poll::Pending
     }

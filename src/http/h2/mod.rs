@@ -190,7 +190,8 @@ impl Answer {
         self.respond.send_informational(response).map_err(into_io)
     }
 
-    pub(super) fn head(&mut self, head: ResponseHead) -> io::Result<()> {
+    pub(super) fn head(&mut self, mut head: ResponseHead) -> io::Result<()> {
+        head.put_load();
         let ends = !head.may_have_body(&self.method) || head.length.is_empty();
         let mut response = Response::new(());
         *response.status_mut() = head.status;
@@ -202,7 +203,8 @@ impl Answer {
 
     /// Sends the head that makes the stream a tunnel. HTTP/2 has no 101, so to a sidecar the switch is
     /// told by a field of our own.
-    pub(super) fn tunnel(&mut self, head: ResponseHead) -> io::Result<()> {
+    pub(super) fn tunnel(&mut self, mut head: ResponseHead) -> io::Result<()> {
+        head.put_load();
         let mut response = Response::new(());
         *response.headers_mut() = head.fields.into_map();
         match head.upgrade {

@@ -175,7 +175,8 @@ pub(super) fn put_request(
     ends: bool,
 ) {
     framed(out, u8::from(ends), stream, |out| {
-        out.put_u32(left.map_or(0, |left| u32::try_from(expiry::millis(left)).unwrap_or(0)));
+        // Never more than there is: what does not fit is as long as fits.
+        out.put_u32(left.map_or(0, |left| u32::try_from(expiry::millis(left)).unwrap_or(u32::MAX)));
         put_text(out, head.method.as_str().as_bytes());
         put_text(out, head.authority.as_ref().map_or(host, |a| a.as_str()).as_bytes());
         put_text(out, head.path.as_str().as_bytes());

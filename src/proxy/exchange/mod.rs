@@ -72,7 +72,10 @@ impl Terms<'_> {
 
     /// Leaves nothing in an answer that is not its downstream's, and says what that alone is told.
     fn load(&self, head: &mut ResponseHead) {
-        if !self.sidecar {
+        if self.sidecar {
+            // It has another place in frames, and was taken out of HTTP/2's.
+            head.fields.remove(LOAD_FIELD);
+        } else {
             head.fields.remove_where(is_own);
         }
         head.load = self.announces.map(Upstream::announces);

@@ -47,8 +47,11 @@ pub enum Keeps {
 }
 
 /// How long a peer that has ended its side has to wait for its answer before it is found out whether it still
-/// does.
-const ASK_AFTER: Duration = Duration::from_millis(500);
+/// does: what is answered at once is answered as ever. Under overload whoever has gone is to cost little.
+const ASK_AFTER: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether a peer has ended its side that has sent on before.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Watches a connection on which the peer has spoken on, or ended its side.
 struct Loss {
@@ -335,7 +338,11 @@ impl Writer {
                     std::future::pending().await
                 }
             });
-            Loss { lost, has_ended, ask: interim.then(|| Deadline::new(ASK_AFTER)) }
+            Loss {
+                lost,
+                has_ended,
+                ask: interim.then(|| Deadline::new(if has_ended { ASK_AFTER } else { LOOK_EVERY })),
+            }
         });
         if loss.lost.as_mut().poll(cx).is_ready() {
             self.loss = None;
@@ -346,7 +353,7 @@ impl Writer {
         if !loss.has_ended {
             // Nobody is woken by an end behind what was sent on.
             loss.has_ended = has_ended(&self.half);
-            ask.reset();
+            *ask = Deadline::new(if loss.has_ended { ASK_AFTER } else { LOOK_EVERY });
             return ask.poll(cx);
         }
         loss.ask = None;

@@ -75,7 +75,7 @@ def panel(x, number, size, rows, scale):
     def across(load):
         return round(left + (load - loads[0]) / (loads[-1] - loads[0]) * (right - left), 1)
     clients, servers = size.split("x")
-    yield f'  <text class="strong" x="{left}" y="22">{int(clients):,} clients, {int(servers):,} servers</text>'
+    yield f'  <text class="strong" x="{left}" y="22">{int(clients)} clients, {int(servers)} servers</text>'
     yield f'  <clipPath id="{clip}"><rect x="{left}" y="{TOP}" width="{right - left}" height="{HEIGHT}"/></clipPath>'
     for value in scale.lines():
         y = scale.y(value)

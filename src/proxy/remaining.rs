@@ -32,7 +32,7 @@ pub(super) fn late(route: &Route, limit: Duration) -> Error {
 /// What the next hop is told of how much time is left.
 #[derive(Default)]
 pub(super) struct Told {
-    /// A sidecar, whatever the caller has said.
+    /// A sidecar, where the caller has said nothing: in a place of its own.
     pub left: Option<Duration>,
     /// The fields in which the caller has said it; few have.
     fields: Option<Box<HeaderMap>>,
@@ -50,7 +50,7 @@ impl Told {
             return Err(late(asked.route(), left));
         }
         let fields = said.map(|said| Box::new(expiry::told(said, left)));
-        Ok(Self { left: Some(left).filter(|_| sidecar), fields })
+        Ok(Self { left: Some(left).filter(|_| fields.is_none()), fields })
     }
 
     pub(super) fn fields(&self) -> Option<&HeaderMap> {

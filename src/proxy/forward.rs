@@ -16,11 +16,12 @@ use super::exchange::{self, Judge, Terms};
 use super::hedge::hedged;
 use super::mesh::{Destination, Route};
 use super::patience::unless_slow;
+use super::place::{place, place_now, place_then};
 use super::remaining::{Told, ends, late};
 use super::retry::{Failure, Pause, Tries};
 use super::tunnel::{End, Switched, Tunnel, granted};
 use super::worker::Worker;
-use crate::balance::{InFlight, Wait, Want};
+use crate::balance::{InFlight, Want};
 use crate::error::{Error, Reason, Result, Retry};
 use crate::http::body::Replay;
 use crate::http::deadline::{Deadline, within_since};
@@ -211,55 +212,6 @@ async fn paused(
         Poll::Pending => over.poll(cx).map(|()| Ok(None)),
     })
     .await
-}
-
-/// Why a request has no place at once.
-enum Unplaced {
-    Wait(Wait),
-    Refused(Error),
-}
-
-/// As far of [`place`] as nothing has to be waited for.
-fn place_now(
-    asked: &Asked<'_, '_, '_>,
-    tried: &[u64],
-    begun: Instant,
-) -> std::result::Result<InFlight, Unplaced> {
-    let destination = &asked.way.destination;
-    let upstream = &destination.route.upstream;
-    match &destination.pinned {
-        Some(endpoint) => upstream.place_at(endpoint, begun, asked.way.always).map_err(Unplaced::Refused),
-        None => upstream.pick_at_once(&asked.want(tried, begun)).map_err(Unplaced::Wait),
-    }
-}
-
-/// The rest of [`place`].
-async fn place_then(
-    unplaced: Unplaced,
-    asked: &Asked<'_, '_, '_>,
-    tried: &[u64],
-    begun: Instant,
-) -> Result<InFlight> {
-    let wait = match unplaced {
-        Unplaced::Wait(wait) => wait,
-        Unplaced::Refused(error) => return Err(error),
-    };
-    let (upstream, worker, want) = (&asked.route().upstream, &**asked.worker, asked.want(tried, begun));
-    match upstream.pick_after(wait, &want, worker).await {
-        Err(_) if !tried.is_empty() => {
-            upstream.pick(&Want { tried: &[], begun: Instant::now(), ..want }, worker).await
-        }
-        picked => picked,
-    }
-}
-
-/// Balance: a place with the endpoint that is likely to answer first, of those that were not tried; when all
-/// were, of all. `begun`: when this try has.
-async fn place(asked: &Asked<'_, '_, '_>, tried: &[u64], begun: Instant) -> Result<InFlight> {
-    match place_now(asked, tried, begun) {
-        Ok(place) => Ok(place),
-        Err(unplaced) => place_then(unplaced, asked, tried, begun).await,
-    }
 }
 
 /// What all tries of a request have in common.

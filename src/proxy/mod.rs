@@ -17,6 +17,7 @@ mod listen;
 mod mesh;
 mod outbound;
 mod patience;
+mod place;
 mod remaining;
 mod retry;
 mod sidecar;

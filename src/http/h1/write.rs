@@ -72,7 +72,7 @@ fn has_ended(half: &OwnedWriteHalf) -> bool {
 /// The writing half, with what is still to be written.
 pub struct Writer {
     half: Rc<OwnedWriteHalf>,
-    loss: Option<Loss>,
+    loss: Option<Box<Loss>>,
     out: Out,
     /// What is being written had to wait: nothing is added to it, so that a slow reader holds little.
     waits: bool,
@@ -338,11 +338,8 @@ impl Writer {
                     std::future::pending().await
                 }
             });
-            Loss {
-                lost,
-                has_ended,
-                ask: interim.then(|| Deadline::new(if has_ended { ASK_AFTER } else { LOOK_EVERY })),
-            }
+            let after = if has_ended { ASK_AFTER } else { LOOK_EVERY };
+            Box::new(Loss { lost, has_ended, ask: interim.then(|| Deadline::new(after)) })
         });
         if loss.lost.as_mut().poll(cx).is_ready() {
             self.loss = None;

@@ -179,6 +179,15 @@ impl Endpoint {
         }
     }
 
+    /// Notes that a caller has left without an answer, after so many microseconds. It would have taken longer:
+    /// what is shorter than usual says nothing.
+    pub(super) fn left(&self, took_micros: f32, found: u32, now: Now) {
+        if took_micros > self.learned.latency() && !self.learned.is_up_to_date(now) {
+            self.learned.answered(took_micros, found, now.micros());
+            self.load.learn(&self.learned, now.micros());
+        }
+    }
+
     /// Notes that it answered with an error, or not at all.
     pub(super) fn failed(
         &self,

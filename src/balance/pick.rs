@@ -245,7 +245,9 @@ impl Upstream {
 fn seated(seat: Seat, place: Place, want: &Want<'_>, now: Now) -> std::result::Result<InFlight, None> {
     match seat {
         Seat::Taken(taken) => {
-            let late = want.patience.map(|patience| Now::at(want.begun.into_std()).after(patience));
+            // Who waited for his place, and had less than half of his time left, blames nobody for it.
+            let begun = Now::at(want.begun.into_std());
+            let late = want.patience.map(|patience| begun.after(patience).max(now.after(patience / 2)));
             Ok(InFlight::new(taken, place, now, late))
         }
         Seat::None(none) => {

@@ -137,6 +137,21 @@ impl InFlight {
         }
     }
 
+    /// Notes that its caller left before any answer, at a time: no failure, unless that was late, but a time
+    /// that the endpoint took at least.
+    pub fn left(&self, at: Instant) {
+        if self.noted.replace(true) {
+            return;
+        }
+        let now = Now::at(at.into_std());
+        if self.late.is_some_and(|late| late <= now) {
+            self.went_wrong(Outcome::Lost, now);
+        } else if self.taken.chosen {
+            let took = now.micros().saturating_sub(self.since.get().micros()) as f32;
+            self.crowd().left(&self.taken, took, now);
+        }
+    }
+
     /// Notes that there was no connection for it.
     pub fn unreached(&self) {
         self.noted.set(true);

@@ -50,6 +50,12 @@ impl Crowd {
         self.took(&taken.endpoint);
     }
 
+    /// The caller of a request left, after so many microseconds without an answer.
+    pub(super) fn left(&self, taken: &Taken, took_micros: f32, now: Now) {
+        taken.endpoint.left(took_micros, taken.found, now);
+        self.took(&taken.endpoint);
+    }
+
     /// A request went wrong at one of `all` endpoints.
     pub fn failed(
         &self,

@@ -321,6 +321,9 @@ async fn attempt(
         Ok(answered) => place.answered(answered.status, answered.grpc, answered.at),
         // That a used connection was closed is no failure of the endpoint.
         Err(error) if this.reused.get() && error.retry != Retry::Never => {}
+        Err(error) if error.reason == Reason::HttpDownstreamGone && !respond.has_begun() => {
+            place.left(Instant::now());
+        }
         Err(error) => place.failed(error),
     }
     done
@@ -343,7 +346,7 @@ async fn exchanged(
         if streams.is_none() {
             // In memory of its own: between sidecars hardly any request waits for one, and a stream of HTTP/2
             // has to be waited for.
-            (streams, sidecar) = Box::pin(streams_to(worker, way, place, sidecar)).await?;
+            (streams, sidecar) = Box::pin(wanted(respond, streams_to(worker, way, place, sidecar))).await??;
             // What that took is not the endpoint's time.
             sent = Instant::now();
             place.sent(sent);
@@ -399,8 +402,8 @@ async fn exchanged(
                 }
                 None => {
                     let dial = Dial { source: way.source, secure: None };
-                    let opened = Box::pin(worker.pools.open_h1(upstream, endpoint, dial, need));
-                    let lease = noted(place, opened.await)?;
+                    let opening = wanted(respond, worker.pools.open_h1(upstream, endpoint, dial, need));
+                    let lease = noted(place, Box::pin(opening).await?)?;
                     // What that took is no part of a round trip.
                     sent = Instant::now();
                     place.sent(sent);

@@ -163,6 +163,39 @@ async fn a_client_that_still_reads_is_asked_and_answered_however_long_that_takes
     }
 }
 
+/// A large answer, most of which is still on its way when the next request is being thought about.
+#[tokio::test]
+async fn a_client_that_reads_slowly_loses_nothing_of_the_answer_before() {
+    const PIECE: usize = 64 << 10;
+    const PIECES: usize = 128;
+    let app = listen(async |mut raw: Raw| {
+        while let Some(head) = raw.next().await {
+            if head.starts_with("GET /large ") {
+                raw.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", PIECE * PIECES)).await;
+                raw.send("x".repeat(PIECE * PIECES)).await;
+            } else {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                raw.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            }
+        }
+    })
+    .await;
+    let (plain, pair) = (hop(app).await, Pair::new(app).await);
+    for sidecar in [&plain, &pair.caller] {
+        let mut raw = Raw::connect(sidecar.outbound()).await;
+        raw.send(format!("GET /large HTTP/1.1\r\nhost: {HOST}\r\n\r\n{}", get())).await;
+        raw.finish().await;
+        // A first connection may take so long that it is asked.
+        assert!(final_head(&mut raw).await.starts_with("HTTP/1.1 200 "));
+        for _ in 0..PIECES {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            assert_eq!(raw.take(PIECE).await.len(), PIECE);
+        }
+        assert!(final_head(&mut raw).await.starts_with("HTTP/1.1 200 "));
+        assert_eq!(raw.take(2).await, b"ok");
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_is_gone_before_its_answer_frees_the_request() {
     let (app, mut word) = thinking("").await;

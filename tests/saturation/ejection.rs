@@ -1,6 +1,8 @@
 //! An endpoint that fails gets no more than its first few requests, is tried by one at a time after a
 //! pause, and takes part again once it is well.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
@@ -47,6 +49,25 @@ async fn one_that_fails_everything_gets_no_more_than_a_few() {
             assert!(a.all() + b.all() >= 400 - failed);
         }
     }
+}
+
+#[tokio::test]
+async fn one_that_lets_callers_wait_until_they_leave_is_left_alone() {
+    let (stuck, good) = (App::named("stuck").await, App::named("good").await);
+    stuck.after(2);
+    good.after(2);
+    let caller = plain(&[&stuck, &good], "").await;
+    assert_eq!(crowd(&caller, 400, 8).await, 400);
+    assert!(stuck.all() > 50, "it takes part: {}", stuck.all());
+    stuck.after(60_000);
+    let before = stuck.all();
+    for _ in 0..60 {
+        // Nothing of them is in flight any more when the next one comes.
+        let _ = tokio::time::timeout(Duration::from_millis(100), get(&caller, "/")).await;
+        eventually("its end", async || shown(&caller).await["in_flight"] == 0).await;
+    }
+    let waited = stuck.all() - before;
+    assert!((1..=10).contains(&waited), "{waited} of 60");
 }
 
 /// Calls in gRPC, one after the other; how many came well to their end.

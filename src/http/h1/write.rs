@@ -345,6 +345,9 @@ impl Writer {
             self.loss = None;
             return Poll::Ready(());
         }
+        if !interim {
+            loss.ask = None;
+        }
         let Some(ask) = &mut loss.ask else { return Poll::Pending };
         ready!(ask.poll(cx));
         if !loss.has_ended {
@@ -353,17 +356,22 @@ impl Writer {
             *ask = Deadline::new(if loss.has_ended { ASK_AFTER } else { LOOK_EVERY });
             return ask.poll(cx);
         }
-        loss.ask = None;
-        if interim {
-            self.interim(StatusCode::CONTINUE, &Fields::default());
-            // Whoever does not take even this does not read.
-            return if matches!(self.poll_flush(cx), Poll::Ready(Ok(()))) {
-                Poll::Pending
-            } else {
-                Poll::Ready(())
-            };
+        if !self.out.is_empty() {
+            // What came before it has not left yet.
+            *ask = Deadline::new(LOOK_EVERY);
+            return ask.poll(cx);
         }
-        Poll::Pending
+        loss.ask = None;
+        self.interim(StatusCode::CONTINUE, &Fields::default());
+        match self.poll_flush(cx) {
+            Poll::Ready(sent) => sent.map_or(Poll::Ready(()), |()| Poll::Pending),
+            // No room: an answer before this one is still being read, or will not be. It is asked again, unless
+            // a part has left; then the rest goes before what follows.
+            Poll::Pending => match (self.take_back(), &mut self.loss) {
+                (true, Some(loss)) => loss.ask.insert(Deadline::new(LOOK_EVERY)).poll(cx),
+                _ => Poll::Pending,
+            },
+        }
     }
 
     /// Gives back what only a message that is under way needs.

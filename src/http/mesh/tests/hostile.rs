@@ -76,6 +76,11 @@ async fn answered(bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
+/// A request that is not answered.
+fn put_hanging(bytes: &mut BytesMut, id: u32) {
+    frame::put_request(bytes, id, &request("/hang", Length::None), "", &HeaderMap::new(), None, true);
+}
+
 pub(super) fn begun() -> BytesMut {
     let mut bytes = BytesMut::new();
     Settings { streams: 10, stream_window: 1 << 20, connection_window: 1 << 20 }.put(&mut bytes);
@@ -139,15 +144,7 @@ fn a_connection_that_is_broken_off_takes_back_nothing_that_was_taken() {
     local(async {
         let mut bytes = begun();
         for id in 1..=3 {
-            frame::put_request(
-                &mut bytes,
-                id,
-                &request("/hang", Length::None),
-                "",
-                &HeaderMap::new(),
-                None,
-                true,
-            );
+            put_hanging(&mut bytes, id);
         }
         frame::put_number(&mut bytes, Kind::Window, 0, 0);
         let mut answer = BytesMut::from(&answered(&bytes).await[..]);
@@ -170,15 +167,7 @@ fn streams_beyond_the_most_are_refused_and_reset_ones_count_until_they_end() {
         spawn_local(serve(theirs, echo.clone()));
         let mut bytes = begun();
         for id in 1..=BOUNDS.streams + 100 {
-            frame::put_request(
-                &mut bytes,
-                id,
-                &request("/hang", Length::None),
-                "",
-                &HeaderMap::new(),
-                None,
-                true,
-            );
+            put_hanging(&mut bytes, id);
         }
         ours.write_all(&bytes).await.unwrap();
         sleep(Duration::from_millis(1)).await;

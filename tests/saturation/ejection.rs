@@ -54,8 +54,9 @@ async fn one_that_fails_everything_gets_no_more_than_a_few() {
 #[tokio::test]
 async fn one_that_lets_callers_wait_until_they_leave_is_left_alone() {
     let (stuck, good) = (App::named("stuck").await, App::named("good").await);
+    // Faster by so much that whoever sees both idle goes to the first.
     stuck.after(2);
-    good.after(2);
+    good.after(15);
     let caller = plain(&[&stuck, &good], "").await;
     assert_eq!(crowd(&caller, 400, 8).await, 400);
     assert!(stuck.all() > 50, "it takes part: {}", stuck.all());
@@ -67,7 +68,7 @@ async fn one_that_lets_callers_wait_until_they_leave_is_left_alone() {
         eventually("its end", async || shown(&caller).await["in_flight"] == 0).await;
     }
     let waited = stuck.all() - before;
-    assert!((1..=10).contains(&waited), "{waited} of 60");
+    assert!((1..=20).contains(&waited), "{waited} of 60");
 }
 
 /// Calls in gRPC, one after the other; how many came well to their end.

@@ -22,7 +22,7 @@ const STALE: f32 = 0.9;
 const CROWDED: f32 = 1.0;
 
 /// With less in flight than this part of the capacity, any endpoint will do.
-const BUSY: f32 = 0.4;
+const BUSY: f32 = 0.3;
 
 /// How long answers are waited for: this part of what a request takes, within bounds.
 const PART: f32 = 0.1;

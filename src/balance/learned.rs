@@ -134,7 +134,8 @@ impl Learned {
     /// Takes an answer that took so many microseconds, to a request that found the server with
     /// `in_flight` requests, itself included; `now` in microseconds.
     pub fn answered(&self, took_micros: f32, in_flight: u32, now: u64) {
-        let idled = now.saturating_sub(self.last.swap(now, Relaxed)) as f32 / 1e6;
+        let last = self.last.swap(now, Relaxed);
+        let idled = now.saturating_sub(last) as f32 / 1e6;
         let took = took_micros.clamp(1.0, LONGEST);
         let took = if took.is_nan() { 1.0 } else { took };
         let answers = self.answers.load(Relaxed).saturating_add(1);
@@ -146,6 +147,8 @@ impl Learned {
         let alone = took / (in_flight as f32 / self.capacity.get()).max(1.0);
         let usual = match self.latency.get() {
             0.0 => alone,
+            // It was tried in the hope that it has become faster, and has: half of that is believed.
+            usual if alone < usual => usual.midpoint(alone.max(hoped(usual, last, now))),
             usual => usual,
         };
         let rare = (idled / MEMORY.as_secs_f32()).min(RARE_SHARE);
@@ -158,6 +161,8 @@ impl Learned {
             best if best > 0.0 && best < latency => {
                 self.best.follow(latency, (idled / BEST_LASTS.as_secs_f32()).min(RARE_SHARE));
             }
+            // So may those that come alone.
+            _ if idled > FORGETS.as_secs_f32() => {}
             _ => self.best.set(latency),
         }
         let level = &self.levels[level_of(in_flight)];
@@ -244,15 +249,22 @@ impl Learned {
     /// As [`latency`](Self::latency), for one who may wish to try whether it still is so: at `now`, in
     /// microseconds, it is forgotten by half for each [`FORGETS`] since the last answer.
     pub fn latency_at(&self, now: u64) -> f32 {
-        let idled = Duration::from_micros(now.saturating_sub(self.last.load(Relaxed)));
-        let halves = (idled.as_secs_f32() / FORGETS.as_secs_f32() - 1.0).max(0.0);
-        self.latency.get() * (-halves).exp2()
+        hoped(self.latency.get(), self.last.load(Relaxed), now)
     }
 
     /// How long an answer takes while they do not, in microseconds; 0: nothing is known.
     pub fn latency(&self) -> f32 {
         self.latency.get()
     }
+}
+
+/// What a latency may have become since the last answer, at `now`.
+fn hoped(latency: f32, last: u64, now: u64) -> f32 {
+    let idled = Duration::from_micros(now.saturating_sub(last));
+    if idled <= FORGETS {
+        return latency;
+    }
+    latency * (1.0 - idled.as_secs_f32() / FORGETS.as_secs_f32()).exp2()
 }
 
 /// The level of a number of requests.
@@ -370,6 +382,22 @@ mod tests {
         serve(&learned, &mut rng, 8.0, 40_000.0, 8, 2_000);
         let after = learned.latency() / learned.capacity();
         assert!((1.5..2.7).contains(&(after / before)), "{before} to {after}");
+    }
+
+    #[test]
+    fn a_server_that_has_become_faster_is_believed_though_it_is_hardly_tried() {
+        let learned = Learned::default();
+        (0..1000).for_each(|n| learned.answered(200_000.0, 1, 1 + n * 1000));
+        let tried = |times: u64, took: f32| {
+            let now = learned.last_answer();
+            (1..=times).for_each(|n| learned.answered(took, 1, now + n * 1_000_000));
+            learned.latency()
+        };
+        let once = tried(1, 20_000.0);
+        assert!(once > 80_000.0, "one lucky answer is not all: {once}");
+        let often = tried(4, 20_000.0);
+        assert!(often < 30_000.0, "{often}");
+        assert!(learned.best.get() > 150_000.0, "but of answers that come alone no best is made");
     }
 
     #[test]

@@ -71,7 +71,8 @@ async fn what_is_known_of_names_is_shown_and_counted() {
     server.addresses(NAME, &["127.0.0.2"]);
     let sidecar = sidecar(&server, &apps, "", "").await;
     assert!(once(&sidecar, &apps).await.starts_with("HTTP/1.1 200"));
-    eventually("refreshes", async || upstreams(&sidecar).await["dns"]["refreshes"].as_u64() > Some(0)).await;
+    let found = async || upstreams(&sidecar).await["dns"]["servers"][0]["found"].as_u64();
+    eventually("a refresh", async || found().await > Some(1)).await;
     server.mode(&[RecordType::A], Mode::Fail(ResponseCode::ServFail));
     eventually("stale answers", async || upstreams(&sidecar).await["dns"]["stale"].as_u64() > Some(0)).await;
     let seen = upstreams(&sidecar).await;
@@ -81,7 +82,7 @@ async fn what_is_known_of_names_is_shown_and_counted() {
     assert_eq!(dns["names"][0]["state"], "stale");
     let asked = &dns["servers"][0];
     assert_eq!(asked["address"], server.address.to_string());
-    assert!(asked["failures"]["servfail"].as_u64() > Some(0) && asked["found"].as_u64() > Some(1), "{asked}");
+    assert!(asked["failures"]["servfail"].as_u64() > Some(0), "{asked}");
     assert_eq!(asked["asked_last"], false, "it fails, and is not silent");
     let labels = [format!("server=\"{}\"", server.address), "answer=\"servfail\"".to_owned()];
     let labels: Vec<&str> = labels.iter().map(String::as_str).collect();

@@ -334,6 +334,37 @@ async fn a_slow_peer_is_hedged_and_its_application_let_go() {
     is_hedged(&caller, &silent).await;
 }
 
+/// Two endpoints that answer nothing: whoever leaves is worked for at neither of them.
+async fn both_tries_end_with_the_client(caller: &Loopback, silent: [&App; 2]) {
+    for n in 1..=6 {
+        let mut client = Raw::connect(caller.outbound()).await;
+        client.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
+        until(|| silent.iter().all(|app| app.gets() == n)).await;
+        if n % 2 == 0 {
+            client.reset();
+        } else {
+            drop(client);
+        }
+        until(|| silent.iter().all(|app| app.left.load(Ordering::SeqCst) == n)).await;
+        caller.until_metric("pannier_upstream_in_flight", &["upstream=\"orders\""], 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_request_and_the_hedge() {
+    let (one, other) = (App::answers("").await, App::answers("").await);
+    let caller = caller(&[one.address, other.address], "", "retries: 0, hedge: { after: 20ms }").await;
+    both_tries_end_with_the_client(&caller, [&one, &other]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_request_and_the_hedge_at_their_sidecars() {
+    let (one, other) = (App::answers("").await, App::answers("").await);
+    let (caller, _orders, _files) =
+        mesh([(&one, "caller"), (&other, "caller")], "hedge: { after: 20ms }").await;
+    both_tries_end_with_the_client(&caller, [&one, &other]).await;
+}
+
 #[tokio::test]
 async fn what_must_not_run_twice_is_not_hedged() {
     let (good, silent) = (App::good().await, App::answers("").await);

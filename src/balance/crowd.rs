@@ -43,10 +43,8 @@ impl Crowd {
         if now.micros() < endpoint.load.heard() + OFTEN {
             return;
         }
-        match self.capacity.get() {
-            _ if said.capacity == 0 => {}
-            0.0 => self.capacity.set(said.capacity as f32),
-            _ => self.capacity.follow(said.capacity as f32, SHARE / 4.0),
+        if said.capacity > 0 {
+            self.serves(said.capacity as f32);
         }
         endpoint.load.hear(said, &self.usual(), now.micros());
         let others = said.in_flight.saturating_sub(endpoint.in_flight());
@@ -56,6 +54,15 @@ impl Crowd {
         let turn = self.turn.load(Relaxed);
         self.turn.store(turn.wrapping_add(1).max(1), Relaxed);
         self.recent[turn as usize % RECENT].store(endpoint.place() + 1, Relaxed);
+    }
+
+    /// Takes how many requests an endpoint serves at once.
+    pub(super) fn serves(&self, capacity: f32) {
+        match self.capacity.get() {
+            0.0 => self.capacity.set(capacity),
+            usual if usual == capacity => {}
+            _ => self.capacity.follow(capacity, SHARE / 4.0),
+        }
     }
 
     /// Takes how long an endpoint's answers take.

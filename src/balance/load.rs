@@ -92,9 +92,8 @@ pub(super) const UNKNOWN_CAPACITY: f32 = 16.0;
 /// scheduler's.
 pub(super) const SHORT: f32 = 1_000.0;
 
-/// Values that differ by less than these factors are taken to be alike.
-const ALIKE_LATENCY: f32 = 1.2;
-const ALIKE_CAPACITY: f32 = 1.3;
+/// Values that differ by less than this factor are taken to be alike.
+const ALIKE: f32 = 1.2;
 
 /// What is known of endpoints together, for what is not known of one.
 #[derive(Debug, Clone, Copy)]
@@ -196,12 +195,12 @@ impl Load {
         if said.latency == 0 {
             return;
         }
-        let latency = unless_alike((said.latency as f32).max(SHORT), usual.latency, ALIKE_LATENCY);
+        let latency = unless_alike((said.latency as f32).max(SHORT), usual.latency);
         self.announces.store(true, Relaxed);
         self.latency.set(latency);
         self.pace.set(match (self.configured.load(Relaxed), said.capacity) {
             (0, 0) => latency / self.assumed_capacity(usual),
-            (0, capacity) => latency / unless_alike(capacity as f32, usual.capacity, ALIKE_CAPACITY).max(1.0),
+            (0, capacity) => latency / unless_alike(capacity as f32, usual.capacity).max(1.0),
             (capacity, _) => latency / capacity as f32,
         });
     }
@@ -213,21 +212,23 @@ impl Load {
         self.heard.store(now, Relaxed);
     }
 
-    /// Takes what has been learned here, unless its sidecar knows better.
-    pub(super) fn learn(&self, learned: &Learned, now: u64) {
+    /// Takes what has been learned here, unless its sidecar knows better. Returns the capacity, if that is learned
+    /// too.
+    pub(super) fn learn(&self, learned: &Learned, usual: &Usual, now: u64) -> Option<f32> {
         if self.announces.load(Relaxed) && now < self.heard.load(Relaxed) + ANNOUNCES {
-            return;
+            return None;
         }
         if !learned.is_known() {
-            return;
+            return None;
         }
-        let latency = learned.latency().max(SHORT);
+        let latency = unless_alike(learned.latency().max(SHORT), usual.latency);
         self.latency.set(latency);
-        let capacity = match self.configured.load(Relaxed) {
-            0 => learned.capacity(),
-            capacity => capacity as f32,
+        let (capacity, is_learned) = match self.configured.load(Relaxed) {
+            0 => (unless_alike(learned.capacity(), usual.capacity).max(1.0), Some(learned.capacity())),
+            capacity => (capacity as f32, None),
         };
         self.pace.set(latency / capacity);
+        is_learned
     }
 
     /// Requests that it serves at once before they wait for each other, and who says so.
@@ -395,17 +396,17 @@ fn lately(began: u32, now_millis: u64) -> bool {
     brief(now_millis).wrapping_sub(began) < PATIENCE
 }
 
-/// A measured value, unless it differs from what is usual by no more than measuring does, which is `alike`: preferring whoever
-/// was lucky would only crowd it.
-fn unless_alike(value: f32, usual: f32, alike: f32) -> f32 {
+/// A measured value, unless it differs from what is usual by no more than measuring does, which is by [`ALIKE`]:
+/// preferring whoever was lucky would only crowd it.
+fn unless_alike(value: f32, usual: f32) -> f32 {
     if usual <= 0.0 {
         return value;
     }
     let ratio = value / usual;
-    if ratio > alike {
-        value / alike
-    } else if ratio * alike < 1.0 {
-        value * alike
+    if ratio > ALIKE {
+        value / ALIKE
+    } else if ratio * ALIKE < 1.0 {
+        value * ALIKE
     } else {
         usual
     }

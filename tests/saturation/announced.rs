@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::app::{Answers, App};
+use crate::eventually;
 use crate::lab::{Mesh, endpoint, hold_at, orders, plain, release};
 use crate::support::authority::IdentityFiles;
 use crate::support::client::{Answer, request, send};
@@ -121,6 +122,8 @@ async fn a_sidecar_that_speaks_http_2_alone_is_told_and_heard_in_fields() {
     let left: u64 = told["x-pannier-timeout"].to_str().expect("text").parse().expect("milliseconds");
     assert!((1..=5000).contains(&left), "{told:?}");
     assert!(!told.contains_key(FIELD), "{told:?}");
+    // It counts with the end of the request, which its client does not wait for.
+    eventually("word", async || !endpoint(&caller, address).await["heard_seconds_ago"].is_null()).await;
     let shown = endpoint(&caller, address).await;
     assert_eq!((&shown["capacity_is"], &shown["capacity"]), (&"announced".into(), &8.into()), "{shown}");
     assert_eq!(shown["most"], 20, "{shown}");

@@ -81,6 +81,24 @@ fn equals_share() {
 }
 
 #[test]
+fn those_whose_answers_differ_by_chance_share_too() {
+    let (crowd, mut rng) = (Crowd::default(), fastrand::Rng::with_seed(7));
+    let set: Vec<_> = (1..=4).map(|n| Endpoint::new(target(n).address, Option::None)).collect();
+    for n in 0..4000 {
+        let endpoint = &set[n % set.len()];
+        let taken: Vec<_> = (0..rng.usize(1..=4)).filter_map(|_| Taken::of(endpoint, ALIKE.now)).collect();
+        let took = -20_000.0 * (1.0 - rng.f32()).ln();
+        crowd.answered(taken.last().unwrap(), took, at(1000 + n as u64));
+    }
+    let question = Question { now: at(5000), ..ALIKE };
+    let at_once: Vec<_> = (0..8)
+        .filter_map(|_| Taken::of(crowd.choose(&set, &question).unwrap().endpoint, question.now))
+        .collect();
+    let counts: Vec<_> = set.iter().map(|endpoint| endpoint.in_flight()).collect();
+    assert!(at_once.len() == 8 && counts.iter().all(|count| (1..=3).contains(count)), "{counts:?}");
+}
+
+#[test]
 fn of_very_many_those_that_were_heard_last_are_among_those_that_are_looked_at() {
     let (set, crowd) = (endpoints(200, 10), Crowd::default());
     for endpoint in &set[..199] {

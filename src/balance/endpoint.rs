@@ -171,8 +171,14 @@ impl Endpoint {
     }
 
     /// Learns from a request that took so many microseconds and found it with `found` of ours, beside what is
-    /// `usual`. Returns its capacity, if that is learned here.
-    pub(super) fn learn(&self, took_micros: f32, found: u32, usual: &Usual, now: Now) -> Option<f32> {
+    /// `usual`. Returns its latency and capacity, if they are learned here.
+    pub(super) fn learn(
+        &self,
+        took_micros: f32,
+        found: u32,
+        usual: &Usual,
+        now: Now,
+    ) -> Option<(f32, Option<f32>)> {
         self.learned.answered(took_micros, found, now.micros());
         self.load.learn(&self.learned, usual, now.micros())
     }

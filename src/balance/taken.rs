@@ -53,7 +53,8 @@ impl Crowd {
     /// The caller of a request left, after so many microseconds without an answer. It would have taken longer:
     /// what is shorter than usual says nothing.
     pub(super) fn left(&self, taken: &Taken, took_micros: f32, now: Now) {
-        if took_micros > taken.endpoint.learned().latency() {
+        let learned = taken.endpoint.learned();
+        if learned.alone(took_micros, taken.found) > learned.latency() {
             self.learn(taken, took_micros, now);
         }
     }
@@ -63,10 +64,9 @@ impl Crowd {
         if endpoint.learned().is_up_to_date(now) {
             return;
         }
-        if let Some(capacity) = endpoint.learn(took_micros, taken.found, &self.usual(), now) {
-            self.serves(capacity);
+        if let Some((latency, capacity)) = endpoint.learn(took_micros, taken.found, &self.usual(), now) {
+            self.serves(latency, capacity);
         }
-        self.took(endpoint);
     }
 
     /// A request went wrong at one of `all` endpoints.

@@ -99,6 +99,39 @@ fn those_whose_answers_differ_by_chance_share_too() {
 }
 
 #[test]
+fn what_is_learned_is_what_was_measured() {
+    let crowd = Crowd::default();
+    let set: Vec<_> = (1..=2).map(|n| Endpoint::new(target(n).address, Option::None)).collect();
+    for n in 0..1000 {
+        for (endpoint, took) in set.iter().zip([20_000.0, 60_000.0]) {
+            crowd.answered(&Taken::of(endpoint, ALIKE.now).unwrap(), took, at(1000 + n));
+        }
+    }
+    let learned: Vec<_> = set.iter().map(|endpoint| endpoint.latency().unwrap().as_micros()).collect();
+    assert!((20_000..25_000).contains(&learned[0]) && (45_000..=60_000).contains(&learned[1]), "{learned:?}");
+    let alone = Crowd::default();
+    let endpoint = Endpoint::new(target(3).address, Option::None);
+    (0..1000).for_each(|n| {
+        alone.answered(&Taken::of(&endpoint, ALIKE.now).unwrap(), 20_000.0, at(1000 + n));
+    });
+    let learned = endpoint.latency().unwrap().as_micros();
+    assert!((19_300..20_100).contains(&learned), "{learned}");
+}
+
+#[test]
+fn one_that_says_nothing_changes_nothing_of_those_that_say_how_much_they_serve() {
+    let (set, crowd) = (endpoints(1, 10), Crowd::default());
+    let silent = Endpoint::new(target(9).address, Option::None);
+    let said = Announcement { in_flight: 1, capacity: 100, latency: 20_000, most: 0 };
+    crowd.hear(&set[0], &said, ALIKE.now);
+    for n in 0..1000 {
+        crowd.answered(&Taken::of(&silent, ALIKE.now).unwrap(), 20_000.0, at(1001 + n));
+    }
+    assert!(silent.capacity().1 < 99.0, "one at a time");
+    assert_eq!(crowd.usual().capacity, 100.0);
+}
+
+#[test]
 fn of_very_many_those_that_were_heard_last_are_among_those_that_are_looked_at() {
     let (set, crowd) = (endpoints(200, 10), Crowd::default());
     for endpoint in &set[..199] {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::health::Health;
-use super::load::{Condition, Load, Usual};
+use super::load::{Condition, Load};
 use super::{Ejection, KeepAlive, Learned, Now, Outcome, Source, Standing};
 
 /// How long a peer that answered a handshake in plaintext is believed to know no other.
@@ -170,22 +170,22 @@ impl Endpoint {
         self.health.answered(&self.load, tried_out, now.millis());
     }
 
-    /// Learns from a request that took so many microseconds and found it with `found` of ours, beside what is
-    /// `usual`. Returns its latency and capacity, if they are learned here.
-    pub(super) fn learn(
-        &self,
-        took_micros: f32,
-        found: u32,
-        usual: &Usual,
-        now: Now,
-    ) -> Option<(f32, Option<f32>)> {
-        self.learned.answered(took_micros, found, now.micros());
-        self.load.learn(&self.learned, usual, now.micros())
+    /// Notes that it answered, in so many microseconds, a request that found it with `found` of ours.
+    pub(super) fn answered(&self, took_micros: f32, found: u32, tried_out: bool, now: Now) {
+        self.reached(tried_out, now);
+        if !self.learned.is_up_to_date(now) {
+            self.learned.answered(took_micros, found, now.micros());
+            self.load.learn(&self.learned, now.micros());
+        }
     }
 
-    /// What is learned of it, also while its sidecar knows better.
-    pub(super) fn learned(&self) -> &Learned {
-        &self.learned
+    /// Notes that a caller has left without an answer, after so many microseconds. It would have taken longer:
+    /// what is shorter than usual says nothing.
+    pub(super) fn left(&self, took_micros: f32, found: u32, now: Now) {
+        if took_micros > self.learned.latency() && !self.learned.is_up_to_date(now) {
+            self.learned.answered(took_micros, found, now.micros());
+            self.load.learn(&self.learned, now.micros());
+        }
     }
 
     /// Notes that it answered with an error, or not at all.

@@ -92,18 +92,16 @@ pub(super) const UNKNOWN_CAPACITY: f32 = 16.0;
 /// scheduler's.
 pub(super) const SHORT: f32 = 1_000.0;
 
-/// Values that differ from what is usual by less than this factor are taken to be that.
-const ALIKE: f32 = 1.2;
-
-/// What is left of a value's bits: 32 steps for each doubling.
-const STEPS: u32 = !0 << (f32::MANTISSA_DIGITS - 1 - 5);
+/// Values that differ by less than these factors are taken to be alike.
+const ALIKE_LATENCY: f32 = 1.2;
+const ALIKE_CAPACITY: f32 = 1.3;
 
 /// What is known of endpoints together, for what is not known of one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Usual {
     /// Requests of others, for one of capacity.
     pub others: f32,
-    /// In microseconds; 0: not known.
+    /// In microseconds.
     pub latency: f32,
     /// Requests that one serves at once; 0: not known.
     pub capacity: f32,
@@ -198,12 +196,12 @@ impl Load {
         if said.latency == 0 {
             return;
         }
-        let latency = unless_alike((said.latency as f32).max(SHORT), usual.latency);
+        let latency = unless_alike((said.latency as f32).max(SHORT), usual.latency, ALIKE_LATENCY);
         self.announces.store(true, Relaxed);
         self.latency.set(latency);
         self.pace.set(match (self.configured.load(Relaxed), said.capacity) {
             (0, 0) => latency / self.assumed_capacity(usual),
-            (0, capacity) => latency / unless_alike(capacity as f32, usual.capacity).max(1.0),
+            (0, capacity) => latency / unless_alike(capacity as f32, usual.capacity, ALIKE_CAPACITY).max(1.0),
             (capacity, _) => latency / capacity as f32,
         });
     }
@@ -215,24 +213,21 @@ impl Load {
         self.heard.store(now, Relaxed);
     }
 
-    /// Takes what has been learned here, unless its sidecar knows better. Returns that, the capacity only if it is
-    /// not configured.
-    pub(super) fn learn(&self, learned: &Learned, usual: &Usual, now: u64) -> Option<(f32, Option<f32>)> {
+    /// Takes what has been learned here, unless its sidecar knows better.
+    pub(super) fn learn(&self, learned: &Learned, now: u64) {
         if self.announces.load(Relaxed) && now < self.heard.load(Relaxed) + ANNOUNCES {
-            return None;
+            return;
         }
         if !learned.is_known() {
-            return None;
+            return;
         }
-        let measured = learned.latency().max(SHORT);
-        let latency = unless_alike(measured, usual.latency);
+        let latency = learned.latency().max(SHORT);
         self.latency.set(latency);
-        let (capacity, is_learned) = match self.configured.load(Relaxed) {
-            0 => (unless_alike(learned.capacity(), usual.capacity).max(1.0), Some(learned.capacity())),
-            capacity => (capacity as f32, None),
+        let capacity = match self.configured.load(Relaxed) {
+            0 => learned.capacity(),
+            capacity => capacity as f32,
         };
         self.pace.set(latency / capacity);
-        Some((measured, is_learned))
     }
 
     /// Requests that it serves at once before they wait for each other, and who says so.
@@ -280,7 +275,7 @@ impl Load {
         let heard = self.heard.load(Relaxed);
         let configured = self.configured.load(Relaxed);
         if pace == 0.0 {
-            latency = if latency > 0.0 { latency } else { usual.latency.max(1.0) };
+            latency = if latency > 0.0 { latency } else { usual.latency };
             pace = latency / self.assumed_capacity(usual);
         }
         let (mut fresh, mut warm) = (0.0, share.warm);
@@ -400,19 +395,17 @@ fn lately(began: u32, now_millis: u64) -> bool {
     brief(now_millis).wrapping_sub(began) < PATIENCE
 }
 
-/// A measured value, unless it differs from what is usual by no more than measuring does, which is by [`ALIKE`]:
-/// preferring whoever was lucky would only crowd it.
-fn unless_alike(value: f32, usual: f32) -> f32 {
+/// A measured value, unless it differs from what is usual by no more than measuring does, which is `alike`: preferring whoever
+/// was lucky would only crowd it.
+fn unless_alike(value: f32, usual: f32, alike: f32) -> f32 {
     if usual <= 0.0 {
         return value;
     }
-    // In steps, so that those who learn at different times learn the same.
-    let usual = f32::from_bits(usual.to_bits() & STEPS);
     let ratio = value / usual;
-    if ratio > ALIKE {
-        value / ALIKE
-    } else if ratio * ALIKE < 1.0 {
-        value * ALIKE
+    if ratio > alike {
+        value / alike
+    } else if ratio * alike < 1.0 {
+        value * alike
     } else {
         usual
     }
@@ -422,10 +415,10 @@ fn unless_alike(value: f32, usual: f32) -> f32 {
 mod tests {
     use super::*;
 
-    const USUAL: Usual = Usual { others: 0.25, latency: 1024.0, capacity: 0.0, pace: 64.0, fades: 1e-5 };
+    const USUAL: Usual = Usual { others: 0.25, latency: 1000.0, capacity: 0.0, pace: 62.5, fades: 1e-5 };
 
     fn said(in_flight: u32, capacity: u32) -> Announcement {
-        Announcement { in_flight, capacity, latency: 1024, most: 0 }
+        Announcement { in_flight, capacity, latency: 1000, most: 0 }
     }
 
     #[test]
@@ -440,15 +433,14 @@ mod tests {
     #[test]
     fn what_is_announced_raises_what_we_know_and_lowers_nothing() {
         let load = Load::new(None);
-        let saturation = || (load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation * 1e3).round() / 1e3;
         (0..5).for_each(|_| assert!(load.begin_anyway() > 0));
         load.hear(&said(0, 10), &USUAL, 1);
-        assert_eq!(saturation(), 0.6, "five of ours, and one more");
+        assert_eq!(load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation, 0.6, "five of ours, and one more");
         load.hear(&said(8, 10), &USUAL, 1);
-        assert_eq!(saturation(), 0.9);
+        assert_eq!(load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation, 0.9);
         // Ours that end and begin are known at once.
         load.end();
-        assert_eq!(saturation(), 0.8);
+        assert_eq!(load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation, 0.8);
     }
 
     #[test]

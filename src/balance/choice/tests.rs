@@ -81,57 +81,6 @@ fn equals_share() {
 }
 
 #[test]
-fn those_whose_answers_differ_by_chance_share_too() {
-    let (crowd, mut rng) = (Crowd::default(), fastrand::Rng::with_seed(7));
-    let set: Vec<_> = (1..=4).map(|n| Endpoint::new(target(n).address, Option::None)).collect();
-    for n in 0..4000 {
-        let endpoint = &set[n % set.len()];
-        let taken: Vec<_> = (0..rng.usize(1..=4)).filter_map(|_| Taken::of(endpoint, ALIKE.now)).collect();
-        let took = -20_000.0 * (1.0 - rng.f32()).ln();
-        crowd.answered(taken.last().unwrap(), took, at(1000 + n as u64));
-    }
-    let question = Question { now: at(5000), ..ALIKE };
-    let at_once: Vec<_> = (0..8)
-        .filter_map(|_| Taken::of(crowd.choose(&set, &question).unwrap().endpoint, question.now))
-        .collect();
-    let counts: Vec<_> = set.iter().map(|endpoint| endpoint.in_flight()).collect();
-    assert!(at_once.len() == 8 && counts.iter().all(|count| (1..=3).contains(count)), "{counts:?}");
-}
-
-#[test]
-fn what_is_learned_is_what_was_measured() {
-    let crowd = Crowd::default();
-    let set: Vec<_> = (1..=2).map(|n| Endpoint::new(target(n).address, Option::None)).collect();
-    for n in 0..1000 {
-        for (endpoint, took) in set.iter().zip([20_000.0, 60_000.0]) {
-            crowd.answered(&Taken::of(endpoint, ALIKE.now).unwrap(), took, at(1000 + n));
-        }
-    }
-    let learned: Vec<_> = set.iter().map(|endpoint| endpoint.latency().unwrap().as_micros()).collect();
-    assert!((20_000..25_000).contains(&learned[0]) && (45_000..=60_000).contains(&learned[1]), "{learned:?}");
-    let alone = Crowd::default();
-    let endpoint = Endpoint::new(target(3).address, Option::None);
-    (0..1000).for_each(|n| {
-        alone.answered(&Taken::of(&endpoint, ALIKE.now).unwrap(), 20_000.0, at(1000 + n));
-    });
-    let learned = endpoint.latency().unwrap().as_micros();
-    assert!((19_300..20_100).contains(&learned), "{learned}");
-}
-
-#[test]
-fn one_that_says_nothing_changes_nothing_of_those_that_say_how_much_they_serve() {
-    let (set, crowd) = (endpoints(1, 10), Crowd::default());
-    let silent = Endpoint::new(target(9).address, Option::None);
-    let said = Announcement { in_flight: 1, capacity: 100, latency: 20_000, most: 0 };
-    crowd.hear(&set[0], &said, ALIKE.now);
-    for n in 0..1000 {
-        crowd.answered(&Taken::of(&silent, ALIKE.now).unwrap(), 20_000.0, at(1001 + n));
-    }
-    assert!(silent.capacity().1 < 99.0, "one at a time");
-    assert_eq!(crowd.usual().capacity, 100.0);
-}
-
-#[test]
 fn of_very_many_those_that_were_heard_last_are_among_those_that_are_looked_at() {
     let (set, crowd) = (endpoints(200, 10), Crowd::default());
     for endpoint in &set[..199] {

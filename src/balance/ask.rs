@@ -21,8 +21,10 @@ const STALE: f32 = 0.9;
 /// known of that one.
 const CROWDED: f32 = 1.0;
 
-/// With less in flight than this part of the capacity, any endpoint will do.
-const BUSY: f32 = 0.4;
+/// With less in flight than this part of the capacity, the request included, any endpoint will do; and so will
+/// one that has hardly anything else.
+const BUSY: f32 = 0.3;
+const ALONE: f32 = 1.2;
 
 /// How long answers are waited for: this part of what a request takes, within bounds.
 const PART: f32 = 0.1;
@@ -46,7 +48,8 @@ impl Crowd {
         question: &Question<'_>,
     ) -> Option<(Asked, Duration)> {
         let usual = self.usual();
-        let idle = chosen.saturation < BUSY || usual.latency < LEAST;
+        let (_, capacity) = chosen.endpoint.capacity();
+        let idle = chosen.saturation < BUSY.max(ALONE / capacity) || usual.latency < LEAST;
         if endpoints.len() < 2
             || (chosen.fresh > STALE && chosen.saturation < CROWDED)
             || (idle && self.has_heard())

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::learned::OFTEN;
-use super::load::{Rough, UNKNOWN_CAPACITY, Usual};
-use super::{Endpoint, Now, health};
+use super::load::{Rough, SHORT, UNKNOWN_CAPACITY, Usual};
+use super::{Endpoint, Now, Source, health};
 use crate::http::Announcement;
 
 /// Endpoints that were heard last, as many as a choice among very many looks at.
@@ -20,6 +20,7 @@ const SHORTEST: f32 = 2_000.0;
 const LONGEST: f32 = 2_000_000.0;
 
 /// What is known of endpoints together.
+/// All of it is 0 while nothing is known.
 #[derive(Debug, Default)]
 pub struct Crowd {
     others: Rough,
@@ -43,30 +44,32 @@ impl Crowd {
         if now.micros() < endpoint.load.heard() + OFTEN {
             return;
         }
-        match self.capacity.get() {
-            _ if said.capacity == 0 => {}
-            0.0 => self.capacity.set(said.capacity as f32),
-            _ => self.capacity.follow(said.capacity as f32, SHARE / 4.0),
+        if said.capacity > 0 {
+            follow(&self.capacity, said.capacity as f32);
         }
-        endpoint.load.hear(said, &self.usual(), now.micros());
+        endpoint.load.hear(said, now.micros());
         let others = said.in_flight.saturating_sub(endpoint.in_flight());
         let capacity = if said.capacity == 0 { self.capacity.get() } else { said.capacity as f32 };
         self.others.follow(others as f32 / capacity.max(1.0), SHARE);
-        self.took(endpoint);
+        if said.latency > 0 {
+            follow(&self.latency, (said.latency as f32).max(SHORT));
+        }
         let turn = self.turn.load(Relaxed);
         self.turn.store(turn.wrapping_add(1).max(1), Relaxed);
         self.recent[turn as usize % RECENT].store(endpoint.place() + 1, Relaxed);
     }
 
-    /// Takes how long an endpoint's answers take.
-    pub(super) fn took(&self, endpoint: &Endpoint) {
-        let latency = endpoint.load.latency();
-        match self.latency.get() {
-            _ if latency == 0.0 => {}
-            0.0 => self.latency.set(latency),
-            // What all workers read is not written for nothing.
-            usual if usual == latency => {}
-            _ => self.latency.follow(latency, SHARE / 4.0),
+    /// Takes what is learned here of an endpoint. Where some say themselves how many requests they serve at once,
+    /// that is what others are compared with.
+    pub(super) fn learn_of(&self, endpoint: &Endpoint) {
+        if endpoint.load.latency() > 0.0 {
+            follow(&self.latency, endpoint.load.latency());
+        }
+        if let (Source::Learned, capacity) = endpoint.capacity()
+            && endpoint.learned().is_known()
+            && !self.has_heard()
+        {
+            follow(&self.capacity, capacity);
         }
     }
 
@@ -108,7 +111,17 @@ impl Crowd {
         let latency = self.latency.get().max(1.0);
         let lasts = (latency * FADES_AFTER).clamp(SHORTEST, LONGEST);
         let capacity = self.capacity.get();
-        let pace = latency / if capacity > 0.0 { capacity } else { UNKNOWN_CAPACITY };
-        Usual { others: self.others.get(), latency, capacity, pace, fades: 1.0 / lasts }
+        let part = 1.0 / if capacity > 0.0 { capacity } else { UNKNOWN_CAPACITY };
+        Usual { others: self.others.get(), latency, part, fades: 1.0 / lasts }
+    }
+}
+
+/// Takes one endpoint's value for what is usual.
+fn follow(usual: &Rough, value: f32) {
+    match usual.get() {
+        0.0 => usual.set(value),
+        // What all workers read is not written for nothing.
+        same if same == value => {}
+        _ => usual.follow(value, SHARE / 4.0),
     }
 }

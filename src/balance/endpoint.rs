@@ -94,7 +94,9 @@ impl Endpoint {
 
     /// How long an answer takes while it is not crowded, if that is known.
     pub fn latency(&self) -> Option<Duration> {
-        Some(self.load.latency()).filter(|micros| *micros > 0.0).map(|m| Duration::from_micros(m as u64))
+        let is_known = self.load.latency() > 0.0;
+        let micros = if self.load.announces() { self.load.latency() } else { self.learned.latency() };
+        is_known.then(|| Duration::from_micros(micros as u64))
     }
 
     /// When its sidecar last said how full it is, if it ever did.
@@ -170,22 +172,15 @@ impl Endpoint {
         self.health.answered(&self.load, tried_out, now.millis());
     }
 
-    /// Notes that it answered, in so many microseconds, a request that found it with `found` of ours.
-    pub(super) fn answered(&self, took_micros: f32, found: u32, tried_out: bool, now: Now) {
-        self.reached(tried_out, now);
-        if !self.learned.is_up_to_date(now) {
-            self.learned.answered(took_micros, found, now.micros());
-            self.load.learn(&self.learned, now.micros());
-        }
+    /// Learns from a request that took so many microseconds and found it with `found` of ours.
+    pub(super) fn learn(&self, took_micros: f32, found: u32, now: Now) {
+        self.learned.answered(took_micros, found, now.micros());
+        self.load.learn(&self.learned, now.micros());
     }
 
-    /// Notes that a caller has left without an answer, after so many microseconds. It would have taken longer:
-    /// what is shorter than usual says nothing.
-    pub(super) fn left(&self, took_micros: f32, found: u32, now: Now) {
-        if took_micros > self.learned.latency() && !self.learned.is_up_to_date(now) {
-            self.learned.answered(took_micros, found, now.micros());
-            self.load.learn(&self.learned, now.micros());
-        }
+    /// What is learned of it, also while its sidecar knows better.
+    pub(super) fn learned(&self) -> &Learned {
+        &self.learned
     }
 
     /// Notes that it answered with an error, or not at all.

@@ -39,11 +39,21 @@ const SLOWED: f32 = 1.05;
 const GROWTH: f32 = 1.0 + 1.0 / 16.0;
 
 /// An answer that comes after none for long counts for more, up to so much: this long is remembered.
-const MEMORY: Duration = Duration::from_millis(500);
+const MEMORY: Duration = Duration::from_secs(1);
 const RARE_SHARE: f32 = 0.1;
+
+/// How much one pause between answers moves what is usual of them, and the longest that counts, in seconds.
+const PAUSE_SHARE: f32 = 1.0 / 16.0;
+const LONGEST_PAUSE: f32 = 1.0;
 
 /// A server that is not used may have become another meanwhile.
 const FORGETS: Duration = Duration::from_millis(300);
+
+/// Two answers in a row of one that was idle, each less than this part of what is usual, say that it is faster.
+const FASTER: f32 = 0.5;
+
+/// By so many standard errors may a latency be longer by chance.
+const SIGMAS: f32 = 3.0;
 
 /// Of answers that follow each other more closely, in microseconds, some are left out.
 pub(super) const OFTEN: u64 = 100;
@@ -54,8 +64,9 @@ const KNOWN: u64 = 32;
 /// By how much the mean of one answer may err, in its parts.
 const UNCERTAIN: f32 = 2.0;
 
-/// Answers that a number's time is made of before it counts.
+/// Answers that a number's time is made of before it counts, and before it says that so many wait for each other.
 const COUNTS: u32 = 8;
+const CERTAIN: u32 = 256;
 
 /// Beyond twice the capacity, so many requests are taken in any case; and so many of a server of which nothing
 /// is known.
@@ -95,13 +106,21 @@ pub struct Learned {
     /// What follows from the levels, in requests and microseconds.
     capacity: Rough,
     latency: Rough,
+    /// By how much that may err by chance: the variance, in its own square.
+    variance: Rough,
     /// The least latency that was seen, as far as it was not long ago; 0: not known.
     best: Rough,
+    /// Whether the last answer was much faster than usual, after some time without any.
+    faster: AtomicBool,
+    /// Answers since the last one that counted for more, as none had come for long.
+    dense: AtomicU32,
     /// Requests that were refused since [`PRESSED`] was last looked at, and whether they were many.
     refused: AtomicU32,
     pressed: AtomicBool,
     /// When the last answer was, in microseconds.
     last: AtomicU64,
+    /// How long there is none, usually, in seconds.
+    pause: Rough,
 }
 
 /// Answers to requests that found the server with about as many.
@@ -122,10 +141,14 @@ impl Default for Learned {
             answers: AtomicU64::new(0),
             capacity: Rough::new(FIRST),
             latency: Rough::new(0.0),
+            variance: Rough::new(1.0),
             best: Rough::new(0.0),
+            faster: AtomicBool::new(false),
+            dense: AtomicU32::new(0),
             refused: AtomicU32::new(0),
             pressed: AtomicBool::new(false),
             last: AtomicU64::new(0),
+            pause: Rough::new(0.0),
         }
     }
 }
@@ -134,7 +157,7 @@ impl Learned {
     /// Takes an answer that took so many microseconds, to a request that found the server with
     /// `in_flight` requests, itself included; `now` in microseconds.
     pub fn answered(&self, took_micros: f32, in_flight: u32, now: u64) {
-        let idled = now.saturating_sub(self.last.swap(now, Relaxed)) as f32 / 1e6;
+        let last = self.last.swap(now, Relaxed);
         let took = took_micros.clamp(1.0, LONGEST);
         let took = if took.is_nan() { 1.0 } else { took };
         let answers = self.answers.load(Relaxed).saturating_add(1);
@@ -142,22 +165,37 @@ impl Learned {
         if answers.is_multiple_of(TURN) {
             self.pressed.store(self.refused.swap(0, Relaxed) >= PRESSED, Relaxed);
         }
-        // Without the requests before it, as far as they had to be waited for.
-        let alone = took / (in_flight as f32 / self.capacity.get()).max(1.0);
+        let alone = self.alone(took, in_flight);
         let usual = match self.latency.get() {
             0.0 => alone,
             usual => usual,
         };
+        // Without an answer when the request came: what was bad may be over, and is believed to be by half.
+        let idle = now.saturating_sub(took as u64).saturating_sub(last);
+        let was_idle = idle > FORGETS.as_micros() as u64;
+        let believed = usual.midpoint(self.may_be(alone, usual, in_flight, was_idle));
+        let by_half = believed < usual;
+        let usual = believed;
+        // Not as long as since the last answer: the longer one takes, the longer that is, and it would count for more.
+        let idled = self.pause.get().max(idle as f32 / 1e6);
+        self.pause.follow((now.saturating_sub(last) as f32 / 1e6).min(LONGEST_PAUSE), PAUSE_SHARE);
         let rare = (idled / MEMORY.as_secs_f32()).min(RARE_SHARE);
         let share = (1.0 / answers as f32).max(LATENCY_SHARE).max(rare);
         self.latency.set(usual + (alone.min(usual * OUTLIER) - usual) * share);
+        let own = if by_half { share.max(0.5) } else { share };
+        let others = 1.0 - own;
+        self.variance.set(others * others * self.variance.get() + own * own);
         let latency = self.latency.get();
+        let dense = if rare < RARE_SHARE { self.dense.load(Relaxed).saturating_add(1) } else { 0 };
+        self.dense.store(dense, Relaxed);
         match self.best.get() {
             // The first few may all have been lucky.
             _ if answers < KNOWN => {}
             best if best > 0.0 && best < latency => {
                 self.best.follow(latency, (idled / BEST_LASTS.as_secs_f32()).min(RARE_SHARE));
             }
+            // So may those that come now and then.
+            _ if dense < KNOWN as u32 => {}
             _ => self.best.set(latency),
         }
         let level = &self.levels[level_of(in_flight)];
@@ -171,10 +209,31 @@ impl Learned {
         }
     }
 
+    /// What one that was idle may take by now, if an answer of it says that this is less than usual: not less than
+    /// it ever took, as one answer is chance; and what the answer says, if it is much less, and so was the one before.
+    fn may_be(&self, alone: f32, usual: f32, in_flight: u32, was_idle: bool) -> f32 {
+        let is_faster = was_idle && in_flight <= 1 && alone < usual * FASTER;
+        let was_faster = self.faster.load(Relaxed);
+        if is_faster != was_faster {
+            self.faster.store(is_faster, Relaxed);
+        }
+        match self.best.get() {
+            _ if is_faster && was_faster => alone,
+            best if was_idle && best > 0.0 => alone.max(best).min(usual),
+            _ => usual,
+        }
+    }
+
+    /// How long an answer would have taken without the requests before it, as far as they had to be waited for.
+    pub(super) fn alone(&self, took_micros: f32, in_flight: u32) -> f32 {
+        took_micros / (in_flight as f32 / self.capacity.get()).max(1.0)
+    }
+
     /// What follows from the levels now.
     fn conclude(&self) {
         let (mut alone, mut pace) = (f32::MAX, f32::MAX);
-        let mut highest = (0.0, 0.0);
+        // As long as none is certain, it is the highest that counts.
+        let (mut highest, mut is_certain) = ((0.0, 0.0), false);
         let all = self.answers.load(Relaxed) as u32;
         for (number, level) in self.levels.iter().enumerate() {
             let count = level.count.load(Relaxed);
@@ -182,14 +241,18 @@ impl Learned {
             if count < COUNTS || ago > FORGOTTEN {
                 continue;
             }
-            let (n, time) = (about(number), level.time.get());
+            let n = about(number);
             // Of few answers the mean is uncertain: it may be longer.
-            let time = time * (1.0 + UNCERTAIN / (count as f32).sqrt());
+            let time = level.time.get() * (1.0 + UNCERTAIN / (count as f32).sqrt());
             alone = alone.min(time);
             pace = pace.min(time / n);
-            highest = (n, time);
+            if count >= CERTAIN {
+                (highest, is_certain) = ((n, level.time.get()), true);
+            } else if !is_certain {
+                highest = (n, time);
+            }
         }
-        if highest.0 == 0.0 {
+        if alone == f32::MAX {
             return;
         }
         let capacity = alone / pace;
@@ -247,6 +310,12 @@ impl Learned {
         let idled = Duration::from_micros(now.saturating_sub(self.last.load(Relaxed)));
         let halves = (idled.as_secs_f32() / FORGETS.as_secs_f32() - 1.0).max(0.0);
         self.latency.get() * (-halves).exp2()
+    }
+
+    /// As [`latency`](Self::latency), as short as it may be but for chance: whoever looked slow by chance is tried
+    /// again, and by that becomes known.
+    pub(super) fn shortest_latency(&self) -> f32 {
+        self.latency.get() / (1.0 + SIGMAS * self.variance.get().sqrt())
     }
 
     /// How long an answer takes while they do not, in microseconds; 0: nothing is known.
@@ -370,6 +439,44 @@ mod tests {
         serve(&learned, &mut rng, 8.0, 40_000.0, 8, 2_000);
         let after = learned.latency() / learned.capacity();
         assert!((1.5..2.7).contains(&(after / before)), "{before} to {after}");
+    }
+
+    #[test]
+    fn a_server_that_has_become_faster_is_believed_though_it_is_hardly_tried() {
+        let learned = Learned::default();
+        (0..1000).for_each(|n| learned.answered(200_000.0, 1, 1 + n * 1000));
+        let tried = |times: u64, took: f32| {
+            let now = learned.last_answer();
+            (1..=times).for_each(|n| learned.answered(took, 1, now + n * 1_000_000));
+            learned.latency()
+        };
+        let once = tried(1, 20_000.0);
+        assert!(once > 150_000.0, "one lucky answer is hardly any: {once}");
+        let often = tried(4, 20_000.0);
+        assert!(often < 50_000.0, "{often}");
+    }
+
+    #[test]
+    fn chance_is_not_taken_for_a_change_where_requests_are_rare() {
+        const MICROS: f32 = 20_000.0;
+        let (learned, mut rng) = (Learned::default(), fastrand::Rng::with_seed(7));
+        let mut random = || -(1.0 - rng.f32()).ln();
+        let mut now = 0.0;
+        let mut answers = |times: u32, pause: f32| {
+            let mut sum = 0.0;
+            for _ in 0..times {
+                now += f64::from(random() * pause);
+                learned.answered(random() * MICROS, 1, now as u64);
+                sum += learned.latency();
+            }
+            sum / times as f32 / MICROS
+        };
+        let busy = answers(20_000, 5_000.0);
+        assert!((0.9..1.1).contains(&busy), "{busy}");
+        let best = learned.best.get();
+        let rare = answers(5_000, 1e6);
+        assert!((0.75..1.25).contains(&rare), "{rare}");
+        assert!(learned.best.get() >= best, "of answers that come now and then no best is made");
     }
 
     #[test]

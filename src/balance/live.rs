@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::crowd::Crowd;
 use super::room::{Queue, Room};
+use super::standing::mean_weights;
 use super::upstream::Open;
 use super::waiting::Waiting;
 use super::{Configured, Endpoint, Learned, Now, Spec, sticky};
@@ -193,8 +194,9 @@ impl Live {
         let next: Vec<Arc<Endpoint>> = targets.iter().map(&mut endpoint).collect();
         let one = targets.iter().filter(|target| !target.second).count() == 1;
         let is_virtual = one && !self.is_balanced;
+        let means = mean_weights(targets);
         for (endpoint, target) in next.iter().zip(targets) {
-            endpoint.standing.take(target, is_virtual, self.zone.as_deref());
+            endpoint.standing.take(target, means[&target.priority], is_virtual, self.zone.as_deref());
         }
         let ranks = |pair: &[Arc<Endpoint>]| {
             let rank = |e: &Endpoint| (e.standing.priority(), e.standing.is_second(), e.standing.is_far());

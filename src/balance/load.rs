@@ -58,8 +58,8 @@ pub(super) struct Load {
     others: Rough,
     /// How long it takes for a request while it is not crowded, in microseconds; 0: not known.
     latency: Rough,
-    /// What each request in flight adds to that while it is, in microseconds; 0: not known.
-    pace: Rough,
+    /// The part of its capacity that one request takes; 0: not known.
+    part: Rough,
     /// What the configuration says of its capacity; 0: nothing.
     configured: AtomicU32,
     /// When it last said anything, in microseconds of the endpoints' clock; 0: never.
@@ -92,9 +92,8 @@ pub(super) const UNKNOWN_CAPACITY: f32 = 16.0;
 /// scheduler's.
 pub(super) const SHORT: f32 = 1_000.0;
 
-/// Values that differ by less than these factors are taken to be alike.
-const ALIKE_LATENCY: f32 = 1.2;
-const ALIKE_CAPACITY: f32 = 1.3;
+/// Values that differ from what is usual by less than this factor are taken to be that.
+const ALIKE: f32 = 1.2;
 
 /// What is known of endpoints together, for what is not known of one.
 #[derive(Debug, Clone, Copy)]
@@ -103,10 +102,8 @@ pub(super) struct Usual {
     pub others: f32,
     /// In microseconds.
     pub latency: f32,
-    /// Requests that one serves at once; 0: not known.
-    pub capacity: f32,
-    /// In microseconds.
-    pub pace: f32,
+    /// The part of its capacity that one request takes.
+    pub part: f32,
     /// One over the time, in microseconds, after which an announcement says nothing any more.
     pub fades: f32,
 }
@@ -135,7 +132,7 @@ impl Load {
             most: AtomicU32::new(u32::MAX),
             others: Rough::default(),
             latency: Rough::default(),
-            pace: Rough::default(),
+            part: Rough::default(),
             configured: AtomicU32::new(0),
             heard: AtomicU64::new(0),
             announces: AtomicBool::new(false),
@@ -151,7 +148,7 @@ impl Load {
         let said = capacity.unwrap_or(0);
         if self.configured.swap(said, Relaxed) != said {
             self.most.store(capacity.unwrap_or(u32::MAX), Relaxed);
-            self.pace.set(0.0);
+            self.part.set(0.0);
         }
     }
 
@@ -186,24 +183,22 @@ impl Load {
     }
 
     /// Takes what its sidecar says, at `now` in microseconds.
-    pub(super) fn hear(&self, said: &Announcement, usual: &Usual, now: u64) {
+    pub(super) fn hear(&self, said: &Announcement, now: u64) {
         let others = said.in_flight.saturating_sub(self.in_flight());
         self.others.set(others as f32);
         self.heard.store(now, Relaxed);
-        if self.configured.load(Relaxed) == 0 {
+        let is_configured = self.configured.load(Relaxed) != 0;
+        if !is_configured {
             self.most.store(if said.most == 0 { u32::MAX } else { said.most }, Relaxed);
         }
         if said.latency == 0 {
             return;
         }
-        let latency = unless_alike((said.latency as f32).max(SHORT), usual.latency, ALIKE_LATENCY);
         self.announces.store(true, Relaxed);
-        self.latency.set(latency);
-        self.pace.set(match (self.configured.load(Relaxed), said.capacity) {
-            (0, 0) => latency / self.assumed_capacity(usual),
-            (0, capacity) => latency / unless_alike(capacity as f32, usual.capacity, ALIKE_CAPACITY).max(1.0),
-            (capacity, _) => latency / capacity as f32,
-        });
+        self.latency.set((said.latency as f32).max(SHORT));
+        if !is_configured {
+            self.part.set(if said.capacity == 0 { 0.0 } else { 1.0 / said.capacity as f32 });
+        }
     }
 
     /// It refused a request, since it has as many as it takes: so many that there is no room for ours.
@@ -213,30 +208,30 @@ impl Load {
         self.heard.store(now, Relaxed);
     }
 
+    /// Whether its sidecar has said how fast it is.
+    pub(super) fn announces(&self) -> bool {
+        self.announces.load(Relaxed)
+    }
+
     /// Takes what has been learned here, unless its sidecar knows better.
     pub(super) fn learn(&self, learned: &Learned, now: u64) {
-        if self.announces.load(Relaxed) && now < self.heard.load(Relaxed) + ANNOUNCES {
+        let knows_better = self.announces() && now < self.heard.load(Relaxed) + ANNOUNCES;
+        if knows_better || !learned.is_known() {
             return;
         }
-        if !learned.is_known() {
-            return;
+        self.latency.set(learned.shortest_latency().max(SHORT));
+        if self.configured.load(Relaxed) == 0 {
+            self.part.set(1.0 / learned.capacity());
         }
-        let latency = learned.latency().max(SHORT);
-        self.latency.set(latency);
-        let capacity = match self.configured.load(Relaxed) {
-            0 => learned.capacity(),
-            capacity => capacity as f32,
-        };
-        self.pace.set(latency / capacity);
     }
 
     /// Requests that it serves at once before they wait for each other, and who says so.
     pub(super) fn capacity(&self) -> (Source, f32) {
         match self.configured.load(Relaxed) {
             0 => {
-                let (latency, pace) = (self.latency.get(), self.pace.get());
-                let capacity = if pace > 0.0 { latency / pace } else { UNKNOWN_CAPACITY };
-                let source = if self.announces.load(Relaxed) { Source::Announced } else { Source::Learned };
+                let part = self.part.get();
+                let capacity = if part > 0.0 { 1.0 / part } else { UNKNOWN_CAPACITY };
+                let source = if self.announces() { Source::Announced } else { Source::Learned };
                 (source, capacity)
             }
             capacity => (Source::Configured, capacity as f32),
@@ -271,13 +266,14 @@ impl Load {
     #[inline]
     pub(super) fn view(&self, usual: &Usual, now: u64, share: Share, doubt: f32) -> View {
         let in_flight = self.in_flight.load(Relaxed);
-        let (mut latency, mut pace) = (self.latency.get(), self.pace.get());
         let heard = self.heard.load(Relaxed);
         let configured = self.configured.load(Relaxed);
-        if pace == 0.0 {
-            latency = if latency > 0.0 { latency } else { usual.latency };
-            pace = latency / self.assumed_capacity(usual);
-        }
+        let mut latency = unless_alike(self.latency.get(), usual.latency);
+        let part = match configured {
+            0 => unless_alike(self.part.get(), usual.part),
+            capacity => 1.0 / capacity as f32,
+        };
+        let mut pace = latency * part;
         let (mut fresh, mut warm) = (0.0, share.warm);
         if heard != 0 {
             fresh = (1.0 - now.saturating_sub(heard) as f32 * usual.fades).max(0.0);
@@ -285,7 +281,7 @@ impl Load {
                 // What is good about it fades, lest all who have heard go there; what is bad, it says itself
                 // when that is over.
                 latency += (usual.latency - latency).max(0.0) * (1.0 - fresh);
-                pace += (usual.pace - pace).max(0.0) * (1.0 - fresh);
+                pace += (usual.latency * usual.part - pace).max(0.0) * (1.0 - fresh);
             }
             // Whoever says how fast it is needs no slow start.
             if self.latency.get() > 0.0 {
@@ -295,22 +291,21 @@ impl Load {
         // Others' requests, each with what it costs: usual ones of what is not known.
         let others = fresh * self.others.get() * pace + (1.0 - fresh) * (usual.others + doubt) * latency;
         let all = in_flight as f32 * pace + others;
-        let crowd = (all + share.one * pace) / (share.weight * warm);
+        let saturation = (all + pace) / latency;
+        let mut crowd = (all + share.one * pace) / warm;
+        if share.weighted {
+            // A weight says what its share is: one that is given little has not been seen to take much. But one that
+            // is crowded is given no more for a high weight.
+            let alike = if configured == 0 { latency * usual.part / pace } else { 1.0 };
+            let shared = crowd * alike / share.weight;
+            crowd = if saturation > 1.0 && share.weight > 1.0 { shared.max(crowd) } else { shared };
+        }
         View {
-            saturation: (all + pace) / latency,
+            saturation,
             cost: latency * latency + crowd * crowd,
             crowd,
             fresh,
             full: in_flight >= self.most.load(Relaxed),
-        }
-    }
-
-    /// The capacity of one that nobody says anything of.
-    fn assumed_capacity(&self, usual: &Usual) -> f32 {
-        match self.configured.load(Relaxed) {
-            0 if usual.capacity > 0.0 => usual.capacity,
-            0 => UNKNOWN_CAPACITY,
-            capacity => capacity as f32,
         }
     }
 
@@ -395,17 +390,16 @@ fn lately(began: u32, now_millis: u64) -> bool {
     brief(now_millis).wrapping_sub(began) < PATIENCE
 }
 
-/// A measured value, unless it differs from what is usual by no more than measuring does, which is `alike`: preferring whoever
-/// was lucky would only crowd it.
-fn unless_alike(value: f32, usual: f32, alike: f32) -> f32 {
-    if usual <= 0.0 {
-        return value;
-    }
-    let ratio = value / usual;
-    if ratio > alike {
-        value / alike
-    } else if ratio * alike < 1.0 {
-        value * alike
+/// A value, unless it differs from what is usual by no more than measuring does, which is by [`ALIKE`]: preferring
+/// whoever was lucky would only crowd it. 0 stands for what is not known.
+#[inline]
+fn unless_alike(value: f32, usual: f32) -> f32 {
+    if value == 0.0 {
+        usual
+    } else if value > usual * ALIKE {
+        if usual == 0.0 { value } else { value * (1.0 / ALIKE) }
+    } else if value * ALIKE < usual {
+        value * ALIKE
     } else {
         usual
     }
@@ -415,10 +409,10 @@ fn unless_alike(value: f32, usual: f32, alike: f32) -> f32 {
 mod tests {
     use super::*;
 
-    const USUAL: Usual = Usual { others: 0.25, latency: 1000.0, capacity: 0.0, pace: 62.5, fades: 1e-5 };
+    const USUAL: Usual = Usual { others: 0.25, latency: 1024.0, part: 0.1, fades: 1e-5 };
 
     fn said(in_flight: u32, capacity: u32) -> Announcement {
-        Announcement { in_flight, capacity, latency: 1000, most: 0 }
+        Announcement { in_flight, capacity, latency: 1024, most: 0 }
     }
 
     #[test]
@@ -433,20 +427,21 @@ mod tests {
     #[test]
     fn what_is_announced_raises_what_we_know_and_lowers_nothing() {
         let load = Load::new(None);
+        let saturation = || (load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation * 1e3).round() / 1e3;
         (0..5).for_each(|_| assert!(load.begin_anyway() > 0));
-        load.hear(&said(0, 10), &USUAL, 1);
-        assert_eq!(load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation, 0.6, "five of ours, and one more");
-        load.hear(&said(8, 10), &USUAL, 1);
-        assert_eq!(load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation, 0.9);
+        load.hear(&said(0, 10), 1);
+        assert_eq!(saturation(), 0.6, "five of ours, and one more");
+        load.hear(&said(8, 10), 1);
+        assert_eq!(saturation(), 0.9);
         // Ours that end and begin are known at once.
         load.end();
-        assert_eq!(load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation, 0.8);
+        assert_eq!(saturation(), 0.8);
     }
 
     #[test]
     fn what_is_old_counts_as_what_is_usual() {
         let load = Load::new(None);
-        load.hear(&said(10, 10), &USUAL, 1);
+        load.hear(&said(10, 10), 1);
         let at = |now| load.view(&USUAL, now, Share::WHOLE, 0.0).saturation;
         assert!((at(1) - 1.1).abs() < 1e-3);
         assert!((at(50_001) - (0.1 + 0.5 + 0.125)).abs() < 1e-3);
@@ -456,8 +451,8 @@ mod tests {
     #[test]
     fn a_slow_endpoint_costs_more_than_a_fast_one() {
         let (slow, fast) = (Load::new(None), Load::new(None));
-        slow.hear(&Announcement { latency: 10_000, ..said(0, 10) }, &USUAL, 1);
-        fast.hear(&said(9, 10), &USUAL, 1);
+        slow.hear(&Announcement { latency: 10_000, ..said(0, 10) }, 1);
+        fast.hear(&said(9, 10), 1);
         assert!(fast.view(&USUAL, 1, Share::WHOLE, 0.0).cost < slow.view(&USUAL, 1, Share::WHOLE, 0.0).cost);
     }
 

@@ -46,14 +46,26 @@ impl Crowd {
     /// A request was answered, after so many microseconds.
     pub fn answered(&self, taken: &Taken, took_micros: f32, now: Now) {
         self.count(false);
-        taken.endpoint.answered(took_micros, taken.found, taken.tries_out, now);
-        self.took(&taken.endpoint);
+        taken.endpoint.reached(taken.tries_out, now);
+        self.learn(taken, took_micros, now);
     }
 
-    /// The caller of a request left, after so many microseconds without an answer.
+    /// The caller of a request left, after so many microseconds without an answer. It would have taken longer:
+    /// what is shorter than usual says nothing.
     pub(super) fn left(&self, taken: &Taken, took_micros: f32, now: Now) {
-        taken.endpoint.left(took_micros, taken.found, now);
-        self.took(&taken.endpoint);
+        let learned = taken.endpoint.learned();
+        if learned.alone(took_micros, taken.found) > learned.latency() {
+            self.learn(taken, took_micros, now);
+        }
+    }
+
+    fn learn(&self, taken: &Taken, took_micros: f32, now: Now) {
+        let endpoint = &taken.endpoint;
+        if endpoint.learned().is_up_to_date(now) {
+            return;
+        }
+        endpoint.learn(took_micros, taken.found, now);
+        self.learn_of(endpoint);
     }
 
     /// A request went wrong at one of `all` endpoints.

@@ -1,6 +1,7 @@
 //! What a choice promises, one by one.
 
-use super::super::{Ejection, Outcome, Taken};
+use super::super::standing::mean_weights;
+use super::super::{Ejection, Learned, Outcome, Taken};
 use super::*;
 
 use crate::dns::Target;
@@ -10,9 +11,10 @@ const SLOW_START: Duration = Duration::from_secs(10);
 
 /// Endpoints of which the source says so much.
 fn standing(targets: &[Target], capacity: u32) -> Vec<Arc<Endpoint>> {
+    let means = mean_weights(targets);
     let endpoint = |(place, target): (usize, &Target)| {
         let endpoint = Endpoint::new(target.address, Some(capacity));
-        endpoint.standing.take(target, false, Some("here"));
+        endpoint.standing.take(target, means[&target.priority], false, Some("here"));
         endpoint.takes_place(place);
         endpoint
     };
@@ -78,6 +80,57 @@ fn what_others_have_there_counts() {
 fn equals_share() {
     let counts = shares(&endpoints(4, 10), &ALIKE);
     assert!(counts.iter().all(|count| *count > 150), "{counts:?}");
+}
+
+#[test]
+fn those_whose_answers_differ_by_chance_share_too() {
+    let (crowd, mut rng) = (Crowd::default(), fastrand::Rng::with_seed(7));
+    let set: Vec<_> = (1..=4).map(|n| Endpoint::new(target(n).address, Option::None)).collect();
+    for n in 0..4000 {
+        let endpoint = &set[n % set.len()];
+        let taken: Vec<_> = (0..rng.usize(1..=4)).filter_map(|_| Taken::of(endpoint, ALIKE.now)).collect();
+        let took = -20_000.0 * (1.0 - rng.f32()).ln();
+        crowd.answered(taken.last().unwrap(), took, at(1000 + n as u64));
+    }
+    let question = Question { now: at(5000), ..ALIKE };
+    let at_once: Vec<_> = (0..8)
+        .filter_map(|_| Taken::of(crowd.choose(&set, &question).unwrap().endpoint, question.now))
+        .collect();
+    let counts: Vec<_> = set.iter().map(|endpoint| endpoint.in_flight()).collect();
+    assert!(at_once.len() == 8 && counts.iter().all(|count| (1..=3).contains(count)), "{counts:?}");
+}
+
+#[test]
+fn what_is_learned_is_what_was_measured() {
+    let crowd = Crowd::default();
+    let set: Vec<_> = (1..=2).map(|n| Endpoint::new(target(n).address, Option::None)).collect();
+    for n in 0..1000 {
+        for (endpoint, took) in set.iter().zip([20_000.0, 60_000.0]) {
+            crowd.answered(&Taken::of(endpoint, ALIKE.now).unwrap(), took, at(1000 + n));
+        }
+    }
+    let learned: Vec<_> = set.iter().map(|endpoint| endpoint.latency().unwrap().as_micros()).collect();
+    assert!((20_000..25_000).contains(&learned[0]) && (45_000..=60_000).contains(&learned[1]), "{learned:?}");
+    let alone = Crowd::default();
+    let endpoint = Endpoint::new(target(3).address, Option::None);
+    (0..1000).for_each(|n| {
+        alone.answered(&Taken::of(&endpoint, ALIKE.now).unwrap(), 20_000.0, at(1000 + n));
+    });
+    let learned = endpoint.latency().unwrap().as_micros();
+    assert!((19_300..20_100).contains(&learned), "{learned}");
+}
+
+#[test]
+fn one_that_says_nothing_changes_nothing_of_those_that_say_how_much_they_serve() {
+    let (set, crowd) = (endpoints(1, 10), Crowd::default());
+    let silent = Endpoint::new(target(9).address, Option::None);
+    let said = Announcement { in_flight: 1, capacity: 100, latency: 20_000, most: 0 };
+    crowd.hear(&set[0], &said, ALIKE.now);
+    for n in 0..1000 {
+        crowd.answered(&Taken::of(&silent, ALIKE.now).unwrap(), 20_000.0, at(1001 + n));
+    }
+    assert!(silent.capacity().1 < 99.0, "one at a time");
+    assert_eq!(crowd.usual().part, 0.01);
 }
 
 #[test]
@@ -261,4 +314,69 @@ fn a_key_keeps_to_one_endpoint_while_that_has_room() {
         after != stick(key).id && stick(key).id != first.id
     };
     assert_eq!((0..200).filter(|key| moved(*key)).count(), 0);
+}
+
+/// How many of 100,000 requests each endpoint is given that come from `busy` at once, each answered after about 20 ms;
+/// `said`: its sidecar announces what it learns.
+fn given(targets: &[Target], busy: usize, said: bool) -> Vec<usize> {
+    let means = mean_weights(targets);
+    let endpoint = |target: &Target| {
+        let endpoint = Endpoint::new(target.address, Option::None);
+        endpoint.standing.take(target, means[&target.priority], false, Some("here"));
+        endpoint
+    };
+    let endpoints: Vec<_> = targets.iter().map(endpoint).collect();
+    let servers: Vec<_> = targets.iter().map(|_| Learned::default()).collect();
+    let (crowd, mut rng) = (Crowd::default(), fastrand::Rng::with_seed(7));
+    let announce = |which: usize, now: u64| {
+        let (endpoint, server) = (&endpoints[which], &servers[which]);
+        let in_flight = endpoint.in_flight();
+        let latency = if in_flight == 0 { server.latency_at(now) } else { server.latency() } as u32;
+        let said = Announcement { in_flight, capacity: server.capacity() as u32, latency, most: 0 };
+        crowd.hear(endpoint, &said, Now::of_micros(now));
+    };
+    let (mut in_flight, mut given): (Vec<(u64, f32, usize, Taken)>, _) = (Vec::new(), vec![0; targets.len()]);
+    let (mut now, mut probed) = (1_000_000, 0);
+    for _ in 0..100_000 {
+        if said && now > probed + 100_000 {
+            probed = now;
+            let idle =
+                (0..servers.len()).filter(|n| endpoints[*n].in_flight() == 0 && servers[*n].is_known());
+            idle.for_each(|which| announce(which, now));
+        }
+        let uneven = Some(Uneven { slow_start: SLOW_START, ranked: false });
+        let question = Question { tried: &[], now: Now::of_micros(now), asked: false, uneven };
+        while in_flight.len() < busy {
+            let chosen = crowd.choose(&endpoints, &question).unwrap().endpoint;
+            let which = endpoints.iter().position(|endpoint| endpoint.id == chosen.id).unwrap();
+            let took = 1.0 - 20_000.0 * (1.0 - rng.f32()).ln();
+            in_flight.push((now + took as u64, took, which, Taken::of(chosen, question.now).unwrap()));
+            given[which] += 1;
+        }
+        let first = (0..busy).min_by_key(|n| in_flight[*n].0).unwrap();
+        let (ends, took, which, taken) = in_flight.swap_remove(first);
+        now = ends;
+        if said {
+            servers[which].answered(took, endpoints[which].in_flight(), now);
+            drop(taken);
+            if servers[which].is_known() {
+                announce(which, now);
+            }
+        } else {
+            crowd.answered(&taken, took, Now::of_micros(now));
+        }
+    }
+    given
+}
+
+#[test]
+fn weights_are_shares_whatever_was_learned() {
+    for (light, said) in [100, 333, 1000].into_iter().flat_map(|light| [(light, false), (light, true)]) {
+        for busy in [1, 4, 10, 30] {
+            let targets = [Target { weight: light, ..target(1) }, Target { weight: 1000, ..target(2) }];
+            let given = given(&targets, busy, said);
+            let share = given[0] as f32 / given[1] as f32 / (light as f32 / 1000.0);
+            assert!((0.2..5.0).contains(&share), "{given:?} of weight {light}, {busy} at once, {said}");
+        }
+    }
 }

@@ -83,11 +83,6 @@ impl Crowd {
         endpoints: &'a [Arc<Endpoint>],
         question: &Question<'_>,
     ) -> Result<Chosen<'a>, None> {
-        if fastrand::u8(..) == 0
-            && let Some(forgotten) = forgotten(endpoints, question)
-        {
-            return Ok(forgotten);
-        }
         let mut best = Best::new(self.usual(), question);
         let alike = |_: &Arc<Endpoint>, _: &View| Some(0);
         match question.uneven {
@@ -107,32 +102,43 @@ impl Crowd {
             // Nothing among those that were looked at.
             endpoints.iter().for_each(|endpoint| best.look(endpoint, Share::WHOLE, alike));
         }
-        best.chosen()
+        let chosen = best.chosen()?;
+        let tries_another = fastrand::u8(..) == 0;
+        Ok(if tries_another { forgotten(endpoints, &chosen, question).unwrap_or(chosen) } else { chosen })
     }
 
     /// The endpoints that a choice looks at.
     #[inline]
     fn some<'a>(&self, endpoints: &'a [Arc<Endpoint>], mut look: impl FnMut(&'a Arc<Endpoint>)) {
-        // A random beginning, so that equals share: callers who see the same must not choose the same.
+        let by_chance = || fastrand::usize(..endpoints.len());
         if endpoints.len() <= FEW {
-            let (before, after) = endpoints.split_at(fastrand::usize(..endpoints.len()));
-            after.iter().chain(before).for_each(look);
-        } else {
-            for _ in 0..BY_CHANCE {
-                look(&endpoints[fastrand::usize(..endpoints.len())]);
+            // A random beginning, so that equals share: callers who see the same must not choose the same.
+            let (before, after) = endpoints.split_at(by_chance());
+            for endpoint in after.iter().chain(before) {
+                look(endpoint);
             }
-            self.recent().filter_map(|place| endpoints.get(place)).for_each(look);
+        } else {
+            let places = (0..BY_CHANCE).map(|_| by_chance()).chain(self.recent());
+            for endpoint in places.filter_map(|place| endpoints.get(place)) {
+                look(endpoint);
+            }
         }
     }
 }
 
 /// The endpoint that has answered nothing for longest, if that is so long that it may have become better than
-/// it was: now and then a request finds out.
-fn forgotten<'a>(endpoints: &'a [Arc<Endpoint>], question: &Question<'_>) -> Option<Chosen<'a>> {
-    if question.uneven.is_some_and(|uneven| uneven.ranked) {
-        return Option::None;
-    }
-    let fits = |e: &&Arc<Endpoint>| e.load.is_sound() && !e.is_full() && !question.tried.contains(&e.id);
+/// it was: now and then a request finds out, where it would come before no one who is better placed.
+fn forgotten<'a>(
+    endpoints: &'a [Arc<Endpoint>],
+    chosen: &Chosen<'a>,
+    question: &Question<'_>,
+) -> Option<Chosen<'a>> {
+    let fits = |e: &&Arc<Endpoint>| {
+        e.load.is_sound()
+            && !e.is_full()
+            && e.standing.is_beside(&chosen.endpoint.standing)
+            && !question.tried.contains(&e.id)
+    };
     let endpoint = endpoints.iter().filter(fits).min_by_key(|endpoint| endpoint.last_answer())?;
     let idled = question.now.since(Now::of_micros(endpoint.last_answer()));
     (idled > FORGOTTEN).then_some(Chosen { endpoint, saturation: 0.0, fresh: 1.0 })
@@ -161,9 +167,7 @@ struct Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     fn is_better(&self, than: &Option<Candidate<'a>>) -> bool {
-        than.as_ref().is_none_or(|than| {
-            (self.rank, self.view.cost, self.view.crowd) < (than.rank, than.view.cost, than.view.crowd)
-        })
+        than.as_ref().is_none_or(|than| (self.rank, self.view.order) < (than.rank, than.view.order))
     }
 }
 
@@ -182,14 +186,14 @@ impl<'a, 'q> Best<'a, 'q> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn look(
         &mut self,
         endpoint: &'a Arc<Endpoint>,
         share: Share,
         rank: impl Fn(&Arc<Endpoint>, &View) -> Option<u32>,
     ) {
-        if self.question.tried.contains(&endpoint.id) {
+        if !self.question.tried.is_empty() && self.question.tried.contains(&endpoint.id) {
             return;
         }
         let view = endpoint.load.view(&self.usual, self.question.now.micros(), share, self.doubt);
@@ -235,7 +239,7 @@ impl<'a, 'q> Best<'a, 'q> {
         }
         match best.or(self.passed_over) {
             Some(Candidate { endpoint, view, .. }) => {
-                Ok(Chosen { endpoint, saturation: view.saturation, fresh: view.fresh })
+                Ok(Chosen { endpoint, saturation: view.saturation(), fresh: view.fresh })
             }
             Option::None if self.full => Err(None::Full),
             Option::None => Err(None::Empty),
@@ -273,7 +277,7 @@ impl Ranks {
         if standing.is_second() && self.full.contains(&standing.priority()) {
             return Option::None;
         }
-        let spills = if view.saturation > CROWDED { 2 } else { u32::from(standing.is_far()) };
+        let spills = if view.saturation() > CROWDED { 2 } else { u32::from(standing.is_far()) };
         let second = u32::from(standing.is_second() == self.avoided);
         Some((standing.priority().min(0xffff) << 8) | (second << 4) | spills)
     }

@@ -111,17 +111,23 @@ pub(super) struct Usual {
 /// One endpoint as a choice sees it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct View {
-    /// In flight over capacity, with one request more.
-    pub saturation: f32,
-    /// What one request more may expect, in microseconds, squared.
-    pub cost: f32,
-    /// What of that is due to other requests, in microseconds: it decides where costs are too close to be told
-    /// apart.
-    pub crowd: f32,
+    /// How long it takes for a request while it is not crowded, in microseconds.
+    latency: f32,
+    /// What all its requests add to each other's time, with one more, in microseconds.
+    demand: f32,
+    /// What one request more may expect: the endpoint of the least is answered by first.
+    pub order: u64,
     /// How much what was announced still counts, from 0 to 1.
     pub fresh: f32,
     /// Whether it has as many as it takes.
     pub full: bool,
+}
+
+impl View {
+    /// In flight over capacity, with one request more.
+    pub(super) fn saturation(&self) -> f32 {
+        self.demand / self.latency
+    }
 }
 
 impl Load {
@@ -257,13 +263,14 @@ impl Load {
 
     /// How much what was announced still says at `now`, from 0 to 1.
     pub(super) fn fresh(&self, usual: &Usual, now: u64) -> f32 {
-        let age = now.saturating_sub(self.heard.load(Relaxed)) as f32;
+        // Of signed numbers this takes no branch.
+        let age = now.saturating_sub(self.heard.load(Relaxed)).cast_signed() as f32;
         (1.0 - age * usual.fades).max(0.0)
     }
 
     /// What a choice needs to know. `doubt`: how many times its latency is added where nothing was heard of
     /// it lately.
-    #[inline]
+    #[inline(always)]
     pub(super) fn view(&self, usual: &Usual, now: u64, share: Share, doubt: f32) -> View {
         let in_flight = self.in_flight.load(Relaxed);
         let heard = self.heard.load(Relaxed);
@@ -276,7 +283,7 @@ impl Load {
         let mut pace = latency * part;
         let (mut fresh, mut warm) = (0.0, share.warm);
         if heard != 0 {
-            fresh = (1.0 - now.saturating_sub(heard) as f32 * usual.fades).max(0.0);
+            fresh = self.fresh(usual, now);
             if fresh < 1.0 && configured == 0 {
                 // What is good about it fades, lest all who have heard go there; what is bad, it says itself
                 // when that is over.
@@ -291,22 +298,22 @@ impl Load {
         // Others' requests, each with what it costs: usual ones of what is not known.
         let others = fresh * self.others.get() * pace + (1.0 - fresh) * (usual.others + doubt) * latency;
         let all = in_flight as f32 * pace + others;
-        let saturation = (all + pace) / latency;
-        let mut crowd = (all + share.one * pace) / warm;
+        let mut crowd = all + share.one * pace;
+        if warm < 1.0 {
+            crowd /= warm;
+        }
         if share.weighted {
             // A weight says what its share is: one that is given little has not been seen to take much. But one that
             // is crowded is given no more for a high weight.
             let alike = if configured == 0 { latency * usual.part / pace } else { 1.0 };
             let shared = crowd * alike / share.weight;
-            crowd = if saturation > 1.0 && share.weight > 1.0 { shared.max(crowd) } else { shared };
+            crowd = if all + pace > latency && share.weight > 1.0 { shared.max(crowd) } else { shared };
         }
-        View {
-            saturation,
-            cost: latency * latency + crowd * crowd,
-            crowd,
-            fresh,
-            full: in_flight >= self.most.load(Relaxed),
-        }
+        // Where that is too close to be told apart, what of it is due to other requests decides. The bits of numbers
+        // that are not negative are in their order (IEEE 754), and one number is compared faster than two.
+        let cost = latency * latency + crowd * crowd;
+        let order = (u64::from(cost.to_bits()) << 32) | u64::from(crowd.to_bits());
+        View { latency, demand: all + pace, order, fresh, full: in_flight >= self.most.load(Relaxed) }
     }
 
     /// Whether nothing was found wrong with it.
@@ -390,19 +397,14 @@ fn lately(began: u32, now_millis: u64) -> bool {
     brief(now_millis).wrapping_sub(began) < PATIENCE
 }
 
-/// A value, unless it differs from what is usual by no more than measuring does, which is by [`ALIKE`]: preferring
-/// whoever was lucky would only crowd it. 0 stands for what is not known.
+/// What is usual, as far as a value allows that is known only to within [`ALIKE`]: preferring whoever was lucky
+/// would only crowd it. 0 stands for what is not known. Without branches, as this is most of what a choice costs.
 #[inline]
 fn unless_alike(value: f32, usual: f32) -> f32 {
-    if value == 0.0 {
-        usual
-    } else if value > usual * ALIKE {
-        if usual == 0.0 { value } else { value * (1.0 / ALIKE) }
-    } else if value * ALIKE < usual {
-        value * ALIKE
-    } else {
-        usual
-    }
+    let value = if value > 0.0 { value } else { usual };
+    let (least, most) = (value * (1.0 / ALIKE), value * ALIKE);
+    let at_least = if usual > least { usual } else { least };
+    if at_least < most { at_least } else { most }
 }
 
 #[cfg(test)]
@@ -427,7 +429,7 @@ mod tests {
     #[test]
     fn what_is_announced_raises_what_we_know_and_lowers_nothing() {
         let load = Load::new(None);
-        let saturation = || (load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation * 1e3).round() / 1e3;
+        let saturation = || (load.view(&USUAL, 1, Share::WHOLE, 0.0).saturation() * 1e3).round() / 1e3;
         (0..5).for_each(|_| assert!(load.begin_anyway() > 0));
         load.hear(&said(0, 10), 1);
         assert_eq!(saturation(), 0.6, "five of ours, and one more");
@@ -442,7 +444,7 @@ mod tests {
     fn what_is_old_counts_as_what_is_usual() {
         let load = Load::new(None);
         load.hear(&said(10, 10), 1);
-        let at = |now| load.view(&USUAL, now, Share::WHOLE, 0.0).saturation;
+        let at = |now| load.view(&USUAL, now, Share::WHOLE, 0.0).saturation();
         assert!((at(1) - 1.1).abs() < 1e-3);
         assert!((at(50_001) - (0.1 + 0.5 + 0.125)).abs() < 1e-3);
         assert!((at(10_000_001) - 0.35).abs() < 1e-3);
@@ -453,7 +455,8 @@ mod tests {
         let (slow, fast) = (Load::new(None), Load::new(None));
         slow.hear(&Announcement { latency: 10_000, ..said(0, 10) }, 1);
         fast.hear(&said(9, 10), 1);
-        assert!(fast.view(&USUAL, 1, Share::WHOLE, 0.0).cost < slow.view(&USUAL, 1, Share::WHOLE, 0.0).cost);
+        let order = |load: &Load| load.view(&USUAL, 1, Share::WHOLE, 0.0).order;
+        assert!(order(&fast) < order(&slow));
     }
 
     #[test]

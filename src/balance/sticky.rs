@@ -48,7 +48,7 @@ impl Crowd {
                 && !question.tried.contains(&endpoint.id);
             let drawn = draw(key, endpoint);
             if suits && best.as_ref().is_none_or(|(highest, _)| drawn > *highest) {
-                best = Some((drawn, Chosen { endpoint, saturation: view.saturation, fresh: 1.0 }));
+                best = Some((drawn, Chosen { endpoint, saturation: view.saturation(), fresh: 1.0 }));
             }
         }
         best.map_or_else(|| self.choose(endpoints, question), |(_, chosen)| Ok(chosen))

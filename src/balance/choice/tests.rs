@@ -121,6 +121,22 @@ fn what_is_learned_is_what_was_measured() {
 }
 
 #[test]
+fn one_that_was_slow_is_tried_again_before_any_that_comes_later() {
+    let far = Target { zone: Some("there".into()), ..target(3) };
+    let (crowd, set) = (Crowd::default(), standing(&[target(1), target(2), far], 100));
+    for n in 0..1000 {
+        crowd.answered(&Taken::of(&set[0], ALIKE.now).unwrap(), 20_000.0, at(10 * n));
+        crowd.answered(&Taken::of(&set[1], ALIKE.now).unwrap(), 500_000.0, at(n));
+    }
+    let mut counts = [0; 3];
+    for _ in 0..20_000 {
+        let chosen = crowd.choose(&set, &uneven(at(10_000))).unwrap().endpoint.id;
+        counts[set.iter().position(|endpoint| endpoint.id == chosen).unwrap()] += 1;
+    }
+    assert!((20..400).contains(&counts[1]) && counts[2] == 0, "{counts:?}");
+}
+
+#[test]
 fn one_that_says_nothing_changes_nothing_of_those_that_say_how_much_they_serve() {
     let (set, crowd) = (endpoints(1, 10), Crowd::default());
     let silent = Endpoint::new(target(9).address, Option::None);
@@ -129,7 +145,7 @@ fn one_that_says_nothing_changes_nothing_of_those_that_say_how_much_they_serve()
     for n in 0..1000 {
         crowd.answered(&Taken::of(&silent, ALIKE.now).unwrap(), 20_000.0, at(1001 + n));
     }
-    assert!(silent.capacity().1 < 99.0, "one at a time");
+    assert!(silent.capacity().1 < 3.0, "one at a time");
     assert_eq!(crowd.usual().part, 0.01);
 }
 

@@ -134,7 +134,7 @@ fn forgotten<'a>(
     question: &Question<'_>,
 ) -> Option<Chosen<'a>> {
     let fits = |e: &&Arc<Endpoint>| {
-        e.load.is_sound()
+        matches!(e.condition(question.now.millis()), Condition::Sound | Condition::Doubted)
             && !e.is_full()
             && e.standing.is_beside(&chosen.endpoint.standing)
             && !question.tried.contains(&e.id)

@@ -13,6 +13,9 @@ pub(super) const RECENT: usize = 12;
 /// How much of the distance one announcement moves what is usual.
 const SHARE: f32 = 1.0 / 32.0;
 
+/// More requests of others, for one of capacity, are not usual, whatever one endpoint says.
+const MOST_OTHERS: f32 = 4.0;
+
 /// An announcement says something for so many times the usual latency: until then, about, those requests
 /// have ended that it was made of. And its bounds, in microseconds.
 const FADES_AFTER: f32 = 2.0;
@@ -50,7 +53,7 @@ impl Crowd {
         endpoint.load.hear(said, now.micros());
         let others = said.in_flight.saturating_sub(endpoint.in_flight());
         let capacity = if said.capacity == 0 { self.capacity.get() } else { said.capacity as f32 };
-        self.others.follow(others as f32 / capacity.max(1.0), SHARE);
+        self.others.follow((others as f32 / capacity.max(1.0)).min(MOST_OTHERS), SHARE);
         if said.latency > 0 {
             follow(&self.latency, (said.latency as f32).max(SHORT));
         }

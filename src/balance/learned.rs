@@ -80,8 +80,7 @@ const FEWER: u64 = 64;
 const FEW: f32 = 0.7;
 const PRESSED: u32 = 128;
 
-/// A number's time that is so many answers old says nothing any more: what was usual then may have been taken
-/// for something else.
+/// A number's time that is so many answers old says nothing any more: what was usual then may have been wrong.
 const FORGOTTEN: u32 = 4096;
 
 /// How much longer answers to many may take than to few while more are believed to be answered alike.
@@ -309,7 +308,8 @@ impl Learned {
     pub fn latency_at(&self, now: u64) -> f32 {
         let idled = Duration::from_micros(now.saturating_sub(self.last.load(Relaxed)));
         let halves = (idled.as_secs_f32() / FORGETS.as_secs_f32() - 1.0).max(0.0);
-        self.latency.get() * (-halves).exp2()
+        // Not 0, which would say that nothing is known.
+        (self.latency.get() * (-halves).exp2()).max(self.latency.get().min(1.0))
     }
 
     /// As [`latency`](Self::latency), as short as it may be but for chance: whoever looked slow by chance is tried
@@ -494,6 +494,7 @@ mod tests {
             for n in [0, 1, u32::MAX] {
                 learned.answered(took, n, 1);
                 assert!((LEAST..=MOST).contains(&learned.capacity()));
+                assert!(learned.latency_at(1 << 40) >= 1.0, "0 would say that nothing is known");
             }
         }
     }

@@ -284,14 +284,16 @@ impl Load {
         let (mut fresh, mut warm) = (0.0, share.warm);
         if heard != 0 {
             fresh = self.fresh(usual, now);
-            if fresh < 1.0 && configured == 0 {
+            // One that has only refused a request says no more than that.
+            let announces = self.announces.load(Relaxed);
+            if fresh < 1.0 && announces && configured == 0 {
                 // What is good about it fades, lest all who have heard go there; what is bad, it says itself
                 // when that is over.
                 latency += (usual.latency - latency).max(0.0) * (1.0 - fresh);
                 pace += (usual.latency * usual.part - pace).max(0.0) * (1.0 - fresh);
             }
             // Whoever says how fast it is needs no slow start.
-            if self.latency.get() > 0.0 {
+            if announces {
                 warm = 1.0;
             }
         }
@@ -457,6 +459,20 @@ mod tests {
         fast.hear(&said(9, 10), 1);
         let order = |load: &Load| load.view(&USUAL, 1, Share::WHOLE, 0.0).order;
         assert!(order(&fast) < order(&slow));
+    }
+
+    #[test]
+    fn one_that_refuses_a_request_and_says_no_more_is_as_fast_as_before() {
+        let (load, other) = (Load::new(None), Load::new(None));
+        for (load, latency) in [(&load, 2_000.0), (&other, 2_000.0)] {
+            load.latency.set(latency);
+            load.part.set(0.05);
+        }
+        let usual = Usual { latency: 20_000.0, others: 0.0, ..USUAL };
+        load.refused(1);
+        let order = |load: &Load, now| load.view(&usual, now, Share::WHOLE, 0.0).order;
+        assert!(order(&load, 1) > order(&other, 1), "it has no room");
+        assert_eq!(order(&load, 10_000_000), order(&other, 10_000_000));
     }
 
     #[test]

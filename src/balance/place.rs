@@ -128,7 +128,11 @@ impl InFlight {
         }
         match error.reason {
             // It has as many as it takes, and says so before it does anything.
-            Reason::UpstreamRefused => self.crowd().refused(self.endpoint(), Now::read()),
+            Reason::AdmitFull | Reason::UpstreamRefused => {
+                self.crowd().refused(self.endpoint(), Now::read());
+            }
+            // As its sidecar says, which serves others of its pod.
+            Reason::PoolConnect => self.unreached(),
             Reason::UpstreamReset => self.went_wrong(Outcome::Broken, Now::read()),
             Reason::UpstreamTimeout | Reason::UpstreamMalformed | Reason::UpstreamStatus => {
                 self.went_wrong(Outcome::Lost, Now::read());

@@ -14,7 +14,7 @@ use super::claim::Runner;
 use super::h1::{Keeps, Writer};
 use super::pump::Sink;
 use super::{Fields, Length, ResponseHead, h2, mesh};
-use crate::error::{Error, REFUSED_FIELD};
+use crate::error::{Error, REFUSED_FIELD, Reason};
 
 /// Where the answer to one request goes.
 #[derive(Debug)]
@@ -201,12 +201,18 @@ impl Responder<'_> {
     }
 
     /// Refuses the stream before anything of it was processed, so that the peer may send it
-    /// elsewhere (RFC 9113 section 8.7). False where the protocol cannot say so.
-    pub fn refuse_stream(&mut self) -> bool {
+    /// elsewhere (RFC 9113 section 8.7); in frames of our own it says what for, as that tells the peer whether
+    /// to come back. False where the protocol cannot say so.
+    pub fn refuse_stream(&mut self, reason: Reason) -> bool {
+        let code = match reason {
+            Reason::AdmitFull | Reason::PoolFull => mesh::Code::FULL,
+            Reason::PoolConnect | Reason::PoolConnectTimeout => mesh::Code::UNREACHED,
+            _ => mesh::Code::REFUSED_STREAM,
+        };
         match self {
             Responder::H1(_) => false,
             Responder::H2(answer) => answer.reset(Code::REFUSED_STREAM),
-            Responder::Mesh(answer) => answer.reset(mesh::Code::REFUSED_STREAM),
+            Responder::Mesh(answer) => answer.reset(code),
             Responder::Raced(_) => false,
         }
     }

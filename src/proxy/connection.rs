@@ -114,7 +114,7 @@ impl<S: Stages> Requests<S> {
     fn given_back(&self, error: &Error, idempotent: bool, respond: &mut Responder<'_>) -> bool {
         match error.retry {
             _ if !self.stages.is_from_sidecar() => false,
-            Retry::Unprocessed => respond.refuse_stream(),
+            Retry::Unprocessed => respond.refuse_stream(error.reason),
             Retry::Idempotent => idempotent && respond.fail_stream(),
             Retry::Never => false,
         }

@@ -60,9 +60,7 @@ async fn a_caller_of_the_mesh_is_no_kubelet() {
     let orders = mesh.endpoint(&app, ", max_in_flight: 1, probes: [/healthz]").await;
     let (one, other) = (mesh.caller(&[&orders], "").await, mesh.caller(&[&orders], "").await);
     let held = hold_at(one.outbound(), &app, 1).await;
-    let answer = send(other.outbound(), kubelets()).await.expect("an answer");
-    assert_eq!(answer.status, 503, "{answer:?}");
-    assert!(answer.refused().is_some(), "{answer:?}");
+    assert_refused(&send(other.outbound(), kubelets()).await.expect("an answer"));
     assert_eq!(app.all(), 1);
     let answer = send(other.outbound(), request("GET", HOST, "/healthz", "")).await.expect("an answer");
     assert_eq!(answer.status, 200, "{answer:?}");

@@ -1,6 +1,7 @@
 //! An endpoint that fails gets no more than its first few requests, is tried by one at a time after a
 //! pause, and takes part again once it is well.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,11 +9,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::app::{Answers, App};
 use crate::eventually;
-use crate::lab::{crowd, endpoint, get, orders, plain, shown};
+use crate::lab::{Mesh, crowd, endpoint, get, orders, plain, shown};
 use crate::support::loopback::{HOST, Loopback};
 
 /// Failures in a row after which an endpoint is passed over, by default. What is on its way at the time comes
@@ -178,13 +179,32 @@ async fn where_all_may_be_ejected_requests_still_go_somewhere() {
     }
 }
 
+/// An address where nobody listens, and nobody else can.
+fn nobody() -> (TcpSocket, SocketAddr) {
+    let taken = TcpSocket::new_v4().expect("a socket");
+    taken.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+    let address = taken.local_addr().expect("bound");
+    (taken, address)
+}
+
+#[tokio::test]
+async fn one_whose_sidecar_alone_lives_is_as_dead() {
+    let [a, b, _] = three().await;
+    let mesh = Mesh::new();
+    let (_taken, dead) = nobody();
+    let yaml = format!("application: {dead}\ninbound: {{ mtls: strict }}\n");
+    let orphan = Loopback::start("orders", &(mesh.identity("orders").yaml() + &yaml)).await;
+    let (at_a, at_b) = (mesh.endpoint(&a, "").await, mesh.endpoint(&b, "").await);
+    let caller = mesh.caller(&[&at_a, &orphan, &at_b], "").await;
+    assert_eq!(crowd(&caller, 400, 1).await, 400);
+    let tried = orphan.metric("pannier_refused_total", &["reason=\"pool.connect\""]).await;
+    assert!((1.0..=5.0).contains(&tried), "{tried}");
+}
+
 #[tokio::test]
 async fn a_dead_one_fails_no_request_and_is_hardly_ever_tried() {
     let [a, b, _] = three().await;
-    // Nobody listens there, and nobody else can.
-    let taken = tokio::net::TcpSocket::new_v4().expect("a socket");
-    taken.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
-    let dead = taken.local_addr().expect("bound");
+    let (_taken, dead) = nobody();
     let caller = Loopback::start("caller", &orders(&[a.address, dead, b.address], "")).await;
     assert_eq!(crowd(&caller, 400, 1).await, 400);
     let tried = caller.log().matches("trying again").count();

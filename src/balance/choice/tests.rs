@@ -137,6 +137,30 @@ fn one_that_was_slow_is_tried_again_before_any_that_comes_later() {
 }
 
 #[test]
+fn one_that_was_slow_and_then_failed_is_tried_again_too() {
+    let (crowd, set) = (Crowd::default(), endpoints(2, 100));
+    for n in 0..1000 {
+        crowd.answered(&Taken::of(&set[0], ALIKE.now).unwrap(), 20_000.0, at(10 * n));
+        crowd.answered(&Taken::of(&set[1], ALIKE.now).unwrap(), 500_000.0, at(n));
+    }
+    set[1].unreached(Duration::from_secs(1), at(2000));
+    let question = Question { now: at(10_000), ..ALIKE };
+    let is_second = |_: &u32| crowd.choose(&set, &question).unwrap().endpoint.id == set[1].id;
+    let tried = (0..20_000).filter(is_second).count();
+    assert!((20..400).contains(&tried), "{tried}");
+}
+
+#[test]
+fn what_one_endpoint_says_makes_others_no_fuller_than_it_may() {
+    let (crowd, set) = (Crowd::default(), endpoints(2, 10));
+    for n in 1..100 {
+        let said = Announcement { in_flight: 16_777_216, capacity: 1, latency: 1, most: 0 };
+        crowd.hear(&set[0], &said, at(1000 + n));
+    }
+    assert!(crowd.usual().others <= 4.0, "{}", crowd.usual().others);
+}
+
+#[test]
 fn one_that_says_nothing_changes_nothing_of_those_that_say_how_much_they_serve() {
     let (set, crowd) = (endpoints(1, 10), Crowd::default());
     let silent = Endpoint::new(target(9).address, Option::None);

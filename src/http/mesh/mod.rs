@@ -51,6 +51,11 @@ impl Code {
     pub const REFUSED_STREAM: Code = Code(7);
     /// Nobody wants the stream any more.
     pub const CANCEL: Code = Code(8);
+    /// As `REFUSED_STREAM`, since the application has as many requests as it is given. This one and the next are our
+    /// own.
+    pub const FULL: Code = Code(0x7061_6e01);
+    /// As `REFUSED_STREAM`, since the application could not be reached.
+    pub const UNREACHED: Code = Code(0x7061_6e02);
 }
 
 impl fmt::Debug for Code {
@@ -63,6 +68,8 @@ impl fmt::Debug for Code {
             Self::FRAME_SIZE_ERROR => "frame size error",
             Self::REFUSED_STREAM => "refused stream",
             Self::CANCEL => "cancelled",
+            Self::FULL => "the application is full",
+            Self::UNREACHED => "the application could not be reached",
             Self(other) => return write!(f, "code {other}"),
         };
         f.write_str(name)

@@ -6,6 +6,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
@@ -262,6 +263,15 @@ async fn mesh_head(
 fn stream_lost(lost_stream: &mesh::Lost) -> Error {
     match lost_stream {
         mesh::Lost::Untaken | mesh::Lost::Reset(mesh::Code::REFUSED_STREAM) => untaken(lost_stream),
+        mesh::Lost::Reset(mesh::Code::FULL) => {
+            Error::new(Reason::AdmitFull, "the application has as many requests as it is given")
+                .retry(Retry::Unprocessed)
+                .retry_after(Duration::from_secs(1))
+        }
+        mesh::Lost::Reset(mesh::Code::UNREACHED) => {
+            Error::new(Reason::PoolConnect, "its sidecar could not reach the application")
+                .retry(Retry::Unprocessed)
+        }
         mesh::Lost::Malformed(why) => malformed(why),
         mesh::Lost::Reset(_) => lost(format!("the stream was lost before an answer: {lost_stream}")),
         mesh::Lost::Connection(why) => lost(format!("the connection was lost before an answer: {why}")),

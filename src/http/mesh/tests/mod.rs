@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::frame::{self, Kind, Settings};
 use super::*;
-use crate::error::Error;
+use crate::error::{Error, Reason};
 use crate::http::closing::{Closed, Closing};
 use crate::http::pump::Sink as _;
 use crate::http::{
@@ -51,7 +51,7 @@ impl Handler for Echo {
     ) -> Next<()> {
         self.served.borrow_mut().push(head.path.to_string());
         match head.path.path() {
-            "/refuse" => drop(respond.refuse_stream()),
+            "/refuse" => drop(respond.refuse_stream(Reason::UpstreamRefused)),
             "/hang" => poll_fn(|cx| respond.poll_gone(cx)).await,
             "/early" => answer(respond, Length::Sized(2), [Bytes::from_static(b"no")]).await,
             "/short" => answer(respond, Length::Sized(10), [Bytes::from_static(b"short")]).await,

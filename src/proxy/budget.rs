@@ -3,13 +3,14 @@
 //!
 //! Promise: in any time T, an upstream gets at most `share` of the requests of that time and of the
 //! ten seconds before it, and `least` of that time and those ten seconds, as second ones, over all workers
-//! and routes. A request that is not sent a second time costs one addition in its worker's own
-//! memory.
+//! and routes. When the configuration changes either, what was left is left, as far as the new ones keep so
+//! much. A request that is not sent a second time costs one addition in its worker's own memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use crate::config::model::RetryBudget;
@@ -20,19 +21,11 @@ const KEPT: Duration = Duration::from_secs(10);
 /// Parts that one second request is counted in.
 const WHOLE: f64 = 1000.0;
 
-/// An upstream's budget, as the configuration has it.
+/// An upstream's budget. It lives on when the configuration changes.
 #[derive(Debug)]
 pub(super) struct Budget {
-    share: f64,
-    /// A second.
-    least: f64,
-    ledger: Arc<Ledger>,
-}
-
-/// What was counted: it lives on when the configuration changes.
-#[derive(Debug)]
-struct Ledger {
     begun: Instant,
+    terms: ArcSwap<Terms>,
     /// Requests, by worker.
     asked: Box<[Count]>,
     /// What was used, and what was not and is not kept any more, in parts.
@@ -44,6 +37,29 @@ struct Ledger {
     hedged: AtomicU64,
     won: AtomicU64,
     refused: AtomicU64,
+}
+
+/// How much is earned.
+#[derive(Debug)]
+struct Terms {
+    /// By each request.
+    share: f64,
+    /// A second.
+    least: f64,
+    /// Beside what these earn from the budget's beginning on: so much that their change gives and takes
+    /// nothing.
+    given: f64,
+}
+
+impl Terms {
+    fn earn(&self, asked: u64, age: Duration) -> f64 {
+        self.least * age.as_secs_f64() + self.share * asked as f64
+    }
+
+    /// What is kept without any request.
+    fn kept(&self) -> f64 {
+        self.least * KEPT.as_secs_f64()
+    }
 }
 
 /// A count on a cache line of its own.
@@ -74,67 +90,14 @@ pub(super) struct Spent {
 }
 
 impl Budget {
-    /// A budget of requests that so many workers send. Counts of `before` live on.
-    pub(super) fn new(config: RetryBudget, workers: usize, before: Option<&Budget>) -> Self {
-        let ledger = before.map(|before| before.ledger.clone());
-        Self {
-            share: config.share.of_one(),
-            least: config.least.per_second(),
-            ledger: ledger.unwrap_or_else(|| Arc::new(Ledger::new(workers))),
-        }
-    }
-
-    /// Counts a request.
-    ///
-    /// To be called on the thread of worker number `worker` alone: counters have one writer.
-    pub(super) fn asked(&self, worker: usize) {
-        if let Some(Count(count)) = self.ledger.asked.get(worker) {
-            count.store(count.load(Relaxed) + 1, Relaxed);
-        }
-    }
-
-    /// Takes a second request from the budget; false if there is none.
-    pub(super) fn take(&self, second: Second, now: Instant) -> bool {
-        let ledger = &*self.ledger;
-        let age = now.saturating_duration_since(ledger.begun);
-        let asked = ledger.asked.iter().map(|Count(count)| count.load(Relaxed)).sum::<u64>();
+    /// A budget of requests that so many workers send.
+    pub(super) fn new(config: RetryBudget, workers: usize) -> Self {
+        let mut terms = Terms { share: config.share.of_one(), least: config.least.per_second(), given: 0.0 };
         // Ten seconds' worth is there from the beginning.
-        let kept = self.least * KEPT.as_secs_f64();
-        let earned = kept + self.least * age.as_secs_f64() + self.share * asked as f64;
-        let most = kept + self.share * ledger.lately(asked, age);
-        let (earned, most) = ((earned * WHOLE) as u64, (most * WHOLE) as u64);
-        let take = |used: u64| {
-            let left = earned.saturating_sub(used).min(most);
-            left.checked_sub(WHOLE as u64).map(|rest| earned - rest)
-        };
-        let taken = ledger.used.fetch_update(Relaxed, Relaxed, take).is_ok();
-        let count = match second {
-            _ if !taken => &ledger.refused,
-            Second::Retry => &ledger.retried,
-            Second::Hedge => &ledger.hedged,
-        };
-        count.fetch_add(1, Relaxed);
-        taken
-    }
-
-    /// Counts a second request that was answered before the first.
-    pub(super) fn won(&self) {
-        self.ledger.won.fetch_add(1, Relaxed);
-    }
-
-    /// What became of second requests.
-    pub(super) fn spent(&self) -> Spent {
-        let Ledger { retried, hedged, won, refused, .. } = &*self.ledger;
-        let [retried, hedged, won, refused] =
-            [retried, hedged, won, refused].map(|count| count.load(Relaxed));
-        Spent { retried, hedged, won, refused }
-    }
-}
-
-impl Ledger {
-    fn new(workers: usize) -> Self {
+        terms.given = terms.kept();
         Self {
             begun: Instant::now(),
+            terms: ArcSwap::from_pointee(terms),
             asked: (0..workers).map(|_| Count::default()).collect(),
             used: AtomicU64::new(0),
             mark: AtomicU64::new(0),
@@ -143,6 +106,75 @@ impl Ledger {
             won: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
+    }
+
+    /// Takes what the configuration says from `now` on, also for requests that have begun.
+    pub(super) fn change(&self, config: RetryBudget, now: Instant) {
+        let before = self.terms.load();
+        let (share, least) = (config.share.of_one(), config.least.per_second());
+        if (share, least) == (before.share, before.least) {
+            return;
+        }
+        let (asked, age) = self.counted(now);
+        let (earned, most) = self.earned(&before, asked, age);
+        let used = self.used.load(Relaxed);
+        let left = earned.saturating_sub(used).min(most);
+        let mut terms = Terms { share, least, given: 0.0 };
+        terms.given = (used + left) as f64 / WHOLE - terms.earn(asked, age);
+        self.terms.store(Arc::new(terms));
+    }
+
+    /// Counts a request.
+    ///
+    /// To be called on the thread of worker number `worker` alone: counters have one writer.
+    pub(super) fn asked(&self, worker: usize) {
+        if let Some(Count(count)) = self.asked.get(worker) {
+            count.store(count.load(Relaxed) + 1, Relaxed);
+        }
+    }
+
+    /// Takes a second request from the budget; false if there is none.
+    pub(super) fn take(&self, second: Second, now: Instant) -> bool {
+        let (asked, age) = self.counted(now);
+        let (earned, most) = self.earned(&self.terms.load(), asked, age);
+        let take = |used: u64| {
+            let left = earned.saturating_sub(used).min(most);
+            left.checked_sub(WHOLE as u64).map(|rest| earned - rest)
+        };
+        let taken = self.used.fetch_update(Relaxed, Relaxed, take).is_ok();
+        let count = match second {
+            _ if !taken => &self.refused,
+            Second::Retry => &self.retried,
+            Second::Hedge => &self.hedged,
+        };
+        count.fetch_add(1, Relaxed);
+        taken
+    }
+
+    /// Counts a second request that was answered before the first.
+    pub(super) fn won(&self) {
+        self.won.fetch_add(1, Relaxed);
+    }
+
+    /// What became of second requests.
+    pub(super) fn spent(&self) -> Spent {
+        let Self { retried, hedged, won, refused, .. } = self;
+        let [retried, hedged, won, refused] =
+            [retried, hedged, won, refused].map(|count| count.load(Relaxed));
+        Spent { retried, hedged, won, refused }
+    }
+
+    /// Requests until `now`, and how long that took.
+    fn counted(&self, now: Instant) -> (u64, Duration) {
+        let asked = self.asked.iter().map(|Count(count)| count.load(Relaxed)).sum();
+        (asked, now.saturating_duration_since(self.begun))
+    }
+
+    /// What has been earned in all, and the most that may be left of it, in parts.
+    fn earned(&self, terms: &Terms, asked: u64, age: Duration) -> (u64, u64) {
+        let earned = terms.given + terms.earn(asked, age);
+        let most = terms.kept() + terms.share * self.lately(asked, age);
+        ((earned * WHOLE) as u64, (most * WHOLE) as u64)
     }
 
     /// About how many requests came in the last ten seconds, of `asked` in all: by how many came since
@@ -176,7 +208,7 @@ mod tests {
 
     fn budget(share: u8, least: u64) -> Budget {
         let least = Rate { count: least, per: Duration::from_secs(1) };
-        Budget::new(RetryBudget { share: Percent(share), least }, 2, None)
+        Budget::new(RetryBudget { share: Percent(share), least }, 2)
     }
 
     /// How many can be taken at once.
@@ -233,14 +265,48 @@ mod tests {
         assert!((59..=61).contains(&now), "{now}");
     }
 
+    fn change(budget: &Budget, share: u8, least: u64) {
+        let least = Rate { count: least, per: SECOND };
+        budget.change(RetryBudget { share: Percent(share), least }, Instant::now());
+    }
+
+    /// A budget that has been there for an hour.
+    async fn old(share: u8) -> Budget {
+        let budget = budget(share, 1);
+        for _ in 0..3600 {
+            ask(&budget, 1000);
+            tokio::time::advance(SECOND).await;
+        }
+        budget
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn what_was_counted_outlives_a_change() {
-        let before = budget(20, 10);
-        assert_eq!(takes(&before), 100);
-        let least = Rate { count: 20, per: SECOND };
-        let after = Budget::new(RetryBudget { share: Percent(20), least }, 2, Some(&before));
-        assert_eq!(after.spent().retried, 100);
-        assert_eq!(takes(&after), 100, "as much more as there is more of it");
+    async fn a_change_gives_nothing_and_takes_nothing() {
+        for (before, after) in [(20, 10), (10, 20)] {
+            let budget = old(before).await;
+            let used = takes(&budget);
+            change(&budget, after, 10);
+            assert_eq!(takes(&budget), 0, "nothing was left");
+            assert_eq!(budget.spent().retried, used as u64);
+            ask(&budget, 1000);
+            let earned = takes(&budget);
+            let expected = 10 * usize::from(after);
+            assert!((expected - 1..=expected + 1).contains(&earned), "{earned} of {expected}");
+            tokio::time::advance(SECOND).await;
+            assert!((9..=11).contains(&takes(&budget)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_left_is_left_as_far_as_so_much_is_kept() {
+        let budget = old(20).await;
+        change(&budget, 10, 1);
+        let left = takes(&budget);
+        assert!((1000..=1020).contains(&left), "a tenth of ten seconds: {left}");
+        let budget = old(10).await;
+        change(&budget, 20, 1);
+        let left = takes(&budget);
+        assert!((1000..=1020).contains(&left), "what there was: {left}");
     }
 
     #[test]
@@ -250,7 +316,7 @@ mod tests {
             let workers: Vec<_> = (0..4)
                 .map(|_| {
                     scope.spawn(|| {
-                        let now = budget.ledger.begun;
+                        let now = budget.begun;
                         (0..1000).filter(|_| budget.take(Second::Retry, now)).count()
                     })
                 })

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::budget::Budget;
 use super::hedge::Hedge;
@@ -130,8 +131,12 @@ impl Mesh {
     pub(super) fn compile(model: Model, tls: Option<&Tls>, ground: &Ground, before: Option<&Mesh>) -> Self {
         let metrics = &ground.metrics;
         let known = |name: &str| before?.upstreams.iter().find(|route| &*route.upstream.spec.name == name);
-        let budget = |config, before: Option<&Arc<Route>>| {
-            Arc::new(Budget::new(config, metrics.workers(), before.map(|route| &*route.budget)))
+        let budget = |config, before: Option<&Arc<Route>>| match before {
+            Some(route) => {
+                route.budget.change(config, Instant::now());
+                route.budget.clone()
+            }
+            None => Arc::new(Budget::new(config, metrics.workers())),
         };
         let both = [Direction::Outbound, Direction::Inbound].map(|direction| bounds(&model.http(direction)));
         let route_within = |direction, towards: &Towards, label: &str, terms: Terms<'_>| {

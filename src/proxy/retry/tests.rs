@@ -14,7 +14,7 @@ fn policy(retries: &str) -> Policy {
 }
 
 fn budget() -> Budget {
-    Budget::new(RetryBudget::default(), 1, None)
+    Budget::new(RetryBudget::default(), 1)
 }
 
 /// A failure of a first try on a new connection.

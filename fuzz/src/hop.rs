@@ -151,7 +151,7 @@ impl Hop {
             h2: false,
             own: None,
             left: head.expiry.map(|_| PATIENCE),
-            judge: None,
+            judge: &|_| Ok(()),
             heard: &Cell::new(None),
             announces: None,
         };

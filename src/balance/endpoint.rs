@@ -195,6 +195,16 @@ impl Endpoint {
         self.health.failed(outcome, &self.load, ejection, usual, now.millis(), has_room);
     }
 
+    /// Notes that one who had waited for an answer for unusually long gave it up.
+    pub(super) fn left(&self, ejection: &Ejection) {
+        self.health.left(&self.load, ejection);
+    }
+
+    /// Whether it is passed over, if it is, because no connection to it could be opened.
+    pub(super) fn is_unreached(&self) -> bool {
+        self.health.is_unreached()
+    }
+
     /// Whether it has never answered.
     pub fn is_untried(&self) -> bool {
         !self.proven.load(Ordering::Relaxed)

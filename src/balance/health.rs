@@ -1,12 +1,14 @@
 //! Whether an endpoint serves what it is given, and how long it is passed over if it does not.
 //!
-//! After a failure an endpoint is doubted: one request at a time goes there until one is answered. After a
+//! After a failure, or a few requests in a row that were given up after unusually long, an endpoint is
+//! doubted: one request at a time goes there until one is answered. After a
 //! few in a row, or when far more of its answers are errors than of the others', it is ejected: it gets
 //! nothing for a while, then one request that tries it out; if that fails too, nothing for four times as long.
 //!
 //! Promises: an endpoint that fails everything gets no more than its first few requests and, now and then,
-//! one; requests that fail together count as one failure to connect; nobody is ejected beyond the share
-//! that may be.
+//! one; requests that fail together count as one failure to connect; of the endpoints that can be reached no
+//! more are ejected than the share that may be. One that no connection can be opened to is passed over whatever
+//! the others do, since that is certain; when all are, all are tried.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -53,7 +55,7 @@ pub struct Ejection {
     pub lost: u32,
     /// When so large a part of its answers are errors, and three times as many as of the others.
     pub part: f32,
-    /// No more than this part of the endpoints; one always.
+    /// No more than this part of the endpoints that can be reached; one always.
     pub most: f32,
     /// For how long; four times as long each time that it then fails again.
     pub pause: Duration,
@@ -90,10 +92,14 @@ pub(super) struct Health {
     failed: AtomicU32,
     /// Those in a row that were no answer, or stood for none.
     lost: AtomicU32,
+    /// Requests in a row that were given up after unusually long.
+    left: AtomicU32,
     /// The part of its answers that are errors, and how many it is made of.
     part: Rough,
     answers: AtomicU32,
     /// Whether it is passed over because there was no connection, or none any more.
+    gone: AtomicBool,
+    /// Whether the former.
     unreached: AtomicBool,
     /// How often it has been passed over lately, and until when the last time, in milliseconds.
     pauses: AtomicU32,
@@ -105,8 +111,8 @@ impl Health {
     pub(super) fn answered(&self, load: &Load, tried_out: bool, now: u64) {
         self.count(0.0);
         let until = load.passed_over_until();
-        let unreached = until != 0 && self.unreached.load(Relaxed);
-        if until != 0 && !tried_out && !unreached {
+        let gone = until != 0 && self.gone.load(Relaxed);
+        if until != 0 && !tried_out && !gone {
             // What was sent before it failed says nothing about it now.
             return;
         }
@@ -114,8 +120,12 @@ impl Health {
             self.failed.store(0, Relaxed);
             self.lost.store(0, Relaxed);
         }
-        if until != 0 && (until <= now || unreached) {
-            if unreached {
+        if self.left.load(Relaxed) != 0 {
+            self.left.store(0, Relaxed);
+        }
+        if until != 0 && (until <= now || gone) {
+            if gone {
+                self.gone.store(false, Relaxed);
                 self.unreached.store(false, Relaxed);
                 self.pauses.store(0, Relaxed);
             }
@@ -151,7 +161,8 @@ impl Health {
         } else if (fails_again || failed >= ejection.failed || lost >= ejection.lost || is_bad) && has_room()
         {
             let is_gone = outcome == Outcome::Broken && !is_bad;
-            self.unreached.store(is_gone, Relaxed);
+            self.gone.store(is_gone, Relaxed);
+            self.unreached.store(false, Relaxed);
             let first = if is_gone { UNREACHED.min(ejection.pause) } else { ejection.pause };
             self.pause(load, first, ejection.longest, now);
             self.answers.store(0, Relaxed);
@@ -164,8 +175,21 @@ impl Health {
     pub(super) fn unreached(&self, load: &Load, longest: Duration, now: u64) {
         // Requests that fail together are one failure.
         if load.condition(now) != Condition::PassedOver {
+            self.gone.store(true, Relaxed);
             self.unreached.store(true, Relaxed);
             self.pause(load, UNREACHED, longest, now);
+        }
+    }
+
+    pub(super) fn is_unreached(&self) -> bool {
+        self.unreached.load(Relaxed)
+    }
+
+    /// A request was given up after unusually long: no failure, but after a few in a row nobody knows whether
+    /// it answers at all.
+    pub(super) fn left(&self, load: &Load, ejection: &Ejection) {
+        if self.left.fetch_add(1, Relaxed) + 1 >= ejection.lost {
+            load.pass_over(0, DOUBTED);
         }
     }
 
@@ -289,6 +313,24 @@ mod tests {
             }
             assert_ne!(load.condition(n), Condition::PassedOver);
         }
+    }
+
+    #[test]
+    fn a_few_that_are_given_up_in_a_row_have_it_doubted_and_never_ejected() {
+        let (health, load, ejection) = (Health::default(), Load::new(None), Ejection::default());
+        for _ in 0..10 {
+            (1..ejection.lost).for_each(|_| health.left(&load, &ejection));
+            assert_eq!(load.condition(10), Condition::Sound);
+            health.answered(&load, false, 10);
+        }
+        for _ in 0..20 {
+            health.left(&load, &ejection);
+        }
+        assert_eq!(load.condition(10), Condition::Doubted);
+        health.answered(&load, true, 11);
+        assert_eq!(load.condition(11), Condition::Sound);
+        health.left(&load, &ejection);
+        assert_eq!(load.condition(11), Condition::Sound, "it begins anew");
     }
 
     #[test]

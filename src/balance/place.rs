@@ -57,15 +57,27 @@ pub struct InFlight {
     since: Cell<Now>,
     /// When its answer is so late that this is the endpoint's failure.
     late: Option<Now>,
-    /// Whether what came of it is known.
-    noted: Cell<bool>,
+    stage: Cell<Stage>,
+}
+
+/// How far a request in flight has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It has its place.
+    Placed,
+    /// Its endpoint has it.
+    Sent,
+    /// Its answer has begun.
+    Answered,
+    /// What came of it is known.
+    Noted,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        // Given up by whoever waited for it.
-        if !self.noted.get() && self.late.is_some_and(|late| late <= Now::at(Instant::now().into_std())) {
-            self.went_wrong(Outcome::Lost, Now::read());
+        // Given up by whoever waited for it: its time is over, or another try was answered first.
+        if self.stage.get() != Stage::Noted {
+            self.given_up(Now::at(Instant::now().into_std()));
         }
     }
 }
@@ -73,12 +85,18 @@ impl Drop for InFlight {
 impl InFlight {
     /// `since`: when it was given its place.
     pub(super) fn new(taken: Taken, place: Place, since: Now, late: Option<Now>) -> Self {
-        Self { taken, place, since: Cell::new(since), late, noted: Cell::new(false) }
+        Self { taken, place, since: Cell::new(since), late, stage: Cell::new(Stage::Placed) }
     }
 
-    /// Notes when it was sent, if something else had to be waited for first: that is not the endpoint's time.
+    /// Notes when it was sent: what had to be waited for first is not the endpoint's time.
     pub fn sent(&self, at: Instant) {
+        self.stage.set(Stage::Sent);
         self.since.set(Now::at(at.into_std()));
+    }
+
+    /// Notes that its answer has begun: who gives it up now has not waited for one.
+    pub fn answer_began(&self) {
+        self.stage.set(Stage::Answered);
     }
 
     /// The upstream.
@@ -98,7 +116,7 @@ impl InFlight {
 
     /// Notes that it was answered at a time, and how: by its status, and that of gRPC if it has one.
     pub fn answered(&self, status: StatusCode, grpc: Option<u8>, at: Instant) {
-        self.noted.set(true);
+        self.stage.set(Stage::Noted);
         let now = Now::at(at.into_std());
         let took = now.micros().saturating_sub(self.since.get().micros()) as f32;
         let wrong = Outcome::of(status, grpc);
@@ -123,7 +141,8 @@ impl InFlight {
 
     /// Notes that it was not answered, and why.
     pub fn failed(&self, error: &Error) {
-        if self.noted.replace(true) {
+        let stage = self.stage.get();
+        if stage == Stage::Noted {
             return;
         }
         match error.reason {
@@ -137,28 +156,26 @@ impl InFlight {
             Reason::UpstreamTimeout | Reason::UpstreamMalformed | Reason::UpstreamStatus => {
                 self.went_wrong(Outcome::Lost, Now::read());
             }
+            // Its caller has gone.
+            Reason::HttpDownstreamGone if stage != Stage::Answered => self.given_up(Now::read()),
             _ => {}
         }
+        self.stage.set(Stage::Noted);
     }
 
-    /// Notes that its caller left before any answer, at a time: no failure, unless that was late, but a time
-    /// that the endpoint took at least.
-    pub fn left(&self, at: Instant) {
-        if self.noted.replace(true) {
-            return;
-        }
-        let now = Now::at(at.into_std());
+    /// It was given up: no failure, unless that was late, but a time that the endpoint took at least.
+    fn given_up(&self, now: Now) {
         if self.late.is_some_and(|late| late <= now) {
             self.went_wrong(Outcome::Lost, now);
-        } else if self.taken.chosen {
+        } else if self.taken.chosen && self.stage.get() == Stage::Sent {
             let took = now.micros().saturating_sub(self.since.get().micros()) as f32;
-            self.crowd().left(&self.taken, took, now);
+            self.crowd().left(&self.taken, took, &self.upstream().spec.ejection, now);
         }
     }
 
     /// Notes that there was no connection for it.
     pub fn unreached(&self) {
-        self.noted.set(true);
+        self.stage.set(Stage::Noted);
         self.endpoint().unreached(self.upstream().spec.ejection.longest, Now::read());
     }
 

@@ -50,12 +50,15 @@ impl Crowd {
         self.learn(taken, took_micros, now);
     }
 
-    /// The caller of a request left, after so many microseconds without an answer. It would have taken longer:
-    /// what is shorter than usual says nothing.
-    pub(super) fn left(&self, taken: &Taken, took_micros: f32, now: Now) {
+    /// A request was given up, after so many microseconds without an answer. It would have taken longer: what is
+    /// shorter than usual says nothing. As many in a row as would have the endpoint ejected if they had failed
+    /// have it doubted.
+    pub(super) fn left(&self, taken: &Taken, took_micros: f32, ejection: &Ejection, now: Now) {
         let learned = taken.endpoint.learned();
-        if learned.alone(took_micros, taken.found) > learned.latency() {
+        let usual = if learned.latency() > 0.0 { learned.latency() } else { self.usual().latency };
+        if learned.alone(took_micros, taken.found) > usual {
             self.learn(taken, took_micros, now);
+            taken.endpoint.left(ejection);
         }
     }
 
@@ -79,9 +82,14 @@ impl Crowd {
     ) {
         self.count(true);
         let has_room = || {
-            let out = |e: &&Arc<Endpoint>| e.condition(now.millis()) == Condition::PassedOver;
-            let most = (all.len() as f32 * ejection.most).max(1.0);
-            (all.iter().filter(out).count() + 1) as f32 <= most
+            let (mut unreached, mut ejected) = (0, 1);
+            for endpoint in all.iter().filter(|e| e.condition(now.millis()) == Condition::PassedOver) {
+                *if endpoint.is_unreached() { &mut unreached } else { &mut ejected } += 1;
+            }
+            // Those that cannot be reached are no help to the others, whose share must not be theirs too.
+            let reachable = all.len() - unreached;
+            let is_last = unreached > 0 && ejected >= reachable;
+            !is_last && ejected as f32 <= (reachable as f32 * ejection.most).max(1.0)
         };
         taken.endpoint.failed(outcome, ejection, self.errors(), now, has_room);
     }
@@ -89,5 +97,77 @@ impl Crowd {
     /// An endpoint refused a request unread, since it has as many as it takes.
     pub fn refused(&self, endpoint: &Endpoint, now: Now) {
         endpoint.load.refused(now.micros());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::time::Duration;
+
+    const NOW: Now = Now::of_micros(1_000_000);
+
+    fn endpoints(n: u8) -> Vec<Arc<Endpoint>> {
+        (1..=n).map(|n| Endpoint::new(([127, 0, 0, n], 80).into(), None)).collect()
+    }
+
+    fn unreached(endpoint: &Endpoint) {
+        endpoint.unreached(Duration::from_secs(30), NOW);
+    }
+
+    /// What an endpoint is after so many failures of one kind.
+    fn after(failures: u32, outcome: Outcome, of: &Arc<Endpoint>, all: &[Arc<Endpoint>]) -> Condition {
+        for _ in 0..failures {
+            let taken = Taken::of(of, NOW).expect("a place");
+            Crowd::default().failed(&taken, outcome, &Ejection::default(), all, NOW);
+        }
+        of.condition(NOW.millis())
+    }
+
+    #[test]
+    fn those_that_cannot_be_reached_take_no_share_of_those_that_fail() {
+        let set = endpoints(10);
+        set[..3].iter().for_each(|endpoint| unreached(endpoint));
+        let conditions: Vec<_> = (3..10).map(|n| after(5, Outcome::Failed, &set[n], &set)).collect();
+        let (out, doubted) = (Condition::PassedOver, Condition::Doubted);
+        assert_eq!(conditions, [out, out, doubted, doubted, doubted, doubted, doubted], "a third of seven");
+    }
+
+    #[test]
+    fn the_last_that_can_be_reached_is_not_ejected() {
+        let set = endpoints(2);
+        unreached(&set[0]);
+        assert_eq!(after(9, Outcome::Failed, &set[1], &set), Condition::Doubted);
+        let alone = endpoints(1);
+        assert_eq!(after(9, Outcome::Failed, &alone[0], &alone), Condition::PassedOver, "one always may be");
+    }
+
+    #[test]
+    fn whose_connections_break_can_be_reached() {
+        let set = endpoints(10);
+        let out =
+            |endpoint: &&Arc<Endpoint>| after(3, Outcome::Broken, endpoint, &set) == Condition::PassedOver;
+        assert_eq!(set.iter().filter(out).count(), 3);
+    }
+
+    #[test]
+    fn who_leaves_before_what_is_usual_blames_nobody() {
+        let (set, crowd, ejection) = (endpoints(2), Crowd::default(), Ejection::default());
+        let at = |n: u64| Now::of_micros(1_000_000 + n * 1000);
+        let taken = Taken::of(&set[0], NOW).expect("a place");
+        (0..100).for_each(|n| crowd.answered(&taken, 10_000.0, at(n)));
+        let usual = set[0].learned().latency();
+        let unknown = Taken::of(&set[1], NOW).expect("a place");
+        for n in 100..200 {
+            crowd.left(&taken, 9_000.0, &ejection, at(n));
+            crowd.left(&unknown, 2_000.0, &ejection, at(n));
+        }
+        assert_eq!(set[0].learned().latency(), usual);
+        assert_eq!(set[1].learned().latency(), 0.0);
+        assert!(set.iter().all(|e| e.condition(NOW.millis()) == Condition::Sound));
+        (200..203).for_each(|n| crowd.left(&taken, 20_000.0, &ejection, at(n)));
+        assert!(set[0].learned().latency() > usual);
+        assert_eq!(set[0].condition(at(203).millis()), Condition::Doubted);
     }
 }

@@ -12,7 +12,7 @@ use http::StatusCode;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::exchange::{self, Judge, Terms};
+use super::exchange::{self, Terms};
 use super::hedge::hedged;
 use super::mesh::{Destination, Route};
 use super::patience::unless_slow;
@@ -321,9 +321,6 @@ async fn attempt(
         Ok(answered) => place.answered(answered.status, answered.grpc, answered.at),
         // That a used connection was closed is no failure of the endpoint.
         Err(error) if this.reused.get() && error.retry != Retry::Never => {}
-        Err(error) if error.reason == Reason::HttpDownstreamGone && !respond.has_begun() => {
-            place.left(Instant::now());
-        }
         Err(error) => place.failed(error),
     }
     done
@@ -349,23 +346,21 @@ async fn exchanged(
             (streams, sidecar) = Box::pin(wanted(respond, streams_to(worker, way, place, sidecar))).await??;
             // What that took is not the endpoint's time.
             sent = Instant::now();
-            place.sent(sent);
         }
     }
     // A route's own timeout says how long its answers may take, and is watched over already.
     let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
     let announces = way.announces.then_some(&**upstream);
-    let judge = |answer: &ResponseHead| match tries.judge(answer, head, sidecar, body) {
-        Some((pause, error)) => {
+    let judges = way.destination.route.retries.judges();
+    let judge = |answer: &ResponseHead| {
+        if judges && let Some((pause, error)) = tries.judge(answer, head, sidecar, body) {
             this.granted.set(Some(pause));
-            Err(error)
+            return Err(error);
         }
-        None => {
-            this.answered.set(true);
-            Ok(())
-        }
+        this.answered.set(true);
+        place.answer_began();
+        Ok(())
     };
-    let judge: Option<&Judge<'_>> = if way.destination.route.retries.judges() { Some(&judge) } else { None };
     let terms = |own, left| Terms {
         bounds,
         begun,
@@ -377,12 +372,13 @@ async fn exchanged(
         announces,
         own,
         left,
-        judge,
+        judge: &judge,
     };
     let answered = match streams {
         Some(streams) => {
             let told = Told::of(asked, sidecar, sent)?;
             let terms = terms(told.fields(), told.left);
+            place.sent(sent);
             let done = match streams {
                 Streams::Mesh(link) => exchange::over_mesh(link, head, body, respond, &terms).await?,
                 Streams::H2(sender, _in_use) => {
@@ -406,13 +402,13 @@ async fn exchanged(
                     let lease = noted(place, Box::pin(opening).await?)?;
                     // What that took is no part of a round trip.
                     sent = Instant::now();
-                    place.sent(sent);
                     lease
                 }
             };
             this.reused.set(!lease.is_new());
             let told = Told::of(asked, sidecar, sent)?;
             let terms = terms(told.fields(), told.left);
+            place.sent(sent);
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {
                 Ok(done) => done,
                 Err(error) => {

@@ -14,6 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::app::{Answers, App};
 use crate::eventually;
 use crate::lab::{Mesh, crowd, endpoint, get, orders, plain, shown};
+use crate::support::client::{request, send};
 use crate::support::loopback::{HOST, Loopback};
 
 /// Failures in a row after which an endpoint is passed over, by default. What is on its way at the time comes
@@ -52,23 +53,52 @@ async fn one_that_fails_everything_gets_no_more_than_a_few() {
     }
 }
 
-#[tokio::test]
-async fn one_that_lets_callers_wait_until_they_leave_is_left_alone() {
+/// How many of 60 requests, one after the other, an endpoint gets that answers none any more, with more in
+/// the caller's configuration.
+async fn stuck_gets(more: &str, ask: impl AsyncFn(&Loopback)) -> usize {
     let (stuck, good) = (App::named("stuck").await, App::named("good").await);
     // Faster by so much that whoever sees both idle goes to the first.
     stuck.after(2);
     good.after(15);
-    let caller = plain(&[&stuck, &good], "").await;
+    let upstream = orders(&[stuck.address, good.address], ", retry_budget: { least: 100/s }");
+    let caller = Loopback::start("caller", &(upstream + more)).await;
     assert_eq!(crowd(&caller, 400, 8).await, 400);
     assert!(stuck.all() > 50, "it takes part: {}", stuck.all());
     stuck.after(60_000);
     let before = stuck.all();
     for _ in 0..60 {
         // Nothing of them is in flight any more when the next one comes.
-        let _ = tokio::time::timeout(Duration::from_millis(100), get(&caller, "/")).await;
+        ask(&caller).await;
         eventually("its end", async || shown(&caller).await["in_flight"] == 0).await;
     }
-    let waited = stuck.all() - before;
+    stuck.all() - before
+}
+
+#[tokio::test]
+async fn one_that_lets_callers_wait_until_they_leave_is_left_alone() {
+    let waited = stuck_gets("", async |caller| {
+        let _ = tokio::time::timeout(Duration::from_millis(100), get(caller, "/")).await;
+    });
+    let waited = waited.await;
+    assert!((1..=20).contains(&waited), "{waited} of 60");
+}
+
+#[tokio::test]
+async fn one_that_lets_them_wait_until_their_time_is_over_is_left_alone() {
+    let waited = stuck_gets("", async |caller| {
+        let mut request = request("GET", HOST, "/", "");
+        request.headers_mut().insert("x-request-timeout", "100".parse().expect("a value"));
+        send(caller.outbound(), request).await.expect("an answer");
+    });
+    let waited = waited.await;
+    assert!((1..=20).contains(&waited), "{waited} of 60");
+}
+
+#[tokio::test]
+async fn one_that_always_loses_to_hedges_is_left_alone() {
+    let route = format!("routes: [{{ host: {HOST}, upstream: orders, hedge: {{ after: 50ms }} }}]\n");
+    let waited = stuck_gets(&route, async |caller| assert_eq!(get(caller, "/").await.status, 200));
+    let waited = waited.await;
     assert!((1..=20).contains(&waited), "{waited} of 60");
 }
 

@@ -22,7 +22,7 @@ pub struct Ejection {
     /// When so large a part of its answers are errors, and three times as large a one as of all. Default
     /// 20%.
     pub ratio: Percent,
-    /// No more than this part of the endpoints is ejected at once; one always may be. Default 30%.
+    /// No more than this part of the endpoints that can be reached is ejected at once; one always may be. Default 30%.
     pub share: Percent,
     /// For how long; four times as long each time that it then fails again. Default 2s.
     pub pause: Time,

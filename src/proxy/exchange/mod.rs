@@ -57,7 +57,7 @@ pub struct Terms<'a> {
     /// What is left of its caller's time, for a sidecar.
     pub left: Option<Duration>,
     /// Looks at an answer's head before anything of it goes on: an error turns the answer down.
-    pub judge: Option<&'a Judge<'a>>,
+    pub judge: &'a Judge<'a>,
 }
 
 /// See [`Terms::judge`].
@@ -99,7 +99,7 @@ impl Terms<'_> {
 
     /// What is said of an answer by its head.
     fn judged(&self, head: &ResponseHead) -> Result<()> {
-        self.judge.map_or(Ok(()), |judge| judge(head))
+        (self.judge)(head)
     }
 }
 

@@ -8,10 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
-
 use super::crowd::Crowd;
 use super::load::{Condition, Usual, View};
+use super::ranks::{Rank, Ranks};
 use super::standing::Share;
 use super::{Endpoint, Now};
 
@@ -36,6 +35,9 @@ const UNHEARD: f32 = 1.0;
 /// An endpoint that is near is left for one farther away when it is as full as this.
 const CROWDED: f32 = 1.0;
 
+/// The rank, among those of one family, of one that is left for others then: behind near ones and far ones.
+const SPILLS: u32 = 2;
+
 /// How long an endpoint has to have answered nothing for that.
 const FORGOTTEN: Duration = Duration::from_secs(5);
 
@@ -49,16 +51,16 @@ pub struct Question<'a> {
     /// Whether endpoints were asked for its sake: those that have not answered are no better than they seem.
     pub asked: bool,
     /// What endpoints differ in, if they do.
-    pub uneven: Option<Uneven>,
+    pub uneven: Option<Uneven<'a>>,
 }
 
 /// How endpoints that are not alike are told apart.
 #[derive(Debug, Clone, Copy)]
-pub struct Uneven {
+pub struct Uneven<'a> {
     /// How long one that joins others takes less than its share.
     pub slow_start: Duration,
-    /// Whether some come before others, by priority, family or zone.
-    pub ranked: bool,
+    /// Which come before others, by priority, family or zone; none: none does.
+    pub ranks: Option<&'a Ranks>,
 }
 
 /// An endpoint that was chosen.
@@ -83,45 +85,97 @@ impl Crowd {
         endpoints: &'a [Arc<Endpoint>],
         question: &Question<'_>,
     ) -> Result<Chosen<'a>, None> {
-        let mut best = Best::new(self.usual(), question);
-        let alike = |_: &Arc<Endpoint>, _: &View| Some(0);
-        match question.uneven {
-            _ if endpoints.is_empty() => return Err(None::Empty),
-            Some(uneven) if uneven.ranked => {
-                let ranks = Ranks::of(endpoints, question);
-                let share = |e: &Endpoint| e.standing.share(question.now.millis(), uneven.slow_start);
-                endpoints.iter().for_each(|e| best.look(e, share(e), |e, view| ranks.rank(e, view)));
-            }
-            Some(uneven) => {
-                let share = |e: &Endpoint| e.standing.share(question.now.millis(), uneven.slow_start);
-                self.some(endpoints, |endpoint| best.look(endpoint, share(endpoint), alike));
-            }
-            Option::None => self.some(endpoints, |endpoint| best.look(endpoint, Share::WHOLE, alike)),
+        if endpoints.is_empty() {
+            return Err(None::Empty);
         }
-        if endpoints.len() > FEW && best.is_none() {
-            // Nothing among those that were looked at.
-            endpoints.iter().for_each(|endpoint| best.look(endpoint, Share::WHOLE, alike));
+        let mut best = Best::new(self.usual(), question);
+        match question.uneven {
+            Some(Uneven { slow_start, ranks }) => {
+                let share = |e: &Endpoint| e.standing.share(question.now.millis(), slow_start);
+                match ranks {
+                    Some(ranks) => self.look_by_rank(endpoints, ranks, question, share, &mut best),
+                    Option::None => self.look(endpoints, share, &mut best),
+                }
+            }
+            Option::None => self.look(endpoints, |_: &Endpoint| Share::WHOLE, &mut best),
         }
         let chosen = best.chosen()?;
         let tries_another = fastrand::u8(..) == 0;
         Ok(if tries_another { forgotten(endpoints, &chosen, question).unwrap_or(chosen) } else { chosen })
     }
 
-    /// The endpoints that a choice looks at.
+    /// Looks at endpoints of which none comes before another.
     #[inline]
-    fn some<'a>(&self, endpoints: &'a [Arc<Endpoint>], mut look: impl FnMut(&'a Arc<Endpoint>)) {
-        let by_chance = || fastrand::usize(..endpoints.len());
-        if endpoints.len() <= FEW {
-            // A random beginning, so that equals share: callers who see the same must not choose the same.
-            let (before, after) = endpoints.split_at(by_chance());
-            for endpoint in after.iter().chain(before) {
-                look(endpoint);
+    fn look<'a>(
+        &self,
+        endpoints: &'a [Arc<Endpoint>],
+        share: impl Fn(&Endpoint) -> Share,
+        best: &mut Best<'a, '_>,
+    ) {
+        let recent = self.recent().filter_map(|place| endpoints.get(place));
+        some(endpoints, Some, recent, |endpoint| best.look(endpoint, share(endpoint), |_| Some(0)));
+        if endpoints.len() > FEW && best.sound.is_none() {
+            // Nothing among those that were looked at.
+            endpoints.iter().for_each(|endpoint| best.look(endpoint, share(endpoint), |_| Some(0)));
+        }
+    }
+
+    /// Looks at endpoints of the first rank that has something, and at those of earlier ones.
+    fn look_by_rank<'a>(
+        &self,
+        endpoints: &'a [Arc<Endpoint>],
+        ranks: &Ranks,
+        question: &Question<'_>,
+        share: impl Fn(&Endpoint) -> Share,
+        best: &mut Best<'a, '_>,
+    ) {
+        for (number, family) in (0..).zip(ranks.families(endpoints, question)) {
+            let look = |best: &mut Best<'a, '_>, rank: &Rank, endpoint| {
+                best.look(endpoint, share(endpoint), |view| {
+                    let spills = if view.saturation() > CROWDED { SPILLS } else { u32::from(rank.is_far) };
+                    (!family.is_shut).then_some((number << 2) | spills)
+                });
+            };
+            for rank in family.ranks {
+                let at = |place: &u32| endpoints.get(*place as usize);
+                let recent = self.recent().filter(|place| ranks.holds(rank, *place));
+                let recent = recent.filter_map(|place| endpoints.get(place));
+                some(&rank.places, at, recent, |endpoint| look(best, rank, endpoint));
+                if best.sound.is_some_and(|sound| sound.rank & SPILLS == 0) {
+                    return;
+                }
             }
-        } else {
-            let places = (0..BY_CHANCE).map(|_| by_chance()).chain(self.recent());
-            for endpoint in places.filter_map(|place| endpoints.get(place)) {
-                look(endpoint);
+            if best.sound.is_none() {
+                // Nothing among those that were looked at: nobody goes past one that has room.
+                for rank in family.ranks.iter().filter(|rank| rank.places.len() > FEW) {
+                    rank.endpoints(endpoints).for_each(|endpoint| look(best, rank, endpoint));
+                }
             }
+            if best.sound.is_some() {
+                return;
+            }
+        }
+    }
+}
+
+/// Looks at members of a set: all of few; of more, some by chance, and those that were heard last.
+#[inline]
+fn some<'a, 'm, T>(
+    members: &'m [T],
+    at: impl Fn(&'m T) -> Option<&'a Arc<Endpoint>>,
+    recent: impl Iterator<Item = &'a Arc<Endpoint>>,
+    mut look: impl FnMut(&'a Arc<Endpoint>),
+) {
+    let by_chance = || fastrand::usize(..members.len());
+    if members.len() <= FEW {
+        // A random beginning, so that equals share: callers who see the same must not choose the same.
+        let (before, after) = members.split_at(by_chance());
+        for endpoint in after.iter().chain(before).filter_map(at) {
+            look(endpoint);
+        }
+    } else {
+        for endpoint in (0..BY_CHANCE).filter_map(|_| at(&members[by_chance()])).chain(recent) {
+            look(endpoint);
         }
     }
 }
@@ -187,17 +241,12 @@ impl<'a, 'q> Best<'a, 'q> {
     }
 
     #[inline(always)]
-    fn look(
-        &mut self,
-        endpoint: &'a Arc<Endpoint>,
-        share: Share,
-        rank: impl Fn(&Arc<Endpoint>, &View) -> Option<u32>,
-    ) {
+    fn look(&mut self, endpoint: &'a Arc<Endpoint>, share: Share, rank: impl Fn(&View) -> Option<u32>) {
         if !self.question.tried.is_empty() && self.question.tried.contains(&endpoint.id) {
             return;
         }
         let view = endpoint.load.view(&self.usual, self.question.now.micros(), share, self.doubt);
-        let rank = if view.full { Option::None } else { rank(endpoint, &view) };
+        let rank = if view.full { Option::None } else { rank(&view) };
         let Some(rank) = rank else {
             self.full |= !endpoint.is_leaving();
             return;
@@ -224,10 +273,6 @@ impl<'a, 'q> Best<'a, 'q> {
         }
     }
 
-    fn is_none(&self) -> bool {
-        self.sound.is_none() && self.tried_out.is_none() && self.passed_over.is_none()
-    }
-
     fn chosen(self) -> Result<Chosen<'a>, None> {
         let mut best = self.sound;
         if let Some(tried_out) = self.tried_out {
@@ -244,42 +289,6 @@ impl<'a, 'q> Best<'a, 'q> {
             Option::None if self.full => Err(None::Full),
             Option::None => Err(None::Empty),
         }
-    }
-}
-
-/// Which endpoints come before others: those of the least priority that have room, then those of the
-/// family to reach them by, then those that are near.
-///
-/// The second address of an endpoint is the way around its first: it is taken where no first one can
-/// be reached, and right after one that could not be. It is no room beside it.
-struct Ranks {
-    /// Which family comes last.
-    avoided: bool,
-    /// Priorities in which a first address is full: its second one is no room.
-    full: SmallVec<[u32; 8]>,
-}
-
-impl Ranks {
-    fn of(endpoints: &[Arc<Endpoint>], question: &Question<'_>) -> Self {
-        let now = question.now.millis();
-        let last = question.tried.last().and_then(|id| endpoints.iter().find(|e| e.id == *id));
-        let unreached = last.filter(|endpoint| endpoint.condition(now) != Condition::Sound);
-        let avoided = unreached.is_none_or(|endpoint| endpoint.standing.is_second());
-        let full = endpoints
-            .iter()
-            .filter(|e| !e.standing.is_second() && e.condition(now) == Condition::Sound && e.is_full());
-        Self { avoided, full: full.map(|e| e.standing.priority()).collect() }
-    }
-
-    /// The least comes first; none: it has no room.
-    fn rank(&self, endpoint: &Arc<Endpoint>, view: &View) -> Option<u32> {
-        let standing = &endpoint.standing;
-        if standing.is_second() && self.full.contains(&standing.priority()) {
-            return Option::None;
-        }
-        let spills = if view.saturation() > CROWDED { 2 } else { u32::from(standing.is_far()) };
-        let second = u32::from(standing.is_second() == self.avoided);
-        Some((standing.priority().min(0xffff) << 8) | (second << 4) | spills)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,12 +11,13 @@ use arc_swap::ArcSwap;
 use tokio::sync::{SetOnce, watch};
 use tokio::task::AbortHandle;
 
+use super::candidates::Candidates;
 use super::crowd::Crowd;
 use super::room::{Queue, Room};
 use super::standing::mean_weights;
 use super::upstream::Open;
 use super::waiting::Waiting;
-use super::{Configured, Endpoint, Learned, Now, Spec, sticky};
+use super::{Configured, Endpoint, Learned, Now, Spec};
 use crate::dns::{self, Answer, Resolution, Resolver, State};
 
 /// Endpoints that a source gives within so long of its first one are the first ones: two families, or the
@@ -28,7 +29,7 @@ const TOGETHER: Duration = Duration::from_secs(2);
 pub(super) struct Live {
     pub(super) endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     /// Those of them that this sidecar uses.
-    pub(super) candidates: ArcSwap<Vec<Arc<Endpoint>>>,
+    pub(super) candidates: ArcSwap<Candidates>,
     /// What is known of them together.
     pub(super) crowd: Crowd,
     /// What can be learned of them as one: of the application, whose only address is its own.
@@ -61,8 +62,6 @@ pub(super) struct Live {
     /// Until when, in milliseconds of the endpoints' clock, endpoints are not alike: 0: they are;
     /// `u64::MAX`: their source says so.
     pub(super) uneven_until: AtomicU64,
-    /// Whether some come before others.
-    pub(super) ranked: AtomicBool,
     pub(super) follow: AbortHandle,
 }
 
@@ -133,7 +132,6 @@ impl Live {
                 seed: fastrand::u64(..),
                 begun: AtomicU64::new(0),
                 uneven_until: AtomicU64::new(0),
-                ranked: AtomicBool::new(false),
                 follow: resolver.handle().spawn(task).abort_handle(),
             }
         })
@@ -198,13 +196,11 @@ impl Live {
         for (endpoint, target) in next.iter().zip(targets) {
             endpoint.standing.take(target, means[&target.priority], is_virtual, self.zone.as_deref());
         }
-        let ranks = |pair: &[Arc<Endpoint>]| {
-            let rank = |e: &Endpoint| (e.standing.priority(), e.standing.is_second(), e.standing.is_far());
-            rank(&pair[0]) != rank(&pair[1])
-        };
-        self.ranked.store(next.windows(2).any(ranks), Ordering::Relaxed);
+        // What is said of endpoints may have changed, if they have not.
+        let candidates = Arc::new(Candidates::of(&next, self.subset, self.seed));
         self.uneven_until.store(uneven_until(&next, terms.slow_start, at), Ordering::Relaxed);
         if next.iter().map(|e| e.id).eq(now.iter().map(|e| e.id)) {
+            self.candidates.store(candidates);
             return;
         }
         if is_virtual {
@@ -214,24 +210,11 @@ impl Live {
         let left: Vec<_> = now.iter().filter(|e| !stay.contains(&e.id)).cloned().collect();
         leaving.extend(left.iter().cloned());
         self.leaving.store(Arc::new(leaving));
-        let next = Arc::new(next);
-        let candidates = self.subset(&next);
-        candidates.iter().enumerate().for_each(|(place, endpoint)| endpoint.takes_place(place));
-        self.endpoints.store(next);
+        self.endpoints.store(Arc::new(next));
         self.candidates.store(candidates);
         // Last: nobody finds a set of which every endpoint has left.
         left.iter().for_each(|endpoint| endpoint.leave());
         self.waiting.all();
-    }
-
-    /// The endpoints that this sidecar uses: all, or those of the highest numbers, drawn for each from its
-    /// address (rendezvous hashing), so that one that joins or leaves changes hardly any of the others.
-    fn subset(&self, all: &Arc<Vec<Arc<Endpoint>>>) -> Arc<Vec<Arc<Endpoint>>> {
-        let Some(most) = self.subset.filter(|most| all.len() > *most) else { return all.clone() };
-        let mut drawn: Vec<_> = all.iter().map(|e| (sticky::draw(self.seed, e), e)).collect();
-        drawn.select_nth_unstable_by(most, |a, b| b.0.total_cmp(&a.0));
-        drawn.truncate(most);
-        Arc::new(drawn.into_iter().map(|(_, endpoint)| endpoint.clone()).collect())
     }
 }
 
@@ -270,4 +253,50 @@ fn say_virtual(upstream: &str, targets: &[dns::Target]) {
         "has one address: if a Service's, it stands for many endpoints that cannot be told apart. Requests go over \
          several connections, each replaced after a while; to balance by saturation, set `endpoints`"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::{Ejection, Patience};
+    use crate::config::model;
+    use crate::dns::{EndpointSource, Target};
+
+    #[tokio::test]
+    async fn what_is_said_anew_of_the_same_endpoints_holds_at_once() {
+        let spec = Spec {
+            name: "orders".into(),
+            source: EndpointSource::Static([].into()),
+            address: "127.0.0.1:80".parse().unwrap(),
+            is_balanced: true,
+            slow_start: Duration::ZERO,
+            peer: None,
+            may_fall_back: false,
+            capacity: None,
+            ejection: Ejection::default(),
+            queue: Patience { most: 0, time: Duration::ZERO },
+            zone: None,
+            subset: Some(2),
+            is_application: false,
+            learns_most: false,
+            max_in_flight: u32::MAX,
+            max_connections: u32::MAX,
+            connect_timeout: Duration::from_secs(2),
+            keep_alive: Configured { timeout: None, requests: None, most_idle: Duration::from_secs(300) },
+            peer_timeout: Duration::from_secs(10),
+        };
+        let resolver = Resolver::new(&model::Dns::default(), tokio::runtime::Handle::current()).unwrap();
+        let live = Live::follow(&spec, &resolver);
+        let mut targets: Vec<_> = (1..=9).map(|n| Target::at(([127, 0, 0, n], 80).into())).collect();
+        live.publish("orders", &targets);
+        let used = || live.candidates.load();
+        assert!(used().endpoints.len() == 2 && used().ranks.is_none());
+        let unused = |t: &&mut Target| used().endpoints.iter().all(|e| e.address != t.address);
+        let first = targets.iter_mut().find(unused).map(|target| target.address);
+        targets.iter_mut().for_each(|target| target.priority = u16::from(Some(target.address) != first));
+        live.publish("orders", &targets);
+        assert!(used().ranks.is_some());
+        let has_first = used().endpoints.iter().any(|endpoint| Some(endpoint.address) == first);
+        assert!(has_first && used().endpoints.len() == 3, "it comes first now, and is in every subset");
+    }
 }

@@ -6,6 +6,7 @@
 //! allocates nothing.
 
 mod ask;
+mod candidates;
 mod choice;
 mod crowd;
 mod endpoint;
@@ -18,6 +19,7 @@ mod load;
 mod now;
 mod pick;
 mod place;
+mod ranks;
 mod room;
 mod standing;
 mod sticky;
@@ -37,6 +39,7 @@ pub use load::Source;
 pub use now::Now;
 pub use pick::{Asks, Wait, Want};
 pub use place::InFlight;
+pub use ranks::Ranks;
 pub use room::{Handed, Room, Wanted};
 pub use standing::Standing;
 pub use sticky::key;

@@ -150,12 +150,13 @@ impl Upstream {
 
     /// Takes a place of the endpoint that is best now. It takes no lock, and allocates nothing.
     fn take(&self, want: &Want<'_>, now: Now, may_ask: bool) -> Seat {
-        let endpoints = self.live.candidates.load();
+        let candidates = self.live.candidates.load();
+        let (endpoints, uneven) = (&candidates.endpoints, self.uneven(&candidates, now));
         loop {
-            let question = Question { tried: want.tried, now, asked: !may_ask, uneven: self.uneven(now) };
+            let question = Question { tried: want.tried, now, asked: !may_ask, uneven };
             let chosen = match want.key {
-                Some(key) => self.live.crowd.stick(&endpoints, &question, key),
-                Option::None => self.live.crowd.choose(&endpoints, &question),
+                Some(key) => self.live.crowd.stick(endpoints, &question, key),
+                Option::None => self.live.crowd.choose(endpoints, &question),
             };
             let chosen = match chosen {
                 Ok(chosen) => chosen,
@@ -163,7 +164,7 @@ impl Upstream {
             };
             if may_ask
                 && want.key.is_none()
-                && let Some((some, worth)) = self.live.crowd.to_ask(&endpoints, &chosen, &question)
+                && let Some((some, worth)) = self.live.crowd.to_ask(endpoints, &chosen, &question)
             {
                 return Seat::Ask(some, worth);
             }

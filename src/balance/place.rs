@@ -185,7 +185,7 @@ impl InFlight {
         }
         let upstream = self.upstream();
         let all = upstream.live.candidates.load();
-        self.crowd().failed(&self.taken, outcome, &upstream.spec.ejection, &all, now);
+        self.crowd().failed(&self.taken, outcome, &upstream.spec.ejection, &all.endpoints, now);
     }
 
     fn crowd(&self) -> &Crowd {

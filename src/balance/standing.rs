@@ -80,13 +80,7 @@ impl Default for Standing {
 impl Standing {
     /// Takes what the source says now. `mean_weight`: of the targets of its priority, if
     /// they differ.
-    pub(super) fn take(
-        &self,
-        target: &Target,
-        mean_weight: Option<f32>,
-        is_virtual: bool,
-        our_zone: Option<&str>,
-    ) {
+    pub fn take(&self, target: &Target, mean_weight: Option<f32>, is_virtual: bool, our_zone: Option<&str>) {
         self.weight.store(target.weight.max(1), Ordering::Relaxed);
         self.mean_weight.set(mean_weight.unwrap_or(0.0));
         self.priority.store(target.priority.into(), Ordering::Relaxed);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::candidates::Candidates;
 use super::live::{Live, Terms};
 use super::room::{Handed, Room, Waiting, Wanted};
 use super::{Configured, Ejection, Endpoint, None, Now, Patience, Question, Uneven};
@@ -242,18 +243,18 @@ impl Upstream {
     }
 
     /// What its endpoints differ in now, if they do.
-    pub(super) fn uneven(&self, now: Now) -> Option<Uneven> {
+    pub(super) fn uneven<'a>(&self, candidates: &'a Candidates, now: Now) -> Option<Uneven<'a>> {
         let uneven = now.millis() < self.live.uneven_until.load(Ordering::Relaxed);
-        let ranked = self.live.ranked.load(Ordering::Relaxed);
-        uneven.then_some(Uneven { slow_start: self.spec.slow_start, ranked })
+        let ranks = candidates.ranks.as_ref();
+        uneven.then_some(Uneven { slow_start: self.spec.slow_start, ranks })
     }
 
     /// The endpoint for the next request.
     pub fn choose(&self, tried: &[u64]) -> std::result::Result<Arc<Endpoint>, None> {
         let now = Now::read();
-        let question = Question { tried, now, asked: false, uneven: self.uneven(now) };
-        let endpoints = self.live.candidates.load();
-        self.live.crowd.choose(&endpoints, &question).map(|chosen| chosen.endpoint.clone())
+        let candidates = self.live.candidates.load();
+        let question = Question { tried, now, asked: false, uneven: self.uneven(&candidates, now) };
+        self.live.crowd.choose(&candidates.endpoints, &question).map(|chosen| chosen.endpoint.clone())
     }
 
     /// Takes what an endpoint's sidecar says of how full it is.

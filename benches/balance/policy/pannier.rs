@@ -82,7 +82,7 @@ impl Policy for Pannier {
         let client = &self.clients[usize::from(ask.client)];
         let tried: Vec<u64> = ask.tried.iter().map(|n| client.all[usize::from(*n)].id).collect();
         let now = at(ask.now);
-        let uneven = Uneven { slow_start: SLOW_START, ranked: false };
+        let uneven = Uneven { slow_start: SLOW_START, ranks: None };
         let uneven = (now.millis() < self.uneven_until).then_some(uneven);
         let question = Question { tried: &tried, now, asked: ask.told.is_some(), uneven };
         let Ok(chosen) = client.crowd.choose(&client.endpoints, &question) else { return Decision::Fail };

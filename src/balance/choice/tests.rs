@@ -7,6 +7,8 @@ use super::*;
 use crate::dns::Target;
 use crate::http::Announcement;
 
+mod ranks;
+
 const SLOW_START: Duration = Duration::from_secs(10);
 
 /// Endpoints of which the source says so much.
@@ -36,8 +38,9 @@ fn at(millis: u64) -> Now {
 const ALIKE: Question<'_> =
     Question { tried: &[], now: Now::of_micros(1_000_000), asked: false, uneven: Option::None };
 
-fn uneven(now: Now) -> Question<'static> {
-    Question { tried: &[], now, asked: false, uneven: Some(Uneven { slow_start: SLOW_START, ranked: true }) }
+fn uneven(now: Now, ranks: &Option<Ranks>) -> Question<'_> {
+    let uneven = Some(Uneven { slow_start: SLOW_START, ranks: ranks.as_ref() });
+    Question { tried: &[], now, asked: false, uneven }
 }
 
 fn choose(set: &[Arc<Endpoint>], question: &Question<'_>) -> Result<u64, None> {
@@ -130,7 +133,7 @@ fn one_that_was_slow_is_tried_again_before_any_that_comes_later() {
     }
     let mut counts = [0; 3];
     for _ in 0..20_000 {
-        let chosen = crowd.choose(&set, &uneven(at(10_000))).unwrap().endpoint.id;
+        let chosen = crowd.choose(&set, &uneven(at(10_000), &Ranks::of(&set))).unwrap().endpoint.id;
         counts[set.iter().position(|endpoint| endpoint.id == chosen).unwrap()] += 1;
     }
     assert!((20..400).contains(&counts[1]) && counts[2] == 0, "{counts:?}");
@@ -216,7 +219,7 @@ fn one_that_left_is_the_last_resort_of_who_still_knows_it() {
     let set = endpoints(2, 1);
     set.iter().for_each(|endpoint| endpoint.leave());
     assert!(choose(&set, &ALIKE).is_ok());
-    assert!(choose(&set, &uneven(ALIKE.now)).is_ok());
+    assert!(choose(&set, &uneven(ALIKE.now, &Ranks::of(&set))).is_ok());
 }
 
 #[test]
@@ -250,10 +253,11 @@ fn one_request_at_a_time_goes_to_one_that_is_doubted_unless_most_are() {
 #[test]
 fn weights_are_shares_idle_and_busy() {
     let set = standing(&[Target { weight: 1, ..target(1) }, Target { weight: 3, ..target(2) }], 1000);
-    let idle = shares(&set, &uneven(ALIKE.now));
+    let idle = shares(&set, &uneven(ALIKE.now, &Ranks::of(&set)));
     assert!((190..310).contains(&idle[0]), "{idle:?}");
     for _ in 0..400 {
-        let chosen = Crowd::default().choose(&set, &uneven(ALIKE.now)).unwrap().endpoint.clone();
+        let chosen =
+            Crowd::default().choose(&set, &uneven(ALIKE.now, &Ranks::of(&set))).unwrap().endpoint.clone();
         begin(&chosen, 1);
     }
     assert!((88..=112).contains(&set[0].in_flight()), "{}", set[0].in_flight());
@@ -265,7 +269,8 @@ fn an_endpoint_that_joins_takes_its_share_by_and_by() {
         let set = endpoints(2, 1000);
         set[1].standing.join(1000);
         for _ in 0..200 {
-            let chosen = Crowd::default().choose(&set, &uneven(at(now))).unwrap().endpoint.clone();
+            let chosen =
+                Crowd::default().choose(&set, &uneven(at(now), &Ranks::of(&set))).unwrap().endpoint.clone();
             begin(&chosen, 1);
         }
         set[1].in_flight()
@@ -279,7 +284,8 @@ fn an_endpoint_that_joins_takes_its_share_by_and_by() {
 #[test]
 fn the_next_priority_takes_what_the_first_has_no_room_for() {
     let set = standing(&[target(1), Target { priority: 1, ..target(2) }], 1);
-    let question = uneven(ALIKE.now);
+    let ranks = Ranks::of(&set);
+    let question = uneven(ALIKE.now, &ranks);
     assert_eq!(shares(&set, &question), [1000, 0]);
     begin(&set[0], 1);
     assert_eq!(shares(&set, &question), [0, 1000]);
@@ -293,7 +299,8 @@ fn the_next_priority_takes_what_the_first_has_no_room_for() {
 #[test]
 fn those_that_are_near_come_first_until_they_are_crowded() {
     let set = standing(&[target(1), Target { zone: Some("there".into()), ..target(2) }], 4);
-    let question = uneven(ALIKE.now);
+    let ranks = Ranks::of(&set);
+    let question = uneven(ALIKE.now, &ranks);
     begin(&set[0], 3);
     assert_eq!(choose(&set, &question), Ok(set[0].id), "it has room for one more");
     let crowd = Crowd::default();
@@ -307,14 +314,14 @@ fn the_next_priority_takes_over_from_a_full_one_of_both_families() {
     let both = [target(1), Target { second: true, ..target(2) }, Target { priority: 10, ..target(3) }];
     let set = standing(&both, 1);
     begin(&set[0], 1);
-    assert_eq!(shares(&set, &uneven(ALIKE.now)), [0, 0, 1000]);
+    assert_eq!(shares(&set, &uneven(ALIKE.now, &Ranks::of(&set))), [0, 0, 1000]);
 }
 
 #[test]
 fn the_second_address_is_the_way_around_and_no_more_room() {
     let set = standing(&[target(1), target(2), Target { second: true, ..target(3) }], 1);
-    let choose = |tried: &[u64]| choose(&set, &Question { tried, ..uneven(ALIKE.now) });
-    assert_eq!(shares(&set, &uneven(ALIKE.now))[2], 0);
+    let choose = |tried: &[u64]| choose(&set, &Question { tried, ..uneven(ALIKE.now, &Ranks::of(&set)) });
+    assert_eq!(shares(&set, &uneven(ALIKE.now, &Ranks::of(&set)))[2], 0);
     begin(&set[0], 1);
     begin(&set[1], 1);
     assert_eq!(choose(&[]), Err(None::Full));
@@ -384,7 +391,7 @@ fn given(targets: &[Target], busy: usize, said: bool) -> Vec<usize> {
                 (0..servers.len()).filter(|n| endpoints[*n].in_flight() == 0 && servers[*n].is_known());
             idle.for_each(|which| announce(which, now));
         }
-        let uneven = Some(Uneven { slow_start: SLOW_START, ranked: false });
+        let uneven = Some(Uneven { slow_start: SLOW_START, ranks: Option::None });
         let question = Question { tried: &[], now: Now::of_micros(now), asked: false, uneven };
         while in_flight.len() < busy {
             let chosen = crowd.choose(&endpoints, &question).unwrap().endpoint;

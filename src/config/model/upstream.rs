@@ -37,7 +37,8 @@ pub struct Upstream {
     /// Requests that wait while there is no room for them.
     #[serde(default)]
     pub queue: Queue,
-    /// Of very many endpoints, how many this sidecar uses: each sidecar others. Default: all.
+    /// Of very many endpoints, how many this sidecar uses of each priority, family and zone: each sidecar
+    /// others. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<NonZeroU32>,
     /// The most requests that this sidecar has in flight to the upstream. Default: no bound.

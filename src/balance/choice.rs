@@ -33,7 +33,7 @@ const BY_CHANCE: usize = 6;
 const UNHEARD: f32 = 1.0;
 
 /// An endpoint that is near is left for one farther away when it is as full as this.
-const CROWDED: f32 = 1.0;
+pub(super) const CROWDED: f32 = 1.0;
 
 /// The rank, among those of one family, of one that is left for others then: behind near ones and far ones.
 const SPILLS: u32 = 2;

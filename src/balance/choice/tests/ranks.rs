@@ -1,4 +1,4 @@
-//! Who comes before others, in large sets.
+//! Who comes before others, in large sets and for those who keep to one endpoint.
 
 use super::*;
 
@@ -69,4 +69,31 @@ fn of_very_many_second_addresses_are_no_more_room_either() {
         endpoint.unreached(Duration::from_secs(30), ALIKE.now);
     }
     assert!((0..50).all(|_| is_second(choose(&[]).unwrap())), "no first one can be reached");
+}
+
+#[test]
+fn keys_live_where_requests_without_one_would_go() {
+    let first = rank(0, 4, 0, "here", false).chain(rank(4, 4, 0, "there", false));
+    let all = first.chain(rank(8, 4, 0, "here", true)).chain(rank(12, 4, 10, "here", false));
+    let (set, crowd) = (standing(&all.collect::<Vec<_>>(), 10), Crowd::default());
+    let map = |set: &[Arc<Endpoint>]| -> Vec<u64> {
+        let ranks = Ranks::of(set);
+        let question = uneven(ALIKE.now, &ranks);
+        (0..200).map(|key| crowd.stick(set, &question, key).unwrap().endpoint.id).collect()
+    };
+    let live = |from, to| map(&set).iter().all(|id| set[from..to].iter().any(|e| e.id == *id));
+    assert!(live(0, 4), "near ones");
+    let (before, after) = (map(&set), map(&set[1..]));
+    let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
+    assert!(moved.clone().count() > 20 && moved.into_iter().all(|(before, _)| *before == set[0].id));
+    assert!(after.iter().all(|id| set[1..4].iter().any(|endpoint| endpoint.id == *id)));
+    let said = |in_flight| Announcement { in_flight, capacity: 10, latency: 1000, most: 0 };
+    set[..4].iter().for_each(|endpoint| crowd.hear(endpoint, &said(20), ALIKE.now));
+    assert!(live(4, 8), "those that are near are crowded");
+    set[4..8].iter().for_each(|endpoint| crowd.hear(endpoint, &said(20), ALIKE.now));
+    assert!(live(0, 8), "all of the first priority are");
+    set[..8].iter().for_each(|endpoint| begin(endpoint, 10));
+    assert!(live(12, 16), "they are full, and second addresses are no room");
+    set[..8].iter().for_each(|endpoint| endpoint.unreached(Duration::from_secs(30), ALIKE.now));
+    assert!(live(8, 12), "the way around");
 }

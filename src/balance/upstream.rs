@@ -172,7 +172,7 @@ impl Upstream {
         Announcement {
             in_flight,
             capacity: self.spec.capacity.unwrap_or_else(learned_capacity),
-            latency: latency as u32,
+            latency: latency.ceil() as u32,
             most: Some(self.most()).filter(|most| *most != u32::MAX).unwrap_or(0),
         }
     }

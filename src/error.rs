@@ -128,7 +128,7 @@ reasons! {
     BalanceNoEndpoint = "balance.no_endpoint", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// Every endpoint is at its capacity, or the upstream at `max_in_flight`.
     BalanceFull = "balance.full", SERVICE_UNAVAILABLE, grpc 14, Upstream;
-    /// The endpoint refused the connection or could not be reached.
+    /// The endpoint, or the application behind its sidecar, refused the connection or could not be reached.
     PoolConnect = "pool.connect", SERVICE_UNAVAILABLE, grpc 14, Upstream;
     /// The endpoint did not accept within `connect_timeout`.
     PoolConnectTimeout = "pool.connect_timeout", SERVICE_UNAVAILABLE, grpc 14, Upstream;

@@ -200,6 +200,11 @@ impl Endpoint {
         self.health.left(&self.load, ejection);
     }
 
+    /// Notes that an answer of it has begun.
+    pub(super) fn answers(&self) {
+        self.health.answers(&self.load);
+    }
+
     /// Whether it is passed over, if it is, because no connection to it could be opened.
     pub(super) fn is_unreached(&self) -> bool {
         self.health.is_unreached()

@@ -193,6 +193,16 @@ impl Health {
         }
     }
 
+    /// An answer of it has begun, so that it is known that it answers.
+    pub(super) fn answers(&self, load: &Load) {
+        if self.left.load(Relaxed) != 0 {
+            self.left.store(0, Relaxed);
+            if self.failed.load(Relaxed) == 0 {
+                load.is_well(DOUBTED);
+            }
+        }
+    }
+
     fn pause(&self, load: &Load, first: Duration, longest: Duration, now: u64) {
         let before = load.passed_over_until();
         let last = self.paused_until.load(Relaxed);
@@ -331,6 +341,24 @@ mod tests {
         assert_eq!(load.condition(11), Condition::Sound);
         health.left(&load, &ejection);
         assert_eq!(load.condition(11), Condition::Sound, "it begins anew");
+    }
+
+    #[test]
+    fn one_whose_answers_begin_is_not_doubted_for_those_who_leave_them() {
+        let (health, load, ejection) = (Health::default(), Load::new(None), Ejection::default());
+        for _ in 0..20 {
+            (1..ejection.lost).for_each(|_| health.left(&load, &ejection));
+            health.answers(&load);
+            assert_eq!(load.condition(10), Condition::Sound);
+        }
+        (0..ejection.lost).for_each(|_| health.left(&load, &ejection));
+        assert_eq!(load.condition(10), Condition::Doubted);
+        health.answers(&load);
+        assert_eq!(load.condition(10), Condition::Sound, "it does answer");
+        fail(&health, &load, Outcome::Failed, 10);
+        health.left(&load, &ejection);
+        health.answers(&load);
+        assert_eq!(load.condition(10), Condition::Doubted, "a failure is undone by a whole answer");
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub struct InFlight {
     /// Since when only the endpoint is waited for.
     since: Cell<Now>,
     /// When its answer is so late that this is the endpoint's failure.
-    late: Option<Now>,
+    late: Cell<Option<Now>>,
     stage: Cell<Stage>,
 }
 
@@ -85,7 +85,7 @@ impl Drop for InFlight {
 impl InFlight {
     /// `since`: when it was given its place.
     pub(super) fn new(taken: Taken, place: Place, since: Now, late: Option<Now>) -> Self {
-        Self { taken, place, since: Cell::new(since), late, stage: Cell::new(Stage::Placed) }
+        Self { taken, place, since: Cell::new(since), late: Cell::new(late), stage: Cell::new(Stage::Placed) }
     }
 
     /// Notes when it was sent: what had to be waited for first is not the endpoint's time.
@@ -94,9 +94,18 @@ impl InFlight {
         self.since.set(Now::at(at.into_std()));
     }
 
-    /// Notes that its answer has begun: who gives it up now has not waited for one.
-    pub fn answer_began(&self) {
+    /// Notes that its answer has begun, and by when the whole of it is due, if that is known. Who gives it up now has not
+    /// waited for an answer.
+    pub fn answer_began(&self, due: Option<Instant>) {
         self.stage.set(Stage::Answered);
+        let due = due.map(|due| Now::at(due.into_std()));
+        self.late.set(due.and_then(|due| self.late.get().map(|late| late.max(due))));
+        self.endpoint().answers();
+    }
+
+    /// Has whatever comes of it say nothing of its endpoint.
+    pub fn excuse(&self) {
+        self.stage.set(Stage::Noted);
     }
 
     /// The upstream.
@@ -165,7 +174,12 @@ impl InFlight {
 
     /// It was given up: no failure, unless that was late, but a time that the endpoint took at least.
     fn given_up(&self, now: Now) {
-        if self.late.is_some_and(|late| late <= now) {
+        // Who waited for room among our own connections waited for nobody else.
+        let for_room = self.stage.get() == Stage::Placed && self.upstream().is_waited_for();
+        if for_room {
+            return;
+        }
+        if self.late.get().is_some_and(|late| late <= now) {
             self.went_wrong(Outcome::Lost, now);
         } else if self.taken.chosen && self.stage.get() == Stage::Sent {
             let took = now.micros().saturating_sub(self.since.get().micros()) as f32;

@@ -82,7 +82,7 @@ impl Ranks {
     ) -> impl Iterator<Item = Family<'a>> {
         let now = question.now.millis();
         let last = question.tried.last().and_then(|id| endpoints.iter().find(|e| e.id == *id));
-        let unreached = last.filter(|endpoint| endpoint.condition(now) != Condition::Sound);
+        let unreached = last.filter(|e| e.condition(now) != Condition::Sound && e.is_unreached());
         let second_last = unreached.is_none_or(|endpoint| endpoint.standing.is_second());
         let is_full = move |e: &Arc<Endpoint>| e.condition(now) == Condition::Sound && e.is_full();
         self.all.chunk_by(|a, b| a.priority == b.priority).flat_map(move |ranks| {

@@ -205,8 +205,9 @@ impl Responder<'_> {
     /// to come back. False where the protocol cannot say so.
     pub fn refuse_stream(&mut self, reason: Reason) -> bool {
         let code = match reason {
-            Reason::AdmitFull | Reason::PoolFull => mesh::Code::FULL,
-            Reason::PoolConnect | Reason::PoolConnectTimeout => mesh::Code::UNREACHED,
+            Reason::AdmitFull => mesh::Code::FULL,
+            // One that does not accept in time may be busy.
+            Reason::PoolConnect => mesh::Code::UNREACHED,
             _ => mesh::Code::REFUSED_STREAM,
         };
         match self {

@@ -312,7 +312,11 @@ async fn attempt(
     this: &Try,
     respond: &mut Responder<'_>,
 ) -> Result<Answered<Box<Switched>>> {
+    let excuse = Excuse { place, body: asked.body };
     let done = exchanged(asked, place, this, respond).await;
+    if matches!(&done, Err(error) if error.reason == Reason::HttpDownstreamGone) {
+        drop(excuse);
+    }
     // Also with an answer that was turned down.
     if let Some((said, at)) = this.heard.take() {
         place.hear(&said, at);
@@ -320,10 +324,26 @@ async fn attempt(
     match &done {
         Ok(answered) => place.answered(answered.status, answered.grpc, answered.at),
         // That a used connection was closed is no failure of the endpoint.
-        Err(error) if this.reused.get() && error.retry != Retry::Never => {}
+        Err(error) if this.reused.get() && error.retry != Retry::Never => place.excuse(),
+        // A stream of events is left when its caller has had enough, perhaps before the first.
+        Err(error) if error.reason == Reason::HttpDownstreamGone && asked.head.is_grpc() => place.excuse(),
         Err(error) => place.failed(error),
     }
     done
+}
+
+/// Has an attempt that is given up say nothing of its endpoint while its caller is still sending the request.
+struct Excuse<'a, 'b, 'c> {
+    place: &'a InFlight,
+    body: &'a Replay<'b, 'c>,
+}
+
+impl Drop for Excuse<'_, '_, '_> {
+    fn drop(&mut self) {
+        if self.body.is_awaited() {
+            self.place.excuse();
+        }
+    }
 }
 
 async fn exchanged(
@@ -351,6 +371,7 @@ async fn exchanged(
     // A route's own timeout says how long its answers may take, and is watched over already.
     let patience = if way.destination.route.timeout.is_some() { Duration::MAX } else { bounds.body_timeout };
     let announces = way.announces.then_some(&**upstream);
+    let due = way.destination.route.timeout.and_then(|whole| begun.checked_add(whole));
     let judges = way.destination.route.retries.judges();
     let judge = |answer: &ResponseHead| {
         if judges && let Some((pause, error)) = tries.judge(answer, head, sidecar, body) {
@@ -358,7 +379,7 @@ async fn exchanged(
             return Err(error);
         }
         this.answered.set(true);
-        place.answer_began();
+        place.answer_began(due);
         Ok(())
     };
     let terms = |own, left| Terms {
@@ -376,7 +397,7 @@ async fn exchanged(
     };
     let answered = match streams {
         Some(streams) => {
-            let told = Told::of(asked, sidecar, sent)?;
+            let told = Told::of(asked, sidecar, sent).inspect_err(|_| place.excuse())?;
             let terms = terms(told.fields(), told.left);
             place.sent(sent);
             let done = match streams {
@@ -406,7 +427,7 @@ async fn exchanged(
                 }
             };
             this.reused.set(!lease.is_new());
-            let told = Told::of(asked, sidecar, sent)?;
+            let told = Told::of(asked, sidecar, sent).inspect_err(|_| place.excuse())?;
             let terms = terms(told.fields(), told.left);
             place.sent(sent);
             let done = match exchange::over_h1(lease.conn(), head, body, respond, &terms).await {

@@ -328,6 +328,10 @@ fn the_second_address_is_the_way_around_and_no_more_room() {
     set[0].load.end();
     set[1].load.end();
     assert_ne!(choose(&[set[0].id]), Ok(set[2].id), "it answered, whatever it said");
+    let failed = Taken::of(&set[0], ALIKE.now).unwrap();
+    Crowd::default().failed(&failed, Outcome::Failed, &Ejection::default(), &set, ALIKE.now);
+    drop(failed);
+    assert_ne!(choose(&[set[0].id]), Ok(set[2].id), "so it did then");
     set[0].unreached(Duration::from_secs(30), ALIKE.now);
     assert_eq!(choose(&[set[0].id]), Ok(set[2].id), "the other family comes next");
     assert_eq!(choose(&[]), Ok(set[1].id));

@@ -67,7 +67,8 @@ impl<'de> Deserialize<'de> for Retries {
 pub struct RetryRules {
     /// How often a request may be sent again. Default 2.
     pub most: u8,
-    /// After which failures, as far as sending it again is safe: `connect` (no connection was made),
+    /// After which failures, as far as sending it again is safe: `connect` (no connection was made, to the
+    /// endpoint or by its sidecar to the application),
     /// `refused` (the peer did not take the request), `reset` (the connection was lost before an
     /// answer), `timeout` (`try_timeout`), a status from 400 to 599, `5xx`, or a status of gRPC that
     /// comes instead of an answer, as `unavailable`. Default `[connect, refused, reset]`.

@@ -9,7 +9,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::app::{Answers, App};
 use crate::eventually;
@@ -100,6 +101,42 @@ async fn one_that_always_loses_to_hedges_is_left_alone() {
     let waited = stuck_gets(&route, async |caller| assert_eq!(get(caller, "/").await.status, 200));
     let waited = waited.await;
     assert!((1..=20).contains(&waited), "{waited} of 60");
+}
+
+/// An application whose answers begin at once and never end.
+async fn endless() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n";
+                while stream.read(&mut request).await.is_ok_and(|n| n > 0) {
+                    stream.write_all(head.as_bytes()).await.expect("taken");
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn one_whose_answers_are_left_in_the_middle_is_as_well_as_before() {
+    let stream = endless().await;
+    let rules = "retries: { most: 1, on: [timeout], try_timeout: 100ms }";
+    let routes = format!("routes: [{{ host: {HOST}, upstream: orders, {rules} }}]\n");
+    let caller = Loopback::start("caller", &(orders(&[stream], "") + &routes)).await;
+    for _ in 0..5 {
+        let mut request = request("GET", HOST, "/", "");
+        request.headers_mut().insert("x-request-timeout", "300".parse().expect("a value"));
+        assert!(
+            send(caller.outbound(), request).await.is_err(),
+            "its time is over in the middle of the answer"
+        );
+    }
+    eventually("its end", async || shown(&caller).await["in_flight"] == 0).await;
+    assert_eq!(endpoint(&caller, stream).await["passed_over"], false);
 }
 
 /// Calls in gRPC, one after the other; how many came well to their end.

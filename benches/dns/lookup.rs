@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use pannier::balance::{Configured, Ejection, Patience, Spec, Upstream};
+use pannier::balance::{Spec, Upstream};
 use pannier::config::model;
 use pannier::config::units::{EndpointName, Time};
 use pannier::dns::{EndpointSource, Resolver, Responder, Zone};
@@ -84,27 +84,8 @@ impl Ground {
         let name = format!("orders-{endpoints}.shop.mesh");
         self.zone.set(&name, Duration::from_secs(300), (1..=endpoints).map(address));
         let at: EndpointName = format!("{name}:8080").parse().expect("a name");
-        let spec = Spec {
-            name: "orders".into(),
-            address: format!("{name}:8080").parse().expect("a name"),
-            source: EndpointSource::new(&[at]),
-            is_balanced: true,
-            slow_start: Duration::from_secs(10),
-            peer: None,
-            may_fall_back: false,
-            capacity: None,
-            ejection: Ejection::default(),
-            queue: Patience { most: 0, time: Duration::ZERO },
-            zone: None,
-            subset: None,
-            is_application: false,
-            learns_most: false,
-            max_in_flight: u32::MAX,
-            max_connections: u32::MAX,
-            connect_timeout: Duration::from_secs(2),
-            keep_alive: Configured { timeout: None, requests: None, most_idle: Duration::from_secs(300) },
-            peer_timeout: Duration::from_secs(10),
-        };
+        let address = format!("{name}:8080").parse().expect("a name");
+        let spec = Spec::plain("orders", address, EndpointSource::new(&[at]));
         let upstream = Upstream::new(spec, None, &self.resolver);
         while upstream.endpoints().len() < endpoints.into() {
             std::thread::sleep(Duration::from_millis(1));

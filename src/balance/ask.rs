@@ -10,7 +10,6 @@ use smallvec::SmallVec;
 use super::Endpoint;
 use super::choice::{Chosen, Question};
 use super::crowd::Crowd;
-use super::load::Condition;
 
 /// Endpoints that one request asks.
 const MOST: usize = 4;
@@ -63,8 +62,7 @@ impl Crowd {
         let step = 1 + fastrand::usize(..endpoints.len().min(97));
         for n in 0..endpoints.len().min(2 * MOST) {
             let endpoint = &endpoints[(start + n * step) % endpoints.len()];
-            let condition = endpoint.condition(question.now.millis());
-            let suits = matches!(condition, Condition::Sound | Condition::Doubted)
+            let suits = endpoint.condition(question.now.millis()).takes_requests()
                 && endpoint.load.fresh(&usual, question.now.micros()) <= STALE
                 && !question.tried.contains(&endpoint.id)
                 && !asked.iter().any(|other| other.id == endpoint.id);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::crowd::Crowd;
 use super::load::{Condition, Usual, View};
-use super::ranks::{Rank, Ranks};
+use super::ranks::{self, Rank, Ranks};
 use super::standing::Share;
 use super::{Endpoint, Now};
 
@@ -187,10 +187,11 @@ fn forgotten<'a>(
     chosen: &Chosen<'a>,
     question: &Question<'_>,
 ) -> Option<Chosen<'a>> {
+    let rank = ranks::key(&chosen.endpoint.standing);
     let fits = |e: &&Arc<Endpoint>| {
-        matches!(e.condition(question.now.millis()), Condition::Sound | Condition::Doubted)
+        e.condition(question.now.millis()).takes_requests()
             && !e.is_full()
-            && e.standing.is_beside(&chosen.endpoint.standing)
+            && ranks::key(&e.standing) == rank
             && !question.tried.contains(&e.id)
     };
     let endpoint = endpoints.iter().filter(fits).min_by_key(|endpoint| endpoint.last_answer())?;

@@ -258,33 +258,14 @@ fn say_virtual(upstream: &str, targets: &[dns::Target]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balance::{Ejection, Patience};
     use crate::config::model;
     use crate::dns::{EndpointSource, Target};
 
     #[tokio::test]
     async fn what_is_said_anew_of_the_same_endpoints_holds_at_once() {
-        let spec = Spec {
-            name: "orders".into(),
-            source: EndpointSource::Static([].into()),
-            address: "127.0.0.1:80".parse().unwrap(),
-            is_balanced: true,
-            slow_start: Duration::ZERO,
-            peer: None,
-            may_fall_back: false,
-            capacity: None,
-            ejection: Ejection::default(),
-            queue: Patience { most: 0, time: Duration::ZERO },
-            zone: None,
-            subset: Some(2),
-            is_application: false,
-            learns_most: false,
-            max_in_flight: u32::MAX,
-            max_connections: u32::MAX,
-            connect_timeout: Duration::from_secs(2),
-            keep_alive: Configured { timeout: None, requests: None, most_idle: Duration::from_secs(300) },
-            peer_timeout: Duration::from_secs(10),
-        };
+        let address = "127.0.0.1:80".parse().unwrap();
+        let spec =
+            Spec { subset: Some(2), ..Spec::plain("orders", address, EndpointSource::Static([].into())) };
         let resolver = Resolver::new(&model::Dns::default(), tokio::runtime::Handle::current()).unwrap();
         let live = Live::follow(&spec, &resolver);
         let mut targets: Vec<_> = (1..=9).map(|n| Target::at(([127, 0, 0, n], 80).into())).collect();

@@ -390,6 +390,13 @@ pub(super) enum Condition {
     PassedOver,
 }
 
+impl Condition {
+    /// Whether a request may go there although others could take it.
+    pub(super) fn takes_requests(self) -> bool {
+        matches!(self, Self::Sound | Self::Doubted)
+    }
+}
+
 /// Milliseconds in fewer bits, and not 0.
 fn brief(millis: u64) -> u32 {
     (millis as u32).max(1)

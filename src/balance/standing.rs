@@ -124,13 +124,6 @@ impl Standing {
         self.second.load(Ordering::Relaxed)
     }
 
-    /// Whether neither comes before the other, by priority, family or zone.
-    pub(super) fn is_beside(&self, other: &Self) -> bool {
-        self.priority() == other.priority()
-            && self.is_second() == other.is_second()
-            && self.is_far() == other.is_far()
-    }
-
     /// Whether it may be many behind one address, as a ClusterIP Service is: each connection is to one
     /// of them, by chance, for as long as it lasts.
     pub fn is_virtual(&self) -> bool {

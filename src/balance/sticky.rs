@@ -13,7 +13,6 @@ use foldhash::quality::FixedState;
 use super::Endpoint;
 use super::choice::{CROWDED, Chosen, None, Question};
 use super::crowd::Crowd;
-use super::load::Condition;
 use super::ranks::Family;
 use super::standing::Share;
 
@@ -68,8 +67,7 @@ impl Crowd {
     ) -> Option<Drawn<'a>> {
         let (usual, now) = (self.usual(), question.now);
         let well = among.filter(|endpoint| {
-            matches!(endpoint.condition(now.millis()), Condition::Sound | Condition::Doubted)
-                && !question.tried.contains(&endpoint.id)
+            endpoint.condition(now.millis()).takes_requests() && !question.tried.contains(&endpoint.id)
         });
         let (count, in_flight) = well.clone().fold((0, 0), |(n, sum), e| (n + 1, sum + e.in_flight()));
         // With this one.

@@ -66,6 +66,37 @@ pub struct Spec {
     pub peer_timeout: Duration,
 }
 
+impl Spec {
+    /// An upstream of which no more is said: in plaintext, with endpoints to balance over, and without bounds or a queue.
+    pub fn plain(name: &str, address: HostPort, source: EndpointSource) -> Self {
+        Self {
+            name: name.into(),
+            address,
+            source,
+            is_balanced: true,
+            slow_start: Duration::ZERO,
+            peer: Option::None,
+            may_fall_back: false,
+            capacity: Option::None,
+            ejection: Ejection::default(),
+            queue: Patience { most: 0, time: Duration::ZERO },
+            is_application: false,
+            zone: Option::None,
+            subset: Option::None,
+            learns_most: false,
+            max_in_flight: u32::MAX,
+            max_connections: u32::MAX,
+            connect_timeout: Duration::from_secs(2),
+            keep_alive: Configured {
+                timeout: Option::None,
+                requests: Option::None,
+                most_idle: Duration::from_secs(300),
+            },
+            peer_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
 /// An upstream as requests use it: shared by all workers, kept over reloads.
 #[derive(Debug)]
 pub struct Upstream {

@@ -10,7 +10,7 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::balance::{Configured, Ejection, Patience, Spec};
+use crate::balance::Spec;
 use crate::config::model;
 use crate::config::units::{EndpointName, HostPort};
 use crate::dns::{EndpointSource, Resolver};
@@ -47,27 +47,8 @@ fn upstream(address: SocketAddr, max_connections: u32) -> Arc<Upstream> {
 
 fn upstream_that(address: SocketAddr, max_connections: u32, is_balanced: bool) -> Arc<Upstream> {
     let at: HostPort = address.to_string().parse().unwrap();
-    let spec = Spec {
-        name: "orders".into(),
-        source: EndpointSource::new(&[EndpointName::At(at.clone())]),
-        address: at,
-        is_balanced,
-        slow_start: Duration::ZERO,
-        peer: None,
-        may_fall_back: false,
-        capacity: None,
-        ejection: Ejection::default(),
-        queue: Patience { most: 0, time: Duration::ZERO },
-        zone: None,
-        subset: None,
-        is_application: false,
-        learns_most: false,
-        max_in_flight: u32::MAX,
-        max_connections,
-        connect_timeout: Duration::from_secs(2),
-        keep_alive: Configured { timeout: None, requests: None, most_idle: Duration::from_secs(300) },
-        peer_timeout: Duration::from_secs(10),
-    };
+    let source = EndpointSource::new(&[EndpointName::At(at.clone())]);
+    let spec = Spec { is_balanced, max_connections, ..Spec::plain("orders", at, source) };
     let resolver = Resolver::new(&model::Dns::default(), Handle::current()).unwrap();
     Upstream::new(spec, None, &resolver)
 }

@@ -312,11 +312,8 @@ async fn attempt(
     this: &Try,
     respond: &mut Responder<'_>,
 ) -> Result<Answered<Box<Switched>>> {
-    let excuse = Excuse { place, body: asked.body };
+    let _excuse = Excuse { place, body: asked.body };
     let done = exchanged(asked, place, this, respond).await;
-    if matches!(&done, Err(error) if error.reason == Reason::HttpDownstreamGone) {
-        drop(excuse);
-    }
     // Also with an answer that was turned down.
     if let Some((said, at)) = this.heard.take() {
         place.hear(&said, at);
@@ -325,8 +322,13 @@ async fn attempt(
         Ok(answered) => place.answered(answered.status, answered.grpc, answered.at),
         // That a used connection was closed is no failure of the endpoint.
         Err(error) if this.reused.get() && error.retry != Retry::Never => place.excuse(),
-        // A stream of events is left when its caller has had enough, perhaps before the first.
-        Err(error) if error.reason == Reason::HttpDownstreamGone && asked.head.is_grpc() => place.excuse(),
+        // Its caller has not sent all of it; or has had enough of a stream of events, perhaps before the first.
+        Err(error)
+            if error.reason == Reason::HttpDownstreamGone
+                && (asked.body.is_awaited() || asked.head.is_grpc()) =>
+        {
+            place.excuse();
+        }
         Err(error) => place.failed(error),
     }
     done

@@ -348,25 +348,11 @@ fn anywhere(name: &str, connect_timeout: Duration) -> Spec {
     let defaults = model::Upstream::at(address);
     let keep_alive = keep_alive(&defaults);
     Spec {
-        name: name.into(),
-        source: EndpointSource::new(&[]),
-        is_balanced: true,
-        slow_start: Duration::ZERO,
-        address: defaults.address,
-        peer: None,
-        may_fall_back: false,
-        capacity: None,
         ejection: ejection(&defaults.ejection),
-        queue: Patience { most: 0, time: Duration::ZERO },
-        zone: None,
-        subset: None,
-        is_application: false,
-        learns_most: false,
-        max_in_flight: u32::MAX,
-        max_connections: u32::MAX,
         connect_timeout,
         keep_alive,
         peer_timeout: defaults.peer_timeout.0,
+        ..Spec::plain(name, defaults.address, EndpointSource::new(&[]))
     }
 }
 

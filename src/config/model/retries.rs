@@ -68,10 +68,10 @@ pub struct RetryRules {
     /// How often a request may be sent again. Default 2.
     pub most: u8,
     /// After which failures, as far as sending it again is safe: `connect` (no connection was made, to the
-    /// endpoint or by its sidecar to the application),
-    /// `refused` (the peer did not take the request), `reset` (the connection was lost before an
-    /// answer), `timeout` (`try_timeout`), a status from 400 to 599, `5xx`, or a status of gRPC that
-    /// comes instead of an answer, as `unavailable`. Default `[connect, refused, reset]`.
+    /// endpoint or by its sidecar to the application), `refused` (the peer did not take the request),
+    /// `reset` (the connection was lost before an answer), `timeout` (`try_timeout`), a status from 400 to
+    /// 599, `5xx`, or a status of gRPC that comes instead of an answer, as `unavailable`. Default
+    /// `[connect, refused, reset]`.
     pub on: Vec<RetryOn>,
     /// How long one try may take to the head of its answer, as long as another one may follow.
     /// Default: no bound but `timeout`.

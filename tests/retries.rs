@@ -370,11 +370,13 @@ async fn what_must_not_run_twice_is_not_hedged() {
     let (good, silent) = (App::good().await, App::answers("").await);
     let route = "timeout: 400ms, hedge: { after: 20ms }";
     let caller = caller(&[good.address, silent.address], "", route).await;
-    let mut late = 0;
-    for _ in 0..6 {
+    // Which of two that are alike is chosen is chance.
+    let (mut asked, mut late) = (0, 0);
+    while late == 0 && asked < 60 {
+        asked += 1;
         late += usize::from(ask(&caller, "POST", "x").await.refused() == Some("upstream.timeout"));
     }
-    assert_eq!((good.others() + silent.others(), silent.others()), (6, late));
+    assert_eq!((good.others() + silent.others(), silent.others()), (asked, late));
     assert!(late > 0, "the silent one was never asked");
     assert_eq!(caller.metric("pannier_hedges_total", &[]).await, 0.0);
 }

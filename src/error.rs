@@ -156,8 +156,9 @@ reasons! {
 }
 
 impl Reason {
-    /// The reason of this name, as `x-pannier-refused` has it.
+    /// The reason of this name, as `x-pannier-refused` has it: parameters may follow.
     pub fn named(name: &[u8]) -> Option<Self> {
+        let name = name.split(|byte| *byte == b';').next().unwrap_or(name);
         Self::ALL.iter().copied().find(|reason| reason.name().as_bytes() == name)
     }
 
@@ -221,6 +222,21 @@ pub struct Error {
     pub upstream: Option<Arc<str>>,
     /// When trying again may help, for `Retry-After`.
     pub retry_after: Option<Duration>,
+    /// The limit that refused.
+    pub limit: Option<Arc<Limited>>,
+}
+
+/// A limit that refuses, as the answer names it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Limited {
+    /// Its name, of letters, digits, `-`, `_` and `.`.
+    pub name: Arc<str>,
+    /// The status of the answer, if it is not the reason's.
+    pub status: Option<StatusCode>,
+    /// The requests of its rate,
+    pub quota: u64,
+    /// and the time that they are for.
+    pub window: Duration,
 }
 
 /// A result on the data path.
@@ -229,7 +245,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// A failure that is not to be retried.
     pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, retry: Retry::Never, detail: detail.into(), upstream: None, retry_after: None }
+        Self {
+            reason,
+            retry: Retry::Never,
+            detail: detail.into(),
+            upstream: None,
+            retry_after: None,
+            limit: None,
+        }
     }
 
     /// States what is known about trying again.
@@ -237,6 +260,12 @@ impl Error {
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
+    }
+
+    /// The status of an HTTP answer.
+    pub fn status(&self) -> StatusCode {
+        let own = self.limit.as_ref().and_then(|limit| limit.status);
+        own.filter(|_| self.reason == Reason::LimitExhausted).unwrap_or(self.reason.status())
     }
 
     /// Names the upstream.
@@ -250,6 +279,13 @@ impl Error {
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
+        self
+    }
+
+    /// Names the limit that refused.
+    #[must_use]
+    pub fn limited(mut self, by: Arc<Limited>) -> Self {
+        self.limit = Some(by);
         self
     }
 }

@@ -2,6 +2,7 @@
 //! must agree. Every fault is reported, at the value that would have to change.
 
 mod balance;
+mod limits;
 mod retries;
 
 use std::collections::{HashMap, HashSet};
@@ -352,34 +353,6 @@ impl<'a> Checker<'a, '_> {
         }
         for (i, method) in methods.iter().enumerate() {
             self.require(&place.item(i), syntax::method(method));
-        }
-    }
-
-    fn limits(&mut self, model: &Model) {
-        let mut seen: HashMap<&str, usize> = HashMap::new();
-        for (limit, place) in model.limits.iter().zip(self.root.key("limits").items()) {
-            let name = place.key("name");
-            self.require(&name, syntax::name(&limit.name));
-            if let Some(line) = seen.insert(&limit.name, name.at.line) {
-                self.fault(&name, format!("`{}` is the name of another limit, on line {line}", limit.name));
-            }
-            if let Some(hosts) = &limit.host {
-                self.hosts(&place.key("host"), hosts);
-            }
-            if let Some(path) = &limit.path {
-                self.require(&place.key("path"), syntax::path(path));
-            }
-            self.methods(&place.key("method"), limit.method.as_ref());
-            for (i, part) in limit.key.iter().enumerate() {
-                if limit.key[..i].contains(part) {
-                    self.fault(&place.key("key").item(i), format!("`{part}` is in the key already"));
-                }
-            }
-            if limit.scope == Scope::Mesh && limit.burst.is_some_and(|burst| burst.get() < 2) {
-                let message = "expected at least 2: a mesh limit hands out tokens ahead, one of which is in \
-                               flight (`scope: pod` takes 1)";
-                self.fault(&place.key("burst"), message);
-            }
         }
     }
 

@@ -3,10 +3,11 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use super::model::{Direction, Http, InboundMtls, Limit, Model, MtlsMode, Upstream};
 use super::syntax::HostPattern;
-use super::units::HostPort;
+use super::units::{HostPort, Rate};
 
 impl Model {
     /// How this upstream is spoken to: as it says, `prefer` where it says nothing; without an
@@ -54,12 +55,64 @@ impl Model {
     }
 }
 
+/// The largest lifetime of a lease that is used, in nanoseconds, so that a stamp plus a lease never
+/// overflows.
+const LONGEST_LEASE: f64 = 86_400e9;
+
+/// What a limit's rate and burst mean in tokens and time, for one of its rates.
+///
+/// A mesh limit of rate R and burst B is granted by GCRA with the smaller burst B' = B - R·tau, because a
+/// token may be spent up to tau after it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LimitTerms {
+    /// R.
+    pub rate: Rate,
+    /// B, in tokens.
+    pub burst: u32,
+    /// Nanoseconds from one token to the next.
+    pub interval: f64,
+    /// tau, in nanoseconds from before the tokens were asked for.
+    pub lease: f64,
+    /// B', in tokens; never under 1.
+    pub capacity: f64,
+}
+
+impl LimitTerms {
+    /// The most that one request may cost, where tokens come from Redis.
+    pub fn dearest(&self) -> u32 {
+        (self.capacity as u32).max(1)
+    }
+}
+
 impl Limit {
     /// `burst`, or one second's worth, at least 2.
     pub fn effective_burst(&self) -> NonZeroU32 {
-        let one_second = self.rate.per_second().ceil() as u32;
-        self.burst.or(NonZeroU32::new(one_second.max(2))).unwrap_or(NonZeroU32::MIN)
+        burst(self.rate, self.burst)
     }
+
+    /// The terms of every key, and then those of `keys`, in their order. `budget` is how long a request may
+    /// wait for Redis, which is as long as a grant lives where each request asks.
+    pub fn terms(&self, budget: Duration) -> impl Iterator<Item = LimitTerms> {
+        let own = self.keys.iter().map(|own| (own.rate, own.burst));
+        std::iter::once((self.rate, self.burst)).chain(own).map(move |(rate, written)| {
+            let burst = burst(rate, written).get();
+            let interval = 1e9 / rate.per_second();
+            let lease = match self.lease {
+                _ if self.exact => budget.as_nanos() as f64,
+                Some(lease) => lease.0.as_nanos() as f64,
+                None => f64::from(burst) / 2.0 * interval,
+            };
+            let longest = if self.exact { f64::MAX } else { f64::from(burst.saturating_sub(1)) * interval };
+            let lease = lease.min(longest).min(LONGEST_LEASE).floor();
+            let capacity = (f64::from(burst) - lease / interval).max(1.0);
+            LimitTerms { rate, burst, interval, lease, capacity }
+        })
+    }
+}
+
+fn burst(rate: Rate, written: Option<NonZeroU32>) -> NonZeroU32 {
+    let one_second = rate.per_second().ceil() as u32;
+    written.or(NonZeroU32::new(one_second.max(2))).unwrap_or(NonZeroU32::MIN)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+pub use effective::LimitTerms;
 pub use model::Model;
 pub use problem::{Plain, Problem, Problems};
 pub use syntax::HostPattern;

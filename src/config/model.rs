@@ -3,6 +3,7 @@
 
 mod balance;
 mod http;
+mod limit;
 mod redis;
 mod retries;
 mod upstream;
@@ -19,10 +20,11 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::text::{addresses, socket, socket_list, socket_lists};
-use super::units::{Addresses, ByteRate, OneOrMany, Percent, Rate, Time};
+use super::units::{Addresses, ByteRate, OneOrMany, Percent, Time};
 pub use balance::{Ejection, Most, Queue, Sticky};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
-pub use redis::Redis;
+pub use limit::{Cost, CostField, KeyPart, KeyRate, Limit, Patterns, Scope, WithoutRedis};
+pub use redis::{NewState, Redis};
 pub use retries::{Backoff, Hedge, HedgeAfter, Retries, RetryBudget, RetryOn, RetryRules};
 pub use upstream::{KeepAlive, Upstream};
 
@@ -258,41 +260,6 @@ pub struct ExactPath {
     pub exact: String,
 }
 
-/// One rate limit: in any window T, at most `rate`·T + `burst` requests.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Limit {
-    /// Its name, in answers and metrics.
-    pub name: String,
-    /// Which direction it holds for. Default `outbound`.
-    #[serde(default)]
-    pub direction: Direction,
-    /// The host or hosts it holds for. Default: every host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<OneOrMany<String>>,
-    /// The path it holds for, matched as a route's. Default: every path.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathMatch>,
-    /// The method or methods it holds for. Default: every method.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<OneOrMany<String>>,
-    /// What is counted apart: `caller`, `host`, `method`, `header:NAME`. Default: one count.
-    #[serde(default)]
-    pub key: Vec<KeyPart>,
-    /// Requests per time: `500/s`, `30/m`, `1000/h`, `10000/d`.
-    pub rate: Rate,
-    /// Requests that may come at once. Default: one second's worth, at least 2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub burst: Option<NonZeroU32>,
-    /// `mesh`: together with every sidecar on the same Redis; `pod`: this one alone.
-    /// Default `mesh`; without `redis`, a mesh limit holds per pod.
-    #[serde(default)]
-    pub scope: Scope,
-    /// What a mesh limit does while Redis cannot be asked. Default `share`.
-    #[serde(default)]
-    pub without_redis: WithoutRedis,
-}
-
 /// A direction of traffic, seen from the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -312,43 +279,6 @@ impl Direction {
             Direction::Inbound => "inbound",
         }
     }
-}
-
-/// One part of a limit's key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum KeyPart {
-    /// The caller's SPIFFE id: outbound, our own; inbound, the peer's.
-    Caller,
-    /// The host that the request names.
-    Host,
-    /// The method.
-    Method,
-    /// The value of a field, named in lower case.
-    Header(String),
-}
-
-/// Who shares a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Scope {
-    /// Every sidecar on the same Redis.
-    #[default]
-    Mesh,
-    /// This sidecar alone.
-    Pod,
-}
-
-/// What a mesh limit does while Redis cannot be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum WithoutRedis {
-    /// Admit.
-    Open,
-    /// Refuse: the bound holds whatever happens.
-    Closed,
-    /// Each sidecar takes its share of the rate, by the number last seen.
-    #[default]
-    Share,
 }
 
 /// Traffic that the pod sends.

@@ -120,6 +120,19 @@ pub(super) fn field(text: &str) -> Result<(), String> {
     }
 }
 
+/// Text that a value is compared with: `*` stands at its end alone.
+pub(super) fn pattern(text: &str) -> Result<(), String> {
+    match text.find('*') {
+        Some(at) if at + 1 < text.len() => {
+            Err(format!("`{text}`: `*` stands at the end alone, for any rest of the value"))
+        }
+        _ if text.is_empty() => {
+            Err("an empty text fits nothing but an empty value; write `*` for any".into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A cookie's name: a token, as a method is (RFC 6265 section 4.1.1).
 pub(super) fn cookie(text: &str) -> Result<(), String> {
     match http::Method::from_bytes(text.as_bytes()) {

@@ -80,10 +80,10 @@ textual!(EndpointName, "`host:port`, as `orders-headless.shop:8080`, or an SRV n
     "description": "host:port, or an SRV name: _http._tcp.orders.shop",
     "pattern": "^(.+:[0-9]+|_.+)$"
 });
-textual!(KeyPart, "`caller`, `host`, `method` or `header:NAME`", {
+textual!(KeyPart, "`caller`, `host`, `path`, `method`, `header:NAME` or `claim:NAME`", {
     "type": "string",
-    "description": "caller, host, method, or header:NAME",
-    "pattern": "^(caller|host|method|header:.+)$"
+    "description": "caller, host, path, method, header:NAME, or claim:NAME",
+    "pattern": "^(caller|host|path|method|header:.+|claim:.+)$"
 });
 textual!(HedgeAfter, "a time, as `50ms`, or a share, as `p95`", {
     "type": "string",

@@ -11,7 +11,6 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::model::KeyPart;
 pub use host::{EndpointName, Host, HostPort};
 pub(super) use host::{parse_port, split_port};
 
@@ -250,44 +249,12 @@ impl fmt::Display for Percent {
     }
 }
 
-impl FromStr for KeyPart {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text {
-            "caller" => KeyPart::Caller,
-            "host" => KeyPart::Host,
-            "method" => KeyPart::Method,
-            _ => match text.strip_prefix("header:") {
-                Some(name) if http::HeaderName::from_bytes(name.as_bytes()).is_ok() => {
-                    KeyPart::Header(name.to_ascii_lowercase())
-                }
-                _ => {
-                    return Err(format!(
-                        "`{text}` is no key; expected `caller`, `host`, `method` or `header:NAME`"
-                    ));
-                }
-            },
-        })
-    }
-}
-
-impl fmt::Display for KeyPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            KeyPart::Caller => f.write_str("caller"),
-            KeyPart::Host => f.write_str("host"),
-            KeyPart::Method => f.write_str("method"),
-            KeyPart::Header(name) => write!(f, "header:{name}"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::model::KeyPart;
 
     fn time(text: &str) -> Result<Duration, String> {
         text.parse::<Time>().map(|time| time.0)

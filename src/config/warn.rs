@@ -197,6 +197,9 @@ fn routes(model: &Model, found: &mut Found) {
     }
 }
 
+/// A lease that is shorter, in nanoseconds, is spent on the way.
+const SHORT_LEASE: f64 = 20e6;
+
 fn limits(model: &Model, found: &mut Found) {
     let mut mesh_limits = 0;
     for (i, limit) in model.limits.iter().enumerate() {
@@ -207,6 +210,20 @@ fn limits(model: &Model, found: &mut Found) {
                 let message = format!(
                     "no `redis` is configured, so that `{}` holds for each pod apart; `scope: pod` says so",
                     limit.name
+                );
+                found.push(&path, message);
+            }
+        }
+        let asks = limit.scope == Scope::Mesh && !limit.exact;
+        let budget = model.redis.as_ref().map(|redis| redis.budget.0);
+        for terms in limit.terms(budget.unwrap_or_default()).filter(|_| asks && budget.is_some()) {
+            if terms.lease < SHORT_LEASE {
+                let message = format!(
+                    "at {} and a burst of {} tokens live for {:.1} ms, of which the way to Redis takes a part: \
+                     requests may wait for it, and not all of the rate be used; a larger burst helps",
+                    terms.rate,
+                    terms.burst,
+                    terms.lease / 1e6
                 );
                 found.push(&path, message);
             }

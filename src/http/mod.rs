@@ -13,6 +13,7 @@ pub mod closing;
 pub mod deadline;
 pub mod expiry;
 pub mod fields;
+mod grpc;
 pub mod h1;
 pub mod h2;
 pub mod handler;

@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use ::h2::Reason as Code;
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use super::claim::Runner;
 use super::h1::{Keeps, Writer};
 use super::pump::Sink;
 use super::{Fields, Length, ResponseHead, h2, mesh};
-use crate::error::{Error, REFUSED_FIELD, Reason};
+use crate::error::{Error, Limited, REFUSED_FIELD, Reason};
 
 /// Where the answer to one request goes.
 #[derive(Debug)]
@@ -244,17 +245,16 @@ impl Responder<'_> {
 
     /// Answers with a refusal: its status, its reason in `x-pannier-refused`, and a sentence.
     pub async fn refusal(&mut self, error: &Error, grpc: bool) -> io::Result<()> {
-        let mut fields = HeaderMap::with_capacity(6);
-        fields.insert(HeaderName::from_static(REFUSED_FIELD), HeaderValue::from_static(error.reason.name()));
+        let mut fields = HeaderMap::with_capacity(8);
+        fields.insert(HeaderName::from_static(REFUSED_FIELD), refused(error));
         if let Some(after) = error.retry_after {
-            // Whole seconds, rounded up (RFC 9110 section 10.2.3).
-            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-            fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            fields.insert(RETRY_AFTER, HeaderValue::from(seconds(after)));
+        }
+        if let Some(limit) = error.limit.as_deref().filter(|_| error.reason == Reason::LimitExhausted) {
+            quota(&mut fields, limit, error.retry_after.unwrap_or_default());
         }
         if grpc {
-            fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            fields.insert("grpc-status", HeaderValue::from(u16::from(error.reason.grpc_status())));
-            fields.insert("grpc-message", grpc_message(&error.to_string()));
+            super::grpc::refusal(&mut fields, error);
             let head = ResponseHead { fields: fields.into(), ..ResponseHead::new(StatusCode::OK) };
             self.head(head)?;
             self.end(None);
@@ -263,7 +263,7 @@ impl Responder<'_> {
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         let text = Bytes::from(format!("pannier: {error}\n"));
         let length = Length::Sized(text.len() as u64);
-        let head = ResponseHead { fields: fields.into(), length, ..ResponseHead::new(error.reason.status()) };
+        let head = ResponseHead { fields: fields.into(), length, ..ResponseHead::new(error.status()) };
         self.head(head)?;
         self.data(text);
         self.end(None);
@@ -271,15 +271,28 @@ impl Responder<'_> {
     }
 }
 
-/// Percent-encodes what a `grpc-message` may not hold (the gRPC over HTTP/2 protocol).
-fn grpc_message(text: &str) -> HeaderValue {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if (0x20..0x7f).contains(&byte) && byte != b'%' {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
+/// The reason, and as a parameter which limit it is about.
+fn refused(error: &Error) -> HeaderValue {
+    let reason = error.reason.name();
+    let named = error.limit.as_ref().map(|limit| format!("{reason};limit=\"{}\"", limit.name));
+    named
+        .and_then(|text| HeaderValue::try_from(text).ok())
+        .unwrap_or_else(|| HeaderValue::from_static(reason))
+}
+
+/// Whole seconds, rounded up (RFC 9110 section 10.2.3).
+fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+/// What an exhausted limit admits, and that nothing of it is left (draft-ietf-httpapi-ratelimit-headers-10).
+fn quota(fields: &mut HeaderMap, limit: &Limited, after: Duration) {
+    let Limited { name, quota, window, .. } = limit;
+    let policy = format!("\"{name}\";q={quota};w={}", window.as_secs());
+    let left = format!("\"{name}\";r=0;t={}", seconds(after));
+    for (field, text) in [("ratelimit-policy", policy), ("ratelimit", left)] {
+        if let Ok(value) = HeaderValue::try_from(text) {
+            fields.insert(HeaderName::from_static(field), value);
         }
     }
-    HeaderValue::from_str(&out).unwrap_or_else(|_| HeaderValue::from_static("refused"))
 }

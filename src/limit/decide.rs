@@ -1,5 +1,5 @@
 //! The decision about one request under all limits that hold for it: remembered refusals first,
-//! then a token from each; if one has none, the others get theirs back. Each attempt reads the
+//! then tokens from each; if one has none, the others get theirs back. Each attempt reads the
 //! clock once, and that moment is the request's admission.
 
 use std::sync::Arc;
@@ -7,20 +7,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::time::{Instant, timeout_at};
 
 use crate::config::model::WithoutRedis;
-use crate::error::{Error, Reason};
+use crate::error::{Error, Limited, Reason};
 
-use super::bucket::{Bucket, Lease};
+use super::bucket::Taken;
 use super::clock;
-use super::gcra::{Denied, Gcra};
-use super::key;
-use super::limit::Limit;
-use super::plan::Plan;
+use super::gcra::Denied;
 use super::refill::Link;
+use super::rule::{Claim, OwnedClaims, Rule};
 use super::table::Shortcut;
-use super::{Facts, Rule, State};
+use super::wait::Wait;
+use super::{Facts, State};
 
 /// When a request refused because Redis is down may come again.
 const DOWN_RETRY: Duration = Duration::from_secs(1);
@@ -28,8 +26,8 @@ const DOWN_RETRY: Duration = Duration::from_secs(1);
 /// What the limits say about a request.
 #[derive(Debug)]
 pub enum Decision {
-    /// It may pass.
-    Admitted,
+    /// It may pass, and this is what it takes to send it again.
+    Admitted(Again),
     /// It may not.
     Refused(Refusal),
     /// A key has no live lease: Redis is being asked.
@@ -42,61 +40,58 @@ pub struct Refusal {
     /// [`Reason::LimitExhausted`], or [`Reason::LimitUnavailable`].
     pub reason: Reason,
     /// The limit that refused.
-    pub limit: Arc<str>,
+    pub limit: Arc<Limited>,
     /// When it may have a token again.
     pub retry_after: Duration,
 }
 
 impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
-        Error::new(refusal.reason, format!("limit `{}`", refusal.limit)).retry_after(refusal.retry_after)
+    fn from(Refusal { reason, limit, retry_after }: Refusal) -> Self {
+        Error::new(reason, format!("limit `{}`", limit.name)).retry_after(retry_after).limited(limit)
     }
 }
 
-/// A request that waits for a grant. It holds no token: dropping it costs nothing.
-#[derive(Debug)]
-pub struct Wait {
-    state: Arc<State>,
-    claims: SmallVec<[Owned; 2]>,
-    /// Which of them has no token.
-    missing: usize,
-}
+/// The limits that count every try of a request that was admitted (`count_retries`): nearly always none.
+#[derive(Debug, Clone, Default)]
+pub struct Again(Option<Arc<(Arc<State>, OwnedClaims)>>);
 
-/// A limit that holds for a request, and the bucket that it is counted on.
-#[derive(Clone, Copy)]
-struct Claim<'a> {
-    limit: &'a Arc<Limit>,
-    plan: &'a Arc<Plan>,
-    bucket: &'a Arc<Bucket>,
+impl Again {
+    /// Takes what one more try costs. False where a limit has no token at hand: then it is not made. A try
+    /// never waits for Redis.
+    pub fn take(&self) -> bool {
+        let Some((state, claims)) = self.0.as_deref() else { return true };
+        let attempt = Attempt { link: state.link.as_ref(), now: clock::now(), first: true, expired: false };
+        matches!(attempt.decide(claims.iter().map(|owned| owned.claim())), Outcome::Admitted)
+    }
+
+    fn of<'c>(state: &Arc<State>, claims: impl Iterator<Item = Claim<'c>>) -> Self {
+        let counted: OwnedClaims =
+            claims.filter(|claim| claim.rule.counts_retries).map(|claim| claim.owned()).collect();
+        Self((!counted.is_empty()).then(|| Arc::new((state.clone(), counted))))
+    }
 }
 
 /// A claim on this thread's stack.
 struct Held<'a> {
-    rule: &'a Rule,
+    rule: &'a Arc<Rule>,
     /// None: the limit has no key, and one bucket.
     key: Option<Shortcut>,
-}
-
-/// A claim that may cross threads.
-#[derive(Debug)]
-struct Owned {
-    limit: Arc<Limit>,
-    plan: Arc<Plan>,
-    bucket: Arc<Bucket>,
+    terms: usize,
+    cost: u32,
 }
 
 /// One attempt to admit.
-struct Attempt<'a> {
-    link: Option<&'a Link>,
-    now: u64,
+pub(super) struct Attempt<'a> {
+    pub(super) link: Option<&'a Link>,
+    pub(super) now: u64,
     /// The request has not been counted as demand yet.
-    first: bool,
+    pub(super) first: bool,
     /// Its time to wait is over.
-    expired: bool,
+    pub(super) expired: bool,
 }
 
 /// What came of an attempt; with the number of the claim that stood in the way.
-enum Outcome {
+pub(super) enum Outcome {
     Admitted,
     Refused(usize, Refused),
     Missing(usize),
@@ -104,17 +99,17 @@ enum Outcome {
 }
 
 /// Why a claim has no token, and never will have in this attempt.
-struct Refused {
+pub(super) struct Refused {
     reason: Reason,
     retry_after: Duration,
 }
 
-/// A token, and how it is given back.
+/// Tokens, and how they are given back.
 enum Token {
-    Lease(Lease),
-    /// Of the pod's own count, by its interval.
+    Lease(Taken),
+    /// Of the pod's own count, by the time that they are worth.
     Local(u64),
-    /// Admitted without count, by `without_redis: open`.
+    /// Admitted without count, by `without_redis: open`, or by a limit that observes.
     Free,
 }
 
@@ -125,17 +120,17 @@ enum NoToken {
 }
 
 /// Decides about a request, at one reading of the clock, or none where no limit holds for it.
-pub(super) fn admit(rules: &[Rule], state: &Arc<State>, facts: &Facts<'_>) -> Decision {
+pub(super) fn admit(rules: &[Arc<Rule>], state: &Arc<State>, facts: &Facts<'_>) -> Decision {
     let mut holding = rules.iter().filter(|rule| rule.matcher.matches(facts)).peekable();
     if holding.peek().is_none() {
-        return Decision::Admitted;
+        return Decision::Admitted(Again::default());
     }
     admit_at(holding, state, facts, clock::now())
 }
 
 /// Decides about a request for which the rules `holding` hold, at the time `now`.
 pub(super) fn admit_at<'r>(
-    holding: impl Iterator<Item = &'r Rule> + Clone,
+    holding: impl Iterator<Item = &'r Arc<Rule>> + Clone,
     state: &Arc<State>,
     facts: &Facts<'_>,
     now: u64,
@@ -145,12 +140,15 @@ pub(super) fn admit_at<'r>(
             holding.clone().map(|rule| Held::new(rule, state, facts, now)).collect();
         let attempt = Attempt { link: state.link.as_ref(), now, first: true, expired: false };
         return match attempt.decide(held.iter().map(Held::claim)) {
-            Outcome::Admitted => Decision::Admitted,
-            Outcome::Refused(at, refused) => Decision::Refused(refused.by(held[at].claim().limit)),
+            Outcome::Admitted => Decision::Admitted(match held.iter().any(|held| held.rule.counts_retries) {
+                true => Again::of(state, held.iter().map(Held::claim)),
+                false => Again::default(),
+            }),
+            Outcome::Refused(at, refused) => Decision::Refused(refused.by(held[at].claim())),
             Outcome::Missing(missing) => {
                 held[missing].rule.limit.counters.waited.add();
                 let claims = held.iter().map(|held| held.claim().owned()).collect();
-                Decision::Wait(Wait { state: state.clone(), claims, missing })
+                Decision::Wait(Wait::new(state.clone(), claims, missing))
             }
             // The table let the key go just now: it is new again.
             Outcome::Retired => continue,
@@ -158,44 +156,16 @@ pub(super) fn admit_at<'r>(
     }
 }
 
-impl Wait {
-    /// Waits for the grant, never longer than `redis.budget`; then `without_redis` decides.
-    ///
-    /// # Errors
-    ///
-    /// [`Reason::LimitExhausted`] or [`Reason::LimitUnavailable`], with the limit's name.
-    pub async fn resolve(self) -> Result<(), Error> {
-        self.resolved().await.map(drop)
-    }
-
-    /// Resolves to the time of admission, by [`clock::now`].
-    pub(super) async fn resolved(self) -> Result<u64, Error> {
-        let Self { state, claims, mut missing } = self;
-        let budget = state.link.as_ref().map_or(Duration::ZERO, |link| link.budget);
-        let deadline = Instant::now() + budget;
-        let mut expired = false;
-        loop {
-            // Listens before it looks, so that no refill goes unheard.
-            let mut refilled = std::pin::pin!(claims[missing].bucket.refilled.notified());
-            refilled.as_mut().enable();
-            let now = clock::now();
-            let attempt = Attempt { link: state.link.as_ref(), now, first: false, expired };
-            match attempt.decide(claims.iter().map(Owned::claim)) {
-                Outcome::Admitted => return Ok(now),
-                Outcome::Refused(at, refused) => return Err(refused.by(&claims[at].limit).into()),
-                Outcome::Missing(other) if other != missing => missing = other,
-                Outcome::Missing(_) => expired = timeout_at(deadline, refilled).await.is_err(),
-                Outcome::Retired => return Err(Refused::unavailable().by(&claims[missing].limit).into()),
-            }
-        }
-    }
+/// What it takes to send a request again that these claims have admitted.
+pub(super) fn again(state: &Arc<State>, claims: &OwnedClaims) -> Again {
+    Again::of(state, claims.iter().map(|owned| owned.claim()))
 }
 
 impl Attempt<'_> {
-    fn decide<'c>(&self, claims: impl Iterator<Item = Claim<'c>> + Clone) -> Outcome {
+    pub(super) fn decide<'c>(&self, claims: impl Iterator<Item = Claim<'c>> + Clone) -> Outcome {
         for (at, claim) in claims.clone().enumerate() {
-            if let Some(refused) = self.remembered(claim) {
-                claim.limit.counters.refused.add();
+            if let Some(refused) = self.remembered(claim).filter(|_| !claim.rule.observes) {
+                claim.limit().counters.refused.add();
                 return Outcome::Refused(at, refused);
             }
         }
@@ -206,6 +176,17 @@ impl Attempt<'_> {
                     tokens.push(token);
                     continue;
                 }
+                Err(NoToken::Refused(_)) if claim.rule.observes => {
+                    claim.limit().counters.observed.add();
+                    tokens.push(Token::Free);
+                    continue;
+                }
+                // What observes delays nobody: the next request finds what this one asked for.
+                Err(NoToken::Missing) if claim.rule.observes => {
+                    self.request(claim);
+                    tokens.push(Token::Free);
+                    continue;
+                }
                 Err(no_token) => no_token,
             };
             for (token, claim) in tokens.into_iter().zip(claims.clone()) {
@@ -213,131 +194,127 @@ impl Attempt<'_> {
             }
             return match no_token {
                 NoToken::Refused(refused) => {
-                    claim.limit.counters.refused.add();
+                    claim.limit().counters.refused.add();
                     Outcome::Refused(at, refused)
                 }
                 NoToken::Missing => {
-                    self.request(claims.skip(at + 1));
+                    // At once for whatever else it will miss.
+                    claims.skip(at).for_each(|claim| self.request(claim));
                     Outcome::Missing(at)
                 }
                 NoToken::Retired => Outcome::Retired,
             };
         }
-        claims.for_each(|claim| claim.limit.counters.admitted.add());
+        claims.for_each(|claim| claim.limit().counters.admitted.add());
         Outcome::Admitted
     }
 
-    /// The refusal that a bucket remembers, if it does. Also where a new plan reaches a bucket.
+    /// The refusal that a bucket remembers, if it does.
     fn remembered(&self, claim: Claim<'_>) -> Option<Refused> {
-        let Claim { limit, plan, bucket } = claim;
-        if !limit.leased {
+        if !claim.limit().leased {
             return None;
         }
-        if bucket.older_than(plan.generation) {
-            limit.adopt(plan);
-            bucket.renew(plan.generation);
-        }
-        let until = bucket.refused_until(self.now)?;
-        self.missed(bucket);
+        let until = claim.bucket.refused_until(self.now, claim.cost)?;
+        self.missed(claim);
         Some(Refused::exhausted(until - self.now))
     }
 
     fn take(&self, claim: Claim<'_>) -> Result<Token, NoToken> {
-        let Claim { limit, plan, bucket } = claim;
-        let Some(link) = self.link.filter(|_| limit.leased) else {
-            return self.take_local(&bucket.local, 0, plan.interval, plan.span());
+        let Claim { rule, bucket, cost, .. } = claim;
+        let terms = claim.terms();
+        let Some(link) = self.link.filter(|_| rule.limit.leased) else {
+            return self.take_local(claim, terms.interval, terms.span(), 0);
         };
-        if let Some((lease, low)) = bucket.take(self.now, plan.lead) {
+        if let Some((taken, low)) = bucket.take(self.now, terms.lead, cost) {
             if low {
-                link.request(limit, bucket);
+                link.request(rule, bucket);
             }
-            return Ok(Token::Lease(lease));
+            return Ok(Token::Lease(taken));
         }
-        self.missed(bucket);
-        if let Some(until) = bucket.refused_until(self.now) {
+        if let Some(until) = bucket.refused_until(self.now, cost) {
+            self.missed(claim);
             return Err(NoToken::Refused(Refused::exhausted(until - self.now)));
         }
-        link.request(limit, bucket);
+        self.missed(claim);
         let expired = || self.expired.then(|| self.now.saturating_sub(link.budget.as_nanos() as u64));
-        let since = link.down_since().or_else(expired).ok_or(NoToken::Missing)?;
-        limit.counters.without_redis.add();
-        match plan.without_redis {
+        let since = link.down_since(bucket.shard).or_else(expired).ok_or(NoToken::Missing)?;
+        rule.limit.counters.without_redis.add();
+        match rule.plan.without_redis {
             WithoutRedis::Open => Ok(Token::Free),
             WithoutRedis::Closed => Err(NoToken::Refused(Refused::unavailable())),
             WithoutRedis::Share => {
-                let (interval, span) = plan.share(limit.sidecars.load(Relaxed));
+                let known = bucket.sidecars.load(Relaxed).max(rule.limit.sidecars.load(Relaxed));
+                let (interval, span) = terms.share(known);
                 // Empty at the moment in which Redis was lost: what was leased is spent beside it.
-                self.take_local(&bucket.local, since.saturating_add(span), interval, span)
+                self.take_local(claim, interval, span, since)
             }
         }
     }
 
-    fn take_local(&self, local: &Gcra, floor: u64, interval: u64, span: u64) -> Result<Token, NoToken> {
-        match local.take(self.now, floor, interval, span) {
-            Ok(()) => Ok(Token::Local(interval)),
+    /// Takes tokens of the pod's own count, which was empty at the time `emptied`; 0 for never.
+    fn take_local(&self, claim: Claim<'_>, interval: u64, span: u64, emptied: u64) -> Result<Token, NoToken> {
+        let worth = interval.saturating_mul(u64::from(claim.cost));
+        let span = span.max(worth);
+        let floor = if emptied == 0 { 0 } else { emptied.saturating_add(span) };
+        match claim.bucket.local.take(self.now, floor, worth, span) {
+            Ok(()) => Ok(Token::Local(worth)),
             Err(Denied::Until(until)) => Err(NoToken::Refused(Refused::exhausted(until - self.now))),
             Err(Denied::Retired) => Err(NoToken::Retired),
         }
     }
 
-    /// Asks at once for whatever else the request will miss.
-    fn request<'c>(&self, claims: impl Iterator<Item = Claim<'c>>) {
+    /// Asks for tokens in the background, if the request will miss some. Where each request asks, its wait
+    /// does.
+    fn request(&self, claim: Claim<'_>) {
         let Some(link) = self.link else { return };
-        for claim in claims.filter(|claim| claim.limit.leased && claim.bucket.live(self.now) == 0) {
-            self.missed(claim.bucket);
-            link.request(claim.limit, claim.bucket);
+        if claim.limit().leased && !claim.plan().exact && claim.bucket.live(self.now) < claim.cost {
+            link.request(claim.rule, claim.bucket);
         }
     }
 
-    fn missed(&self, bucket: &Bucket) {
+    /// Counts the request as demand, once.
+    fn missed(&self, claim: Claim<'_>) {
         if self.first {
-            bucket.missed();
+            claim.bucket.missed(self.now, claim.cost);
         }
     }
 }
 
 impl<'a> Held<'a> {
-    fn new(rule: &'a Rule, state: &State, facts: &Facts<'_>, now: u64) -> Self {
-        let Rule { limit, plan, key, .. } = rule;
+    /// Finds the bucket; also where a new plan reaches it.
+    fn new(rule: &'a Arc<Rule>, state: &State, facts: &Facts<'_>, now: u64) -> Self {
+        let Rule { limit, plan, key, .. } = &**rule;
         let key = (!key.is_empty()).then(|| {
             let hash = state.seeds.hash(limit.id, key, facts);
-            let shortcut = state.table.bucket(hash, limit, now, || {
-                let (shard, name) =
-                    if limit.leased { key::redis_name(key, facts) } else { Default::default() };
-                limit.adopt(plan);
-                let lost_at = limit.lost_at.load(Relaxed);
-                let tat = if lost_at == 0 { 0 } else { lost_at.saturating_add(plan.span()) };
-                Bucket::new(limit.plan.load().generation, Gcra::full_at(tat), shard, name)
-            });
+            let shortcut = state.table.bucket(hash, limit, now, || rule.bucket(facts));
             shortcut.1.touch();
             shortcut
         });
-        Self { rule, key }
+        let bucket = key.as_ref().map_or(&limit.common, |key| &key.1);
+        let common = Arc::ptr_eq(bucket, &limit.common);
+        let terms_of = || if common { 0 } else { rule.terms_of(facts) };
+        if bucket.older_than(plan.generation) {
+            limit.adopt(plan);
+            bucket.renew(plan.generation, terms_of() as u16);
+        }
+        let terms = bucket.terms(plan.generation).unwrap_or_else(terms_of);
+        let cost = rule.cost(&plan.terms[terms], facts);
+        Self { rule, key, terms, cost }
     }
 
     fn claim(&self) -> Claim<'_> {
-        let Rule { limit, plan, .. } = self.rule;
-        Claim { limit, plan, bucket: self.key.as_ref().map_or(&limit.common, |key| &key.1) }
+        let bucket = self.key.as_ref().map_or(&self.rule.limit.common, |key| &key.1);
+        Claim { rule: self.rule, terms: self.terms, bucket, cost: self.cost }
     }
 }
 
 impl Claim<'_> {
     fn give_back(&self, token: Token) {
         match token {
-            Token::Lease(lease) => self.bucket.give_back(lease),
-            Token::Local(interval) => self.bucket.local.give_back(interval),
+            Token::Lease(taken) => taken.into_iter().for_each(|lease| self.bucket.give_back(lease)),
+            Token::Local(worth) => self.bucket.local.give_back(worth),
             Token::Free => {}
         }
-    }
-
-    fn owned(&self) -> Owned {
-        Owned { limit: self.limit.clone(), plan: self.plan.clone(), bucket: self.bucket.clone() }
-    }
-}
-
-impl Owned {
-    fn claim(&self) -> Claim<'_> {
-        Claim { limit: &self.limit, plan: &self.plan, bucket: &self.bucket }
     }
 }
 
@@ -346,11 +323,12 @@ impl Refused {
         Self { reason: Reason::LimitExhausted, retry_after: Duration::from_nanos(nanos) }
     }
 
-    fn unavailable() -> Self {
+    pub(super) fn unavailable() -> Self {
         Self { reason: Reason::LimitUnavailable, retry_after: DOWN_RETRY }
     }
 
-    fn by(self, limit: &Limit) -> Refusal {
-        Refusal { reason: self.reason, limit: limit.name.clone(), retry_after: self.retry_after }
+    pub(super) fn by(self, claim: Claim<'_>) -> Refusal {
+        let limit = claim.rule.limited[claim.terms].clone();
+        Refusal { reason: self.reason, limit, retry_after: self.retry_after }
     }
 }

@@ -11,8 +11,8 @@ use crate::config::model::{Direction, KeyPart};
 
 use super::Facts;
 
-/// Shards of a limit with keys. A shard is a slot of Redis Cluster, and one script call.
-const SHARDS: u8 = 16;
+/// Shards of all keys in Redis. A shard is a slot of Redis Cluster, and one call of the script.
+pub(super) const SHARDS: u8 = 16;
 
 /// Hashes keys with this process's seeds.
 #[derive(Debug, Default)]
@@ -34,36 +34,56 @@ impl Seeds {
     }
 }
 
-/// The shard and the name in Redis of a request's bucket.
-pub(super) fn redis_name(parts: &[KeyPart], facts: &Facts<'_>) -> (u8, Box<str>) {
+/// The shard and the name in Redis of a request's bucket under the limit that is called `limit` there.
+pub(super) fn redis_name(limit: &str, parts: &[KeyPart], facts: &Facts<'_>) -> (u8, Box<str>) {
     let mut digest = Context::new(&SHA256);
+    digest.update(limit.as_bytes());
     for part in parts {
         each(part, facts, |bytes| digest.update(bytes));
     }
     let digest = digest.finish();
-    (digest.as_ref()[31] % SHARDS, hex(&digest.as_ref()[..16]).into())
+    (digest.as_ref()[31] % SHARDS, hex(&digest.as_ref()[..12]).into())
 }
 
-/// The name in Redis of a limit: what makes it the same limit in every sidecar.
-pub(super) fn limit_name(name: &str, direction: Direction, parts: &[KeyPart]) -> String {
+/// The name in Redis of a limit, which is what makes it the same limit in every sidecar, and the shard of its
+/// common bucket.
+pub(super) fn limit_name(name: &str, direction: Direction, parts: &[KeyPart]) -> (u8, Box<str>) {
     let mut digest = Context::new(&SHA256);
     digest.update(direction.name().as_bytes());
     for text in std::iter::once(name.to_owned()).chain(parts.iter().map(KeyPart::to_string)) {
         digest.update(&(text.len() as u64).to_le_bytes());
         digest.update(text.as_bytes());
     }
-    hex(&digest.finish().as_ref()[..8])
+    let digest = digest.finish();
+    (digest.as_ref()[31] % SHARDS, hex(&digest.as_ref()[..6]).into())
+}
+
+/// Tells texts from others, in every sidecar alike; never 0.
+pub(super) fn fingerprint(texts: &[String]) -> u32 {
+    let mut digest = Context::new(&SHA256);
+    for text in texts {
+        digest.update(&(text.len() as u64).to_le_bytes());
+        digest.update(text.as_bytes());
+    }
+    let digest = digest.finish();
+    digest.as_ref().iter().take(4).fold(0, |number, byte| number << 8 | u32::from(*byte)).max(1)
+}
+
+/// The value of one part of a key; none is not the same as an empty one.
+pub(super) fn value<'a>(part: &KeyPart, facts: &Facts<'a>) -> Option<&'a [u8]> {
+    match part {
+        KeyPart::Caller => Some(facts.caller.as_bytes()).filter(|id| !id.is_empty()),
+        KeyPart::Host => Some(facts.host.as_bytes()),
+        KeyPart::Path => Some(facts.path.as_bytes()),
+        KeyPart::Method => Some(facts.method.as_bytes()),
+        KeyPart::Header(name) => (facts.field)(name),
+        KeyPart::Claim(name) => (facts.claim)(name).map(str::as_bytes),
+    }
 }
 
 /// Feeds one part of a key: its length first, so that no two keys read alike.
 fn each(part: &KeyPart, facts: &Facts<'_>, mut feed: impl FnMut(&[u8])) {
-    let value = match part {
-        KeyPart::Caller => Some(facts.caller.as_bytes()),
-        KeyPart::Host => Some(facts.host.as_bytes()),
-        KeyPart::Method => Some(facts.method.as_bytes()),
-        KeyPart::Header(name) => (facts.field)(name),
-    };
-    // No field is not an empty field.
+    let value = value(part, facts);
     feed(&value.map_or(u64::MAX, |value| value.len() as u64).to_le_bytes());
     feed(value.unwrap_or_default());
 }
@@ -81,7 +101,7 @@ mod tests {
     use super::*;
 
     fn facts<'a>(caller: &'a str, host: &'a str, field: &'a dyn Fn(&str) -> Option<&'a [u8]>) -> Facts<'a> {
-        Facts { host, port: None, path: "/", method: "GET", caller, field }
+        Facts { host, port: None, path: "/", method: "GET", caller, field, claim: &|_| None }
     }
 
     #[test]
@@ -97,10 +117,11 @@ mod tests {
         for (i, a) in all.iter().enumerate() {
             for (j, b) in all.iter().enumerate() {
                 assert_eq!(seeds.hash(1, &parts, a) == seeds.hash(1, &parts, b), i == j);
-                assert_eq!(redis_name(&parts, a) == redis_name(&parts, b), i == j);
+                assert_eq!(redis_name("l", &parts, a) == redis_name("l", &parts, b), i == j);
             }
             assert_ne!(seeds.hash(1, &parts, a), seeds.hash(2, &parts, a), "another limit");
-            assert_eq!(redis_name(&parts, a).1.len(), 32);
+            assert_ne!(redis_name("l", &parts, a), redis_name("m", &parts, a), "another limit");
+            assert_eq!(redis_name("l", &parts, a).1.len(), 24);
         }
     }
 
@@ -111,6 +132,6 @@ mod tests {
         assert_eq!(name, limit_name("orders", Direction::Outbound, &parts));
         assert_ne!(name, limit_name("orders", Direction::Inbound, &parts));
         assert_ne!(name, limit_name("orders", Direction::Outbound, &parts[..1]));
-        assert_eq!(name.len(), 16);
+        assert_eq!(name.1.len(), 12);
     }
 }

@@ -20,8 +20,8 @@ pub(super) struct Limit {
     pub(super) direction: Direction,
     /// Counted in Redis; else in this process.
     pub(super) leased: bool,
-    /// What its keys in Redis begin with: `prefix:l:{name`; the shard and `}` follow.
-    pub(super) redis_name: String,
+    /// What it is called in Redis's keys.
+    pub(super) redis_name: Box<str>,
     /// The newest plan that a request has met.
     pub(super) plan: ArcSwap<Plan>,
     /// The bucket of a limit without a key; else that of keys for which there was no room.
@@ -31,7 +31,7 @@ pub(super) struct Limit {
     pub(super) lost_at: AtomicU64,
     /// Keys in the table.
     pub(super) keys: AtomicU32,
-    /// How many sidecars ask Redis for it, this one included, as last told.
+    /// How many sidecars ask Redis for it, this one included, as last told of any key.
     pub(super) sidecars: AtomicU32,
     pub(super) counters: Counters,
 }
@@ -41,22 +41,19 @@ pub(super) struct Limit {
 pub(super) struct Counters {
     pub(super) admitted: Sharded,
     pub(super) refused: Sharded,
+    /// Would have been refused, but the limit only observes.
+    pub(super) observed: Sharded,
     pub(super) waited: Sharded,
     pub(super) without_redis: Sharded,
-    pub(super) redis_calls: AtomicU64,
     pub(super) redis_errors: AtomicU64,
+    pub(super) tokens_asked: AtomicU64,
+    pub(super) tokens_granted: AtomicU64,
 }
 
 impl Limit {
-    /// What the keys of a shard begin with. The braces make a shard one slot of Redis Cluster.
-    pub(super) fn redis_prefix(&self, shard: u8) -> String {
-        format!("{}:{shard}}}:", self.redis_name)
-    }
-
     /// Takes a newer plan; an older one changes nothing.
     pub(super) fn adopt(&self, plan: &Arc<Plan>) {
-        self.plan
-            .rcu(|current| if current.generation < plan.generation { plan.clone() } else { current.clone() });
+        self.plan.rcu(|current| if plan.newer_than(current) { plan.clone() } else { current.clone() });
     }
 }
 

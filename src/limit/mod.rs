@@ -28,28 +28,36 @@ mod plan;
 mod redis;
 mod refill;
 mod report;
+mod rule;
+mod status;
 mod table;
 #[cfg(test)]
 mod tests;
+mod wait;
 
-pub use decide::{Decision, Refusal, Wait};
-pub use report::{LimitReport, RedisReport};
+pub use decide::{Again, Decision, Refusal};
+pub use report::{BucketReport, LimitReport, RedisReport};
+pub use wait::Wait;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use http::StatusCode;
 
 use crate::config::model::{self, Direction, KeyPart, Scope};
+use crate::config::units::Rate;
+use crate::error::Limited;
 
 use self::bucket::Bucket;
 use self::gcra::Gcra;
 use self::limit::{Counters, Limit};
-use self::matches::Matcher;
-use self::plan::Plan;
+use self::matches::{Matcher, patterns};
+use self::plan::{Plan, Terms};
 use self::refill::Link;
+use self::rule::Rule;
 use self::table::Table;
 
 /// How often keys that nobody used are forgotten.
@@ -70,16 +78,21 @@ pub struct Facts<'a> {
     pub caller: &'a str,
     /// A field's value, by its name in lower case.
     pub field: &'a dyn Fn(&str) -> Option<&'a [u8]>,
+    /// A claim of the request's verified token.
+    pub claim: &'a dyn Fn(&str) -> Option<&'a str>,
 }
 
 /// What outlives reloads: each limit with its leases and counts, and the connection to Redis.
 #[derive(Debug)]
 pub struct State {
     link: Option<Link>,
-    redis_prefix: String,
+    /// How long a request may wait for Redis.
+    budget: Duration,
     limits: Mutex<HashMap<Identity, Known>>,
-    table: Table,
+    table: Arc<Table>,
     seeds: key::Seeds,
+    /// When the configuration that is compiled next was written, in milliseconds of the Unix epoch.
+    written: AtomicU64,
 }
 
 /// What makes a limit of a new configuration the same as one of the old.
@@ -99,25 +112,29 @@ struct Known {
 }
 
 impl State {
-    /// A state without limits. The refill task, if there is a Redis, and the sweep run on
+    /// A state without limits. The refill tasks, if there is a Redis, and the sweep run on
     /// `handle`, and end when the state is dropped. A Redis that does not answer is no error; a
     /// URL that is not one of Redis is, and the message says what is wrong with it.
     pub fn new(redis: Option<&model::Redis>, handle: &tokio::runtime::Handle) -> Result<Arc<Self>, String> {
-        let link = redis.map(|redis| {
-            let budget = redis.budget.0;
-            let client = redis::Redis::new(&redis.url, budget)
-                .map_err(|error| format!("redis.url is not the address of a Redis: {error}"))?;
-            Ok::<_, String>(Link::start(client, budget, handle))
-        });
+        let table = Arc::new(Table::default());
+        let link = redis.map(|redis| Link::start(redis, &table, handle)).transpose()?;
         let state = Arc::new(Self {
-            link: link.transpose()?,
-            redis_prefix: redis.map_or_else(String::new, |redis| redis.prefix.clone()),
+            link,
+            budget: redis.map_or(Duration::ZERO, |redis| redis.budget.0),
             limits: Mutex::default(),
-            table: Table::default(),
+            table,
             seeds: key::Seeds::default(),
+            written: AtomicU64::new(0),
         });
         handle.spawn(sweep(Arc::downgrade(&state)));
         Ok(state)
+    }
+
+    /// Says when the configuration was written that is compiled next. Where sidecars disagree about a rate,
+    /// which they do while a change reaches one after the other, the newest is right.
+    pub fn written(&self, at: SystemTime) {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.written.store(since.as_millis() as u64, Relaxed);
     }
 
     /// The state of the conversation with Redis, where one is configured.
@@ -128,7 +145,7 @@ impl State {
     /// Finds or makes the limit that `written` describes, and what it says now.
     fn limit(&self, written: &model::Limit, direction: Direction) -> (Arc<Limit>, Arc<Plan>) {
         static LIMITS: AtomicU64 = AtomicU64::new(1);
-        let leased = written.scope == Scope::Mesh && self.link.is_some();
+        let plan = |generation| Plan::new(written, self.budget, self.written.load(Relaxed), generation);
         let identity = Identity {
             name: written.name.clone(),
             direction,
@@ -140,29 +157,51 @@ impl State {
         if let Some(known) = limits.get_mut(&identity)
             && let Some(limit) = known.limit.upgrade()
         {
-            let plan = Plan::new(written, leased, known.plan.generation + 1);
-            if !plan.same(&known.plan) {
-                known.plan = Arc::new(plan);
-            }
+            let generation = known.plan.generation;
+            let same = plan(generation);
+            known.plan = Arc::new(if same.same(&known.plan) { same } else { plan(generation + 1) });
             return (limit, known.plan.clone());
         }
-        let plan = Arc::new(Plan::new(written, leased, 1));
-        let name = key::limit_name(&written.name, direction, &written.key);
+        let plan = Arc::new(plan(1));
+        let (shard, redis_name) = key::limit_name(&written.name, direction, &written.key);
         let limit = Arc::new(Limit {
             id: LIMITS.fetch_add(1, Relaxed),
             name: written.name.as_str().into(),
             direction,
-            leased,
-            redis_name: format!("{}:l:{{{name}", self.redis_prefix),
+            leased: written.scope == Scope::Mesh && self.link.is_some(),
+            redis_name,
             plan: ArcSwap::new(plan.clone()),
-            common: Arc::new(Bucket::new(plan.generation, Gcra::default(), 0, "common".into())),
+            common: Arc::new(Bucket::new(plan.generation, 0, Gcra::default(), shard, "".into())),
             lost_at: AtomicU64::new(0),
             keys: AtomicU32::new(0),
             sidecars: AtomicU32::new(1),
             counters: Counters::default(),
         });
+        self.table.add(&limit);
         limits.insert(identity, Known { limit: Arc::downgrade(&limit), plan: plan.clone() });
         (limit, plan)
+    }
+
+    /// The rule that `written` describes.
+    fn rule(&self, written: &model::Limit, direction: Direction) -> Rule {
+        let (limit, plan) = self.limit(written, direction);
+        let status = written.status.and_then(|status| StatusCode::from_u16(status).ok());
+        let limited = |terms: &Terms| {
+            let Rate { count, per } = terms.of.rate;
+            let name = limit.name.clone();
+            Arc::new(Limited { name, status, quota: count, window: per })
+        };
+        Rule {
+            limited: plan.terms.iter().map(limited).collect(),
+            limit,
+            plan,
+            matcher: Matcher::new(written),
+            key: written.key.clone().into(),
+            own: written.keys.iter().map(|own| patterns(own.is.as_slice())).collect(),
+            cost: written.cost.clone(),
+            observes: written.observe,
+            counts_retries: written.count_retries,
+        }
     }
 }
 
@@ -178,19 +217,12 @@ async fn sweep(state: Weak<State>) {
 /// The limits of one direction in one configuration.
 #[derive(Debug)]
 pub struct Limits {
-    rules: Box<[Rule]>,
+    rules: Box<[Arc<Rule>]>,
     /// Is any about a path?
     paths: bool,
+    /// Is any about a claim?
+    claims: bool,
     state: Arc<State>,
-}
-
-/// A limit as one configuration has it.
-#[derive(Debug)]
-struct Rule {
-    limit: Arc<Limit>,
-    plan: Arc<Plan>,
-    matcher: Matcher,
-    key: Box<[KeyPart]>,
 }
 
 impl Limits {
@@ -199,13 +231,13 @@ impl Limits {
     /// that meets it on; until then this changes nothing, so a configuration that is compiled and
     /// then refused leaves no trace.
     pub fn compile(limits: &[model::Limit], direction: Direction, state: &Arc<State>) -> Self {
-        let rule = |written: &model::Limit| {
-            let (limit, plan) = state.limit(written, direction);
-            Rule { limit, plan, matcher: Matcher::new(written), key: written.key.clone().into() }
-        };
         let mine = limits.iter().filter(|limit| limit.direction == direction);
-        let paths = mine.clone().any(|limit| limit.path.is_some());
-        Self { rules: mine.map(rule).collect(), paths, state: state.clone() }
+        let keyed = |is: fn(&KeyPart) -> bool| mine.clone().any(|limit| limit.key.iter().any(is));
+        let paths = mine.clone().any(|limit| limit.path.is_some()) || keyed(|part| *part == KeyPart::Path);
+        let claims = mine.clone().any(|limit| !limit.claim.is_empty())
+            || keyed(|part| matches!(part, KeyPart::Claim(_)));
+        let rules = mine.map(|written| Arc::new(state.rule(written, direction))).collect();
+        Self { rules, paths, claims, state: state.clone() }
     }
 
     /// Is there none?
@@ -218,6 +250,11 @@ impl Limits {
         self.paths
     }
 
+    /// Is any of them about a claim of the request's token?
+    pub fn has_claims(&self) -> bool {
+        self.claims
+    }
+
     /// Decides whether a request is admitted by every limit that holds for it.
     pub fn admit(&self, facts: &Facts<'_>) -> Decision {
         decide::admit(&self.rules, &self.state, facts)
@@ -226,6 +263,8 @@ impl Limits {
     /// What each limit has done, in the order of the configuration.
     pub fn snapshot(&self) -> Vec<LimitReport> {
         let now = clock::now();
-        self.rules.iter().map(|rule| LimitReport::new(rule, now)).collect()
+        let mut reports: Vec<_> = self.rules.iter().map(|rule| LimitReport::new(rule, now)).collect();
+        report::add_buckets(&mut reports, &self.rules, &self.state.table, now);
+        reports
     }
 }

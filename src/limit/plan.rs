@@ -1,29 +1,38 @@
-//! What a limit's configuration means in tokens and nanoseconds.
-//!
-//! A mesh limit of rate R and burst B is granted by GCRA with the smaller burst B' = B - R·tau,
-//! because a token may be spent up to tau after it was granted. With tau = B/(2R), B' = B/2.
+//! What a limit's configuration means in tokens and nanoseconds: the terms of its keys, one set for all and
+//! one for each kind of key that has a rate of its own.
 
+use std::iter;
+use std::time::Duration;
+
+use crate::config::LimitTerms;
 use crate::config::model;
-use crate::config::units::Rate;
 
-/// The largest lifetime of a lease that is used, so that a stamp plus a lease never overflows.
-const LONGEST_TAU: f64 = 86_400e9;
+use super::key;
 
 /// A limit's numbers. Immutable: a reload makes another, of a later generation.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// Later than that of every plan which the limit had before.
+    /// Later than that of every plan which the limit had before; 48 bits.
     pub(super) generation: u64,
-    pub(super) rate: Rate,
-    /// B, in tokens.
-    pub(super) burst: u32,
+    /// When its configuration was written, in milliseconds of the Unix epoch; 0 where nobody knows. Among
+    /// sidecars that disagree the newest is right.
+    pub(super) written: u64,
+    /// The terms of every key, and then those of `keys`.
+    pub(super) terms: Box<[Terms]>,
     pub(super) without_redis: model::WithoutRedis,
+    /// Each request asks Redis, and no token is kept for another.
+    pub(super) exact: bool,
+}
+
+/// By what a bucket is granted tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Terms {
+    pub(super) of: LimitTerms,
+    /// Tells the keys that have them from others, in every sidecar alike; 0 for those without a rate of
+    /// their own.
+    pub(super) id: u32,
     /// Nanoseconds from one token to the next, rounded up; the pod's own GCRA.
     pub(super) interval: u64,
-    /// The same in microseconds, as the script takes it.
-    pub(super) interval_micros: f64,
-    /// B', in tokens: the burst of the mesh's GCRA.
-    pub(super) capacity: f64,
     /// How long a granted token may be spent, in nanoseconds from before it was asked for.
     pub(super) tau: u64,
     /// Tokens that die within this many nanoseconds no longer count as stock.
@@ -31,32 +40,33 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Reads the numbers of a limit. `leased` limits have a burst of at least 2: with less, no
-    /// token could outlive its grant.
-    pub(super) fn new(limit: &model::Limit, leased: bool, generation: u64) -> Self {
-        let rate = limit.rate;
-        let per_second = rate.per_second();
-        let default_burst = per_second.ceil().clamp(2.0, f64::from(u32::MAX)) as u32;
-        let least = if leased { 2 } else { 1 };
-        let burst = limit.burst.map_or(default_burst, |burst| burst.get()).max(least);
-        let interval = 1e9 / per_second;
-        let tau = (f64::from(burst) / 2.0 * interval).min(LONGEST_TAU).floor();
+    /// Reads the numbers of a limit. `budget` is how long a request may wait for Redis.
+    pub(super) fn new(limit: &model::Limit, budget: Duration, written: u64, generation: u64) -> Self {
+        let own = limit.keys.iter().map(|own| key::fingerprint(own.is.as_slice()));
         Self {
             generation,
-            rate,
-            burst,
+            written,
+            terms: limit.terms(budget).zip(iter::once(0).chain(own)).map(Terms::new).collect(),
             without_redis: limit.without_redis,
-            interval: (interval.ceil() as u64).max(1),
-            interval_micros: interval / 1e3,
-            capacity: f64::from(burst) - tau / interval,
-            tau: tau as u64,
-            lead: tau as u64 / 8,
+            exact: limit.exact,
         }
     }
 
-    /// Does `other` say the same, whatever its generation?
+    /// Does `other` say the same, whatever its generation, and whenever it was written?
     pub(super) fn same(&self, other: &Plan) -> bool {
-        self.rate == other.rate && self.burst == other.burst && self.without_redis == other.without_redis
+        self.terms == other.terms && self.without_redis == other.without_redis && self.exact == other.exact
+    }
+
+    /// Is it to be used in place of `other`?
+    pub(super) fn newer_than(&self, other: &Plan) -> bool {
+        (self.generation, self.written) > (other.generation, other.written)
+    }
+}
+
+impl Terms {
+    fn new((of, id): (LimitTerms, u32)) -> Self {
+        let tau = of.lease as u64;
+        Self { of, id, interval: (of.interval.ceil() as u64).max(1), tau, lead: tau / 8 }
     }
 
     /// One sidecar's part of the rate among `sidecars`: the interval between its tokens, and
@@ -69,7 +79,7 @@ impl Plan {
 
     /// The time that the whole burst is worth, in nanoseconds.
     pub(super) fn span(&self) -> u64 {
-        self.interval.saturating_mul(u64::from(self.burst))
+        self.interval.saturating_mul(u64::from(self.of.burst))
     }
 }
 
@@ -79,18 +89,19 @@ pub(super) mod tests {
 
     /// A limit as it is written: its rate, and the rest by default.
     pub(in crate::limit) fn limit(name: &str, rate: &str, burst: u32) -> model::Limit {
-        model::Limit {
-            name: name.into(),
-            direction: model::Direction::Outbound,
-            host: None,
-            path: None,
-            method: None,
-            key: Vec::new(),
-            rate: rate.parse().expect("a rate"),
-            burst: std::num::NonZeroU32::new(burst),
-            scope: model::Scope::Mesh,
-            without_redis: model::WithoutRedis::Closed,
-        }
+        let text = format!("limits: [{{ name: {name}, rate: {rate}, without_redis: closed }}]");
+        let mut model = crate::config::parse(&text, "test").expect("a limit");
+        let limit = model.limits.pop().expect("one limit");
+        model::Limit { burst: std::num::NonZeroU32::new(burst), ..limit }
+    }
+
+    /// The plan of a limit of this rate and burst.
+    pub(in crate::limit) fn plan(rate: &str, burst: u32) -> Plan {
+        Plan::new(&limit("a", rate, burst), Duration::from_millis(20), 0, 1)
+    }
+
+    fn terms(rate: &str, burst: u32) -> Terms {
+        plan(rate, burst).terms[0]
     }
 
     #[test]
@@ -98,27 +109,38 @@ pub(super) mod tests {
         for (rate, burst) in
             [("500/s", 100), ("10000/s", 10_000), ("3/m", 2), ("7/h", 3), ("1000/s", 0), ("1/d", 2)]
         {
-            let plan = Plan::new(&limit("a", rate, burst), true, 1);
-            let leased = plan.tau as f64 * plan.rate.per_second() / 1e9;
-            assert!(plan.capacity + leased <= f64::from(plan.burst) + 1e-6, "{plan:?}");
-            assert!(plan.capacity >= 1.0, "{plan:?}");
-            assert!(leased <= f64::from(plan.burst) - 1.0, "tau <= (B - 1)/R: {plan:?}");
+            for lease in [None, Some(Duration::from_millis(1)), Some(Duration::from_secs(1 << 30))] {
+                let limit =
+                    model::Limit { lease: lease.map(crate::config::units::Time), ..limit("a", rate, burst) };
+                let Terms { of, tau, .. } = Plan::new(&limit, Duration::ZERO, 0, 1).terms[0];
+                let leased = tau as f64 * of.rate.per_second() / 1e9;
+                assert!(of.capacity + leased <= f64::from(of.burst) + 1e-6, "{of:?}");
+                assert!(of.capacity >= 1.0, "{of:?}");
+                assert!(leased <= f64::from(of.burst) - 1.0, "tau <= (B - 1)/R: {of:?}");
+            }
         }
     }
 
     #[test]
-    fn a_burst_is_a_seconds_worth_and_leases_need_two() {
-        assert_eq!(Plan::new(&limit("a", "500/s", 0), true, 1).burst, 500);
-        assert_eq!(Plan::new(&limit("a", "5/m", 0), true, 1).burst, 2);
-        assert_eq!(Plan::new(&limit("a", "5/s", 1), true, 1).burst, 2);
-        assert_eq!(Plan::new(&limit("a", "5/s", 1), false, 1).burst, 1);
+    fn a_burst_is_a_seconds_worth_and_a_lease_half_of_it() {
+        assert_eq!((terms("500/s", 0).of.burst, terms("500/s", 0).tau), (500, 500_000_000));
+        assert_eq!((terms("5/m", 0).of.burst, terms("5/m", 0).of.capacity), (2, 1.0));
+    }
+
+    #[test]
+    fn who_asks_for_each_request_keeps_a_grant_no_longer_than_a_request_waits() {
+        let limit = model::Limit { exact: true, ..limit("a", "5/s", 1) };
+        let terms = Plan::new(&limit, Duration::from_millis(20), 0, 1).terms[0];
+        assert_eq!((terms.tau, terms.of.capacity), (20_000_000, 1.0));
+        let limit = model::Limit { exact: true, ..tests::limit("a", "100/s", 10) };
+        assert_eq!(Plan::new(&limit, Duration::from_millis(20), 0, 1).terms[0].of.capacity, 8.0);
     }
 
     #[test]
     fn shares_add_up_to_the_rate() {
-        let plan = Plan::new(&limit("a", "1000/s", 100), true, 1);
-        assert_eq!(plan.share(4), (4_000_000, 100_000_000));
-        assert_eq!(plan.share(0), plan.share(1));
-        assert_eq!(plan.share(500).1, 500_000_000, "one token at least");
+        let terms = terms("1000/s", 100);
+        assert_eq!(terms.share(4), (4_000_000, 100_000_000));
+        assert_eq!(terms.share(0), terms.share(1));
+        assert_eq!(terms.share(500).1, 500_000_000, "one token at least");
     }
 }

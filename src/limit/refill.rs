@@ -1,25 +1,34 @@
-//! The background task that keeps leases live: it gathers the buckets that want tokens, asks
-//! Redis for all of them in one round trip, and places what is granted. One round trip is under
-//! way at a time; what becomes due meanwhile rides in the next.
+//! The background tasks that keep leases live: each gathers the buckets that want tokens, asks
+//! Redis for all of them in one round trip, and places what is granted. One round trip of a task is
+//! under way at a time; what becomes due meanwhile rides in the next. One task serves all shards,
+//! or each its own where shards lie on servers of their own: then one that hangs is in nobody's way.
 //!
-//! The task is also the breaker: Redis counts as down from the moment that an answer takes longer
-//! than a request may wait, or that a call fails, until an answer comes within that time. While
-//! it is down no request waits, and this task alone tries again, with growing pauses.
+//! A task is also the breaker of its lane: Redis counts as down from the moment that an answer takes
+//! longer than a request may wait, or that a call fails, until an answer comes within that time. While
+//! it is down no request waits, and the task alone tries again, with growing pauses.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use redis::{Cmd, RedisResult, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{sleep, timeout};
 
-use super::bucket::Bucket;
+use crate::config::model::{self, NewState};
+
+use super::bucket::{Bucket, Grant, Want};
 use super::clock;
+use super::key::SHARDS;
 use super::limit::Limit;
 use super::plan::Plan;
-use super::redis::{Call, Grants, Redis};
+use super::redis::{Answers, Call, Caller, Group, Redis, SCRIPT, read, read_greeting};
+use super::rule::Rule;
+use super::status::Status;
+use super::table::Table;
 
 /// Buckets of one round trip.
 const BATCH: usize = 512;
@@ -27,91 +36,108 @@ const BATCH: usize = 512;
 const WATCHED: u64 = 2_000_000_000;
 /// Pauses between attempts while Redis is down.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How often a server is asked what it is, though no bucket wants anything.
+const GREETED: Duration = Duration::from_secs(60);
 
 /// A bucket that wants tokens.
 #[derive(Debug)]
-pub(super) struct Due {
-    pub(super) limit: Arc<Limit>,
-    pub(super) bucket: Arc<Bucket>,
+struct Due {
+    limit: Arc<Limit>,
+    plan: Arc<Plan>,
+    bucket: Arc<Bucket>,
 }
 
-/// What request threads see of the task.
+/// What request threads see of the tasks.
 #[derive(Debug)]
 pub(super) struct Link {
-    queue: UnboundedSender<Due>,
+    /// A queue for each lane; a shard's is its number modulo theirs.
+    queues: Box<[UnboundedSender<Due>]>,
     status: Arc<Status>,
     /// How long a request may wait.
     pub(super) budget: Duration,
 }
 
-/// Whether Redis answers, and what it was asked.
-#[derive(Debug)]
-pub(super) struct Status {
-    /// Of Redis, for the log.
-    address: String,
-    /// Since when Redis has not answered in time; 0 while it does.
-    down_since: AtomicU64,
-    pub(super) round_trips: AtomicU64,
-    pub(super) errors: AtomicU64,
-}
-
 impl Link {
-    /// Starts the task on `handle`. It ends when the link is dropped.
-    pub(super) fn start(redis: Redis, budget: Duration, handle: &tokio::runtime::Handle) -> Self {
-        let (queue, due) = unbounded_channel();
-        let status = Arc::new(Status {
-            address: redis.address(),
-            down_since: AtomicU64::new(0),
-            round_trips: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-        });
-        handle.spawn(Refill { redis, due, status: status.clone(), budget, later: BinaryHeap::new() }.run());
-        Self { queue, status, budget }
+    /// Starts the tasks on `handle`. They end when the link is dropped. Fails if `written` is not how
+    /// a Redis can be reached.
+    pub(super) fn start(
+        written: &model::Redis,
+        table: &Arc<Table>,
+        handle: &tokio::runtime::Handle,
+    ) -> Result<Self, String> {
+        let redis = Redis::new(written)?;
+        let caller = Arc::new(Caller::new(SCRIPT, &written.prefix, written.on_new_state == NewState::Full));
+        let lanes = redis.lanes();
+        let status = Arc::new(Status::new(redis.address(), lanes));
+        let start = |lane| {
+            let (queue, due) = unbounded_channel();
+            let task = Refill {
+                redis: redis.clone(),
+                caller: caller.clone(),
+                lane,
+                lanes,
+                due,
+                status: status.clone(),
+                table: table.clone(),
+                budget: written.budget.0,
+                later: BinaryHeap::new(),
+                greet: Greet::All,
+                turn: 0,
+            };
+            handle.spawn(task.run());
+            queue
+        };
+        Ok(Self { queues: (0..lanes).map(start).collect(), status: status.clone(), budget: written.budget.0 })
     }
 
     /// Asks for a refill of the bucket, unless one is under way. At most one entry of a bucket is
-    /// in the queue, so the table's bound is the queue's.
-    pub(super) fn request(&self, limit: &Arc<Limit>, bucket: &Arc<Bucket>) {
+    /// in a queue, so the table's bound is the queues'.
+    pub(super) fn request(&self, rule: &Rule, bucket: &Arc<Bucket>) {
         if bucket.begin_refill() {
-            let due = Due { limit: limit.clone(), bucket: bucket.clone() };
+            let due = Due { limit: rule.limit.clone(), plan: rule.plan.clone(), bucket: bucket.clone() };
             // The task ends only with the link, or with its runtime when the process stops.
-            let _ = self.queue.send(due);
+            let _ = self.queues[self.lane(bucket.shard)].send(due);
         }
     }
 
-    /// Since when Redis has not answered in time.
-    pub(super) fn down_since(&self) -> Option<u64> {
-        Some(self.status.down_since.load(Relaxed)).filter(|since| *since != 0)
+    /// Since when Redis has not answered in time for this shard.
+    pub(super) fn down_since(&self, shard: u8) -> Option<u64> {
+        self.status.down_since(self.lane(shard))
     }
 
     pub(super) fn status(&self) -> &Status {
         &self.status
     }
-}
 
-impl Status {
-    fn down(&self, why: &dyn std::fmt::Display) {
-        if self.down_since.load(Relaxed) == 0 {
-            self.down_since.store(clock::now(), Relaxed);
-            let redis = &self.address;
-            tracing::warn!(%why, redis, "limits: Redis does not answer; each limit does as its `without_redis` says");
-        }
-    }
-
-    fn up(&self) {
-        if self.down_since.swap(0, Relaxed) != 0 {
-            tracing::info!(redis = self.address, "limits: Redis answers again");
-        }
+    fn lane(&self, shard: u8) -> usize {
+        usize::from(shard) % self.queues.len()
     }
 }
 
 struct Refill {
     redis: Redis,
+    caller: Arc<Caller>,
+    lane: usize,
+    lanes: usize,
     due: UnboundedReceiver<Due>,
     status: Arc<Status>,
+    table: Arc<Table>,
     budget: Duration,
     /// Exhausted buckets, by when they may have tokens again.
     later: BinaryHeap<Reverse<Later>>,
+    /// Which servers the next round trip asks what they are.
+    greet: Greet,
+    /// The shard that was asked last in its turn.
+    turn: u8,
+}
+
+/// Which shards' servers are asked what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Greet {
+    None,
+    /// One after the other: a state that was lost is found though no bucket wants anything.
+    Next,
+    All,
 }
 
 struct Later {
@@ -141,14 +167,18 @@ impl Refill {
             }
             return !self.due.is_closed() || !batch.is_empty();
         }
-        while batch.is_empty() {
+        let greeted = tokio::time::Instant::now();
+        while batch.is_empty() && self.greet == Greet::None {
             let next = self.later.peek().map_or(u64::MAX, |Reverse(later)| later.at);
-            let wait = Duration::from_nanos(next.saturating_sub(clock::now()));
+            let wait = Duration::from_nanos(next.saturating_sub(clock::now())).min(GREETED);
             // Either the queue has some, or the time of the first in `later` has come.
             if let Ok(0) = timeout(wait, self.due.recv_many(batch, BATCH)).await {
                 return false;
             }
             self.look_again(batch);
+            if greeted.elapsed() >= GREETED {
+                self.greet = Greet::Next;
+            }
         }
         true
     }
@@ -157,8 +187,12 @@ impl Refill {
     fn look_again(&mut self, batch: &mut Vec<Due>) {
         let now = clock::now();
         while let Some(first) = self.later.peek_mut().filter(|first| first.0.at <= now) {
-            let Reverse(Later { due, .. }) = std::collections::binary_heap::PeekMut::pop(first);
-            if due.bucket.in_demand() && due.bucket.begin_refill() {
+            let Reverse(Later { due, .. }) = PeekMut::pop(first);
+            let busy = due.bucket.terms(due.plan.generation).is_some_and(|terms| {
+                let terms = &due.plan.terms[terms];
+                due.bucket.is_busy(terms, now)
+            });
+            if busy && due.bucket.begin_refill() {
                 batch.push(due);
             }
         }
@@ -166,39 +200,120 @@ impl Refill {
 
     /// One round trip; `paused` is the pause before it. Answers the pause before the next.
     async fn ask(&mut self, batch: &mut Vec<Due>, paused: Duration) -> Duration {
-        batch.sort_unstable_by_key(Due::slot);
-        let plans: Vec<Arc<Plan>> = batch.iter().map(|due| due.limit.plan.load_full()).collect();
-        let calls = calls(batch, &plans);
-        let (answer, in_time) = watched(self.redis.ask(&calls), self.budget, &self.status).await;
-        drop(calls);
+        let mut asks = asks(batch);
+        let calls = calls(&asks);
+        let greeted = self.greeted();
+        let greetings = greeted.iter().map(|shard| self.caller.greeting(*shard));
+        let commands: Vec<Cmd> =
+            greetings.chain(calls.iter().map(|call| self.caller.command(call))).collect();
+        let answer = self.redis.run(&commands);
+        let (answer, in_time) = watched(answer, self.budget, self.lane, &self.status).await;
         self.status.round_trips.fetch_add(1, Relaxed);
-        match answer {
-            Ok(grants) => {
-                self.place(batch, &plans, grants);
-                if in_time {
-                    self.status.up();
-                    return Duration::ZERO;
-                }
-                PAUSE.0
+        self.status.calls.fetch_add(commands.len() as u64, Relaxed);
+        let failed = match answer {
+            Ok(Answers { sent, values }) => {
+                let (greetings, values) = values.split_at(greeted.len().min(values.len()));
+                let greeted = self.meet(&greeted, greetings);
+                let grants: Vec<RedisResult<Vec<Grant>>> = calls
+                    .iter()
+                    .zip(values)
+                    .map(|(call, value)| read(sent, call, value.as_ref().map_err(Clone::clone)?))
+                    .collect();
+                let sizes: Vec<usize> = calls.iter().map(Call::buckets).collect();
+                drop(calls);
+                greeted.err().or(self.place(&mut asks, &sizes, grants).err())
             }
             Err(error) => {
+                asks.iter().for_each(Ask::failed);
+                Some(error)
+            }
+        };
+        self.end(asks);
+        match failed {
+            None if in_time => {
+                self.status.up(self.lane);
+                Duration::ZERO
+            }
+            None => PAUSE.0,
+            Some(error) => {
                 self.status.errors.fetch_add(1, Relaxed);
-                self.status.down(&error);
-                for due in batch.drain(..) {
-                    due.limit.counters.redis_errors.fetch_add(1, Relaxed);
-                    due.bucket.end_refill();
-                }
+                self.status.down(self.lane, &error);
+                // Whoever answers next may be another.
+                self.greet = Greet::Next;
                 longer(paused)
             }
         }
     }
 
-    /// Places what was granted, and wakes who waits for it.
-    fn place(&mut self, batch: &mut Vec<Due>, plans: &[Arc<Plan>], grants: Vec<Grants>) {
+    /// The shards whose servers are to be greeted now.
+    fn greeted(&mut self) -> Vec<u8> {
+        let shards: Vec<u8> = (self.lane as u8..SHARDS).step_by(self.lanes).collect();
+        match std::mem::replace(&mut self.greet, Greet::None) {
+            Greet::None => Vec::new(),
+            Greet::Next => {
+                self.turn = self.turn.wrapping_add(1);
+                vec![shards[usize::from(self.turn) % shards.len()]]
+            }
+            Greet::All => shards,
+        }
+    }
+
+    /// Reads what the servers of the shards say of themselves.
+    fn meet(&mut self, shards: &[u8], answers: &[RedisResult<Value>]) -> RedisResult<()> {
+        for (shard, answer) in shards.iter().zip(answers) {
+            let greeting = read_greeting(answer.as_ref().map_err(Clone::clone)?)?;
+            self.state(*shard, greeting.since, shards.len() == 1);
+            self.status.warn(greeting.warnings);
+        }
+        Ok(())
+    }
+
+    /// Takes note of when a shard's state began. If it is another than it was, its leases are dropped; what
+    /// befell one shard has befallen others, so they are asked too, if they were not just now.
+    fn state(&mut self, shard: u8, since: u64, ask_others: bool) {
+        if self.status.state(shard, since) {
+            self.table.forget_state_before(shard, since);
+            if ask_others {
+                self.greet = Greet::All;
+            }
+        }
+    }
+
+    /// Places what was granted to the asks of each call, of which `sizes` says how many there are. Fails with
+    /// the first error of a call.
+    fn place(
+        &mut self,
+        asks: &mut [Ask],
+        sizes: &[usize],
+        grants: Vec<RedisResult<Vec<Grant>>>,
+    ) -> RedisResult<()> {
         let now = clock::now();
-        for ((due, plan), grant) in batch.drain(..).zip(plans).zip(grants.into_iter().flatten()) {
-            due.limit.sidecars.store(grant.sidecars, Relaxed);
-            let again = due.bucket.granted(plan, &grant, now);
+        let (mut asks, mut result) = (asks, Ok(()));
+        for (size, grants) in sizes.iter().zip(grants) {
+            let (mine, rest) = asks.split_at_mut(*size);
+            asks = rest;
+            match grants {
+                Ok(grants) => {
+                    if let (Some(ask), Some(grant)) = (mine.first(), grants.first()) {
+                        self.state(ask.due.bucket.shard, grant.since, true);
+                    }
+                    mine.iter_mut().zip(grants).for_each(|(ask, grant)| ask.place(&grant, now));
+                }
+                Err(error) => {
+                    mine.iter().for_each(Ask::failed);
+                    result = Err(error);
+                }
+            }
+        }
+        // An answer without its call is none.
+        asks.iter().for_each(Ask::failed);
+        result
+    }
+
+    /// Ends the refills, and wakes who waits for them.
+    fn end(&mut self, asks: Vec<Ask>) {
+        let now = clock::now();
+        for Ask { due, again, .. } in asks {
             due.bucket.end_refill();
             if let Some(at) = again.filter(|at| *at < now + WATCHED) {
                 self.later.push(Reverse(Later { at, due }));
@@ -207,31 +322,92 @@ impl Refill {
     }
 }
 
-/// The calls for a batch that is sorted by slot: one for each limit and shard.
-fn calls<'a>(batch: &'a [Due], plans: &'a [Arc<Plan>]) -> Vec<Call<'a>> {
-    let now = clock::now();
-    let mut calls: Vec<Call<'a>> = Vec::new();
-    for (i, (due, plan)) in batch.iter().zip(plans).enumerate() {
-        let limit = &due.limit;
-        if i == 0 || batch[i - 1].slot() != due.slot() {
-            limit.counters.redis_calls.fetch_add(1, Relaxed);
-            let prefix = limit.redis_prefix(due.bucket.shard);
-            calls.push(Call { plan, prefix, wants: Vec::new() });
+/// A bucket that asks in this round trip.
+struct Ask {
+    due: Due,
+    /// The bucket's plan, and which of its terms.
+    plan: Arc<Plan>,
+    terms: usize,
+    want: Want,
+    /// When to look again, if it had less than was wanted.
+    again: Option<u64>,
+}
+
+impl Ask {
+    /// None where the bucket has yet to meet the plan that holds.
+    fn new(due: Due) -> Result<Self, Due> {
+        let newest = due.limit.plan.load_full();
+        let found = [&due.plan, &newest].into_iter().find_map(|plan| {
+            let terms = due.bucket.terms(plan.generation)?;
+            Some((plan.clone(), terms))
+        });
+        let Some((plan, terms)) = found else { return Err(due) };
+        let numbers = &plan.terms[terms];
+        let want = match plan.exact {
+            true => due.bucket.want_exactly(numbers),
+            false => due.bucket.want(numbers, clock::now()),
+        };
+        due.limit.counters.tokens_asked.fetch_add(u64::from(want.wanted), Relaxed);
+        Ok(Self { due, plan, terms, want, again: None })
+    }
+
+    fn place(&mut self, grant: &Grant, now: u64) {
+        let Due { limit, bucket, .. } = &self.due;
+        limit.counters.tokens_granted.fetch_add(u64::from(grant.granted), Relaxed);
+        limit.sidecars.store(grant.sidecars, Relaxed);
+        self.again = bucket.granted(&self.plan, grant, now);
+    }
+
+    fn failed(&self) {
+        self.due.limit.counters.redis_errors.fetch_add(1, Relaxed);
+    }
+
+    /// What one call of the script is for, and what one group of it.
+    fn place_in_calls(&self) -> (u8, u64, u64, usize) {
+        (self.due.bucket.shard, self.due.limit.id, self.plan.generation, self.terms)
+    }
+}
+
+/// What the buckets that are due ask for, in the order of the calls.
+fn asks(batch: &mut Vec<Due>) -> Vec<Ask> {
+    let ask = |due: Due| Ask::new(due).map_err(|due| due.bucket.end_refill()).ok();
+    let mut asks: Vec<Ask> = batch.drain(..).filter_map(ask).collect();
+    asks.sort_unstable_by_key(Ask::place_in_calls);
+    asks
+}
+
+/// The calls for asks in their order: one for each shard, with a group for each limit and terms.
+fn calls(asks: &[Ask]) -> Vec<Call<'_>> {
+    let mut calls: Vec<Call<'_>> = Vec::new();
+    for (i, ask) in asks.iter().enumerate() {
+        let before = i.checked_sub(1).map(|i| asks[i].place_in_calls());
+        let here = ask.place_in_calls();
+        if before.is_none_or(|before| before.0 != here.0) {
+            calls.push(Call { shard: here.0, groups: Vec::new() });
         }
-        let want = due.bucket.want(plan, now).min(plan.capacity as u32).max(1);
-        calls.last_mut().expect("the first bucket began a call").wants.push((&due.bucket.name, want));
+        let groups = &mut calls.last_mut().expect("the first ask began a call").groups;
+        if before != Some(here) {
+            let Ask { due, plan, terms, .. } = ask;
+            groups.push(Group { limit: &due.limit, plan, terms: *terms, wants: Vec::new() });
+        }
+        groups.last_mut().expect("it began a group too").wants.push((&ask.due.bucket, ask.want));
     }
     calls
 }
 
 /// Waits for an answer, and says that Redis is down when the budget of requests is over. True if
 /// the answer came before.
-async fn watched<T>(answer: impl Future<Output = T>, budget: Duration, status: &Status) -> (T, bool) {
+async fn watched<T>(
+    answer: impl Future<Output = T>,
+    budget: Duration,
+    lane: usize,
+    status: &Status,
+) -> (T, bool) {
     let mut answer = std::pin::pin!(answer);
     match timeout(budget, &mut answer).await {
         Ok(answer) => (answer, true),
         Err(_) => {
-            status.down(&"it takes longer than `redis.budget`");
+            status.down(lane, &"it takes longer than `redis.budget`");
             (answer.await, false)
         }
     }
@@ -241,13 +417,6 @@ async fn watched<T>(answer: impl Future<Output = T>, budget: Duration, status: &
 fn longer(pause: Duration) -> Duration {
     let next = (2 * pause).clamp(PAUSE.0, PAUSE.1);
     next.mul_f64(0.75 + fastrand::f64() / 4.0)
-}
-
-impl Due {
-    /// What one call of the script is for.
-    fn slot(&self) -> (u64, u8) {
-        (self.limit.id, self.bucket.shard)
-    }
 }
 
 impl PartialEq for Later {

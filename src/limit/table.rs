@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque, hash_map::Entry};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::bucket::Bucket;
 use super::limit::Limit;
@@ -34,6 +34,8 @@ thread_local! {
 pub(super) struct Table {
     shards: Box<[Mutex<Shard>]>,
     per_shard: usize,
+    /// Whose common buckets there are beside the keys'.
+    limits: Mutex<Vec<Weak<Limit>>>,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +59,26 @@ impl Default for Table {
 
 impl Table {
     fn new(capacity: usize) -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), per_shard: capacity.div_ceil(SHARDS) }
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards, per_shard: capacity.div_ceil(SHARDS), limits: Mutex::default() }
+    }
+
+    /// Adds a limit, so that its common bucket is known too.
+    pub(super) fn add(&self, limit: &Arc<Limit>) {
+        let mut limits = lock(&self.limits);
+        limits.retain(|known| known.strong_count() > 0);
+        limits.push(Arc::downgrade(limit));
+    }
+
+    /// Drops the leases of a shard of Redis that came from another state than the one since `since`.
+    pub(super) fn forget_state_before(&self, shard: u8, since: u64) {
+        let forget = |limit: &Limit, bucket: &Bucket| {
+            if limit.leased && bucket.shard == shard {
+                bucket.forget_state_before(since);
+            }
+        };
+        lock(&self.limits).iter().filter_map(Weak::upgrade).for_each(|limit| forget(&limit, &limit.common));
+        self.each(forget);
     }
 
     /// The bucket of `key`; `make` makes it where the key is new.
@@ -103,6 +124,13 @@ impl Table {
         })
     }
 
+    /// Shows every key that it knows to `see`.
+    pub(super) fn each(&self, mut see: impl FnMut(&Limit, &Bucket)) {
+        for shard in &self.shards {
+            lock(shard).keys.values().for_each(|known| see(&known.limit, &known.bucket));
+        }
+    }
+
     /// Forgets the keys that were not used since the last sweep.
     pub(super) fn sweep(&self, now: u64) {
         for shard in &self.shards {
@@ -118,7 +146,7 @@ impl Table {
 }
 
 /// The map is whole whenever the lock is free, whatever happened to a thread that held it.
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -27,6 +27,7 @@ use crate::http::body::Replay;
 use crate::http::deadline::{Deadline, within_since};
 use crate::http::{Announcement, Body, Length, Next, RequestHead, Responder, ResponseHead};
 use crate::intercept::Source;
+use crate::limit::Again;
 use crate::pool::{Dial, Need, Streams};
 use crate::tls::Carries;
 
@@ -47,6 +48,8 @@ pub(super) struct Way {
     pub always: bool,
     /// The downstream is a sidecar, which is told how full the destination is.
     pub announces: bool,
+    /// The limits that count every try.
+    pub limits: Again,
 }
 
 /// Sends a request to its destination and the answer back, or the tunnel that it asked for. Counts
@@ -110,6 +113,7 @@ async fn attempts(
     let route = &*way.destination.route;
     let body = Replay::new(body, REPLAY);
     let tries = Tries::new(&route.retries, &route.budget, head.is_idempotent(), ends);
+    let tries = tries.counted_by(&way.limits);
     let asked = Asked { worker, way, head, body: &body, tries: &tries };
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
     let mut next: Option<InFlight> = None;

@@ -239,13 +239,13 @@ impl Stages for Inbound {
             permit_bytes(mesh, self.caller.as_ref())?;
         }
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
-        limit(&mesh.inbound_limits, head, Some(self.target), caller).await?;
+        let limits = limit(&mesh.inbound_limits, head, Some(self.target), caller).await?;
         if let Some(told) = &self.told {
             head.fields.push(HeaderName::from_static(CALLER_FIELD), told.clone());
         }
         let destination = application(worker, mesh, self.target);
         let (always, announces) = (self.is_probe(mesh, head), self.caller.is_some());
-        let way = Way { destination, source: self.source, key: None, h2, always, announces };
+        let way = Way { destination, source: self.source, key: None, h2, always, announces, limits };
         let next = forward(worker, &way, head, body, respond).await?;
         if !self.taken.replace(true) {
             worker.served(self.target);

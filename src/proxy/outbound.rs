@@ -23,7 +23,7 @@ use crate::error::{Error, Reason, Result};
 use crate::http::h1::{self, parse::is_own};
 use crate::http::{Body, Next, RequestHead, Responder, ResponseHead, h2};
 use crate::intercept;
-use crate::limit::{Decision, Facts, Limits};
+use crate::limit::{Again, Decision, Facts, Limits};
 
 /// Serves one connection of the pod.
 ///
@@ -122,13 +122,13 @@ impl Stages for Outbound {
             Method::CONNECT => Box::pin(self.connects_to(worker, mesh, head)).await?,
             _ => self.route(worker, mesh, head).await?,
         };
-        limit(&mesh.outbound_limits, head, self.original, &mesh.identity).await?;
+        let limits = limit(&mesh.outbound_limits, head, self.original, &mesh.identity).await?;
         if head.method == Method::CONNECT && self.original.is_none() {
             return Box::pin(connect(worker, &destination, respond)).await;
         }
         let h2 = head.version == http::Version::HTTP_2;
         let key = destination.route.sticky.as_ref().and_then(|sticky| sticky.key(head));
-        let way = Way { destination, source: None, key, h2, always: false, announces: false };
+        let way = Way { destination, source: None, key, h2, always: false, announces: false, limits };
         forward(worker, &way, head, body, respond).await
     }
 
@@ -209,15 +209,15 @@ fn port(head: &RequestHead, original: Option<SocketAddr>) -> Option<u16> {
     head.port().or(original.map(|o| o.port())).or(Some(HTTP))
 }
 
-/// Limit: a token of each limit that holds for the request.
+/// Limit: tokens of each limit that holds for the request; and what it takes to send it again.
 pub(super) async fn limit(
     limits: &Limits,
     head: &RequestHead,
     original: Option<SocketAddr>,
     caller: &str,
-) -> Result<()> {
+) -> Result<Again> {
     if limits.is_empty() {
-        return Ok(());
+        return Ok(Again::default());
     }
     let decision = limits.admit(&Facts {
         host: head.host(),
@@ -226,9 +226,10 @@ pub(super) async fn limit(
         method: head.method.as_str(),
         caller,
         field: &|name| head.fields.get(name),
+        claim: &|_| None,
     });
     match decision {
-        Decision::Admitted => Ok(()),
+        Decision::Admitted(again) => Ok(again),
         Decision::Refused(refusal) => Err(refusal.into()),
         Decision::Wait(wait) => Box::pin(wait.resolve()).await,
     }

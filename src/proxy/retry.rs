@@ -17,6 +17,7 @@ use crate::config::model::{Retries, RetryOn};
 use crate::error::{Error, REFUSED_FIELD, Reason, Retry};
 use crate::http::body::Replay;
 use crate::http::{RequestHead, ResponseHead};
+use crate::limit::Again;
 
 /// The longest that an upstream's `Retry-After` is waited for where the request has no deadline.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -231,6 +232,8 @@ pub(super) enum Not {
     InTime,
     /// The upstream's budget has been used up.
     Affordable,
+    /// A limit that counts every try has no token at hand.
+    Allowed,
 }
 
 impl fmt::Display for Not {
@@ -243,6 +246,7 @@ impl fmt::Display for Not {
             Not::Left => "it was sent as often as the route says",
             Not::InTime => "no time was left",
             Not::Affordable => "the upstream's retry_budget is used up",
+            Not::Allowed => "a limit that counts retries has no token for it",
         })
     }
 }
@@ -252,7 +256,7 @@ impl Not {
     /// there is to say.
     pub(super) fn told(self, error: Error) -> Error {
         match self {
-            Not::InTime | Not::Affordable => {
+            Not::InTime | Not::Affordable | Not::Allowed => {
                 Error { detail: format!("{}; not sent again: {self}", error.detail).into(), ..error }
             }
             Not::Begun | Not::Safe | Not::Kept | Not::Wanted | Not::Left => error,
@@ -265,6 +269,8 @@ impl Not {
 pub(super) struct Tries<'a> {
     policy: &'a Policy,
     budget: &'a Budget,
+    /// The limits that count every try.
+    limits: Option<&'a Again>,
     idempotent: bool,
     /// When its time is over.
     ends: Option<Instant>,
@@ -282,7 +288,13 @@ impl<'a> Tries<'a> {
         idempotent: bool,
         ends: Option<Instant>,
     ) -> Self {
-        Self { policy, budget, idempotent, ends, again: Cell::new(0), repeated: Cell::new(false) }
+        let (again, repeated) = (Cell::new(0), Cell::new(false));
+        Self { policy, budget, limits: None, idempotent, ends, again, repeated }
+    }
+
+    /// Every one after the first takes a token of these limits too.
+    pub(super) fn counted_by(self, limits: &'a Again) -> Self {
+        Self { limits: Some(limits), ..self }
     }
 
     /// When the time for all of them is over.
@@ -343,6 +355,9 @@ impl<'a> Tries<'a> {
         if !reused && !self.budget.take(Second::Retry, now) {
             return Err(Not::Affordable);
         }
+        if !reused && !self.is_allowed() {
+            return Err(Not::Allowed);
+        }
         self.again.set(self.again.get().saturating_add(1));
         if loses && retry == Retry::Idempotent {
             self.repeated.set(true);
@@ -372,11 +387,15 @@ impl<'a> Tries<'a> {
     /// Whether a first try that is slow may have a second one beside it; that is counted as one that may
     /// have been processed.
     pub(super) fn hedge(&self) -> bool {
-        let afforded = self.budget.take(Second::Hedge, Instant::now());
+        let afforded = self.budget.take(Second::Hedge, Instant::now()) && self.is_allowed();
         if afforded {
             self.repeated.set(true);
         }
         afforded
+    }
+
+    fn is_allowed(&self) -> bool {
+        self.limits.is_none_or(Again::take)
     }
 
     fn pause(&self, cause: Cause, reused: bool, after: Option<Duration>) -> Pause {

@@ -294,6 +294,7 @@ impl Sidecar {
             shared.ground.limits.store(limits);
         }
         self.view.fixed(&before.model, &model);
+        written(&shared.ground.limits.load(), &self.path);
         let mesh = Mesh::compile(model, tls.as_deref(), &shared.ground, Some(&before));
         self.capture.replace_names(names(&mesh).iter().map(String::as_str));
         if moved {
@@ -311,6 +312,13 @@ impl Sidecar {
             self.rotation = rotation(shared, identity);
         }
         Ok(())
+    }
+}
+
+/// Tells the limits when the configuration was written.
+fn written(limits: &limit::State, path: &Path) {
+    if let Ok(at) = std::fs::metadata(path).and_then(|file| file.modified()) {
+        limits.written(at);
     }
 }
 

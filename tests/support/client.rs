@@ -34,7 +34,13 @@ impl Answer {
 
     /// The refusal, where Pannier answered.
     pub(crate) fn refused(&self) -> Option<&str> {
-        self.field("x-pannier-refused")
+        self.field("x-pannier-refused").map(|said| said.split(';').next().unwrap_or(said))
+    }
+
+    /// The limit that refused, as the same field names it.
+    pub(crate) fn refused_by(&self) -> Option<&str> {
+        let (_, limit) = self.field("x-pannier-refused")?.split_once(";limit=\"")?;
+        limit.strip_suffix('"')
     }
 
     /// A field's text.

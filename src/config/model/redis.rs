@@ -21,6 +21,33 @@ pub struct Redis {
     /// What every key begins with; sidecars with another prefix share nothing. Default `pannier`.
     #[serde(default = "Redis::default_prefix")]
     pub prefix: String,
+    /// What a bucket holds when Redis has lost, or may have lost, what it knew: `empty`, so that the bound
+    /// holds, or `full`. Default `empty`.
+    #[serde(default)]
+    pub on_new_state: NewState,
+}
+
+/// What a bucket holds when Redis has lost what it knew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NewState {
+    /// What has accrued since, and nothing else.
+    #[default]
+    Empty,
+    /// A whole burst.
+    Full,
+}
+
+impl Redis {
+    /// The Redis at this URL, and the rest by default.
+    pub fn at(url: &str) -> Self {
+        Self {
+            url: url.into(),
+            budget: Self::default_budget(),
+            prefix: Self::default_prefix(),
+            on_new_state: NewState::Empty,
+        }
+    }
 }
 
 /// A Redis URL as it may be shown: `redis://user:***@host`.
@@ -47,6 +74,7 @@ impl fmt::Debug for Redis {
             .field("url", &without_password(&self.url))
             .field("budget", &self.budget)
             .field("prefix", &self.prefix)
+            .field("on_new_state", &self.on_new_state)
             .finish()
     }
 }

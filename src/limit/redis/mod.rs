@@ -8,40 +8,51 @@ mod script;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, Pipeline, RedisResult, Script, ServerErrorKind};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisResult, Script, ServerErrorKind, Value,
+};
+
+use crate::config::model;
 
 use super::clock;
 
-pub(super) use self::script::{Call, Grants, SCRIPT, pipeline, read};
+pub(super) use self::script::{Call, Caller, Group, SCRIPT, read, read_greeting};
 
 /// The least time that a connection or an answer is waited for, whatever the budget of requests:
 /// a late answer shows that Redis lives, and saves a new connection.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A connection to one Redis.
+#[derive(Clone)]
 pub(super) struct Redis {
     client: Client,
     config: AsyncConnectionConfig,
     connection: Option<MultiplexedConnection>,
-    script: Script,
-    /// Tells this sidecar from others.
-    sidecar: String,
+    script: std::sync::Arc<Script>,
+}
+
+pub(super) struct Answers {
+    pub(super) sent: u64,
+    pub(super) values: Vec<RedisResult<Value>>,
 }
 
 impl Redis {
-    /// Prepares a connection; nothing is sent yet. Fails if the URL is not one of Redis.
-    pub(super) fn new(url: &str, budget: Duration) -> RedisResult<Self> {
-        let patience = PATIENCE.max(budget);
+    pub(super) fn new(written: &model::Redis) -> Result<Self, String> {
+        let patience = PATIENCE.max(written.budget.0);
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(patience))
             .set_response_timeout(Some(patience));
         Ok(Self {
-            client: Client::open(url)?,
+            client: Client::open(&*written.url)
+                .map_err(|error| format!("redis.url is not the address of a Redis: {error}"))?,
             config,
             connection: None,
-            script: Script::new(SCRIPT),
-            sidecar: format!("{:016x}", fastrand::u64(..)),
+            script: Script::new(SCRIPT).into(),
         })
+    }
+
+    pub(super) fn lanes(&self) -> usize {
+        1
     }
 
     /// Where it is, without the password that the URL may hold.
@@ -49,53 +60,26 @@ impl Redis {
         self.client.get_connection_info().addr().to_string()
     }
 
-    /// Makes all calls in one round trip. Without a call, only finds out whether the script can
-    /// be run.
-    pub(super) async fn ask(&mut self, calls: &[Call<'_>]) -> RedisResult<Vec<Grants>> {
-        let result = match self.connection.take() {
-            Some(mut connection) => self.run(&mut connection, calls).await.map(|grants| (connection, grants)),
-            None => {
-                let mut connection =
-                    self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
-                self.run(&mut connection, calls).await.map(|grants| (connection, grants))
-            }
+    pub(super) async fn run(&mut self, commands: &[Cmd]) -> RedisResult<Answers> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.client.get_multiplexed_async_connection_with_config(&self.config).await?,
         };
-        result.map(|(connection, grants)| {
-            self.connection = Some(connection);
-            grants
-        })
-    }
-
-    async fn run(
-        &self,
-        connection: &mut MultiplexedConnection,
-        calls: &[Call<'_>],
-    ) -> RedisResult<Vec<Grants>> {
-        let pipeline = pipeline(self.script.get_hash(), &self.sidecar, calls);
-        match send(connection, &pipeline, calls).await {
-            // A server that was restarted or flushed. Calls of the same pipeline that did find
-            // the script are repeated too: what they were granted is lost, never doubled.
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.script.prepare_invoke().load_async(connection).await?;
-                send(connection, &pipeline, calls).await
-            }
-            result => result,
+        let mut pipeline = Pipeline::with_capacity(commands.len());
+        commands.iter().for_each(|command| {
+            pipeline.add_command(command.clone());
+        });
+        pipeline.ignore_errors();
+        let sent = clock::now();
+        let mut values: Vec<RedisResult<Value>> = pipeline.query_async(&mut connection).await?;
+        let missing = |value: &RedisResult<Value>| matches!(value, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript));
+        if values.iter().any(missing) {
+            self.script.prepare_invoke().load_async(&mut connection).await?;
+            values = pipeline.query_async(&mut connection).await?;
         }
+        self.connection = Some(connection);
+        Ok(Answers { sent, values })
     }
-}
-
-async fn send(
-    connection: &mut MultiplexedConnection,
-    pipeline: &Pipeline,
-    calls: &[Call<'_>],
-) -> RedisResult<Vec<Grants>> {
-    let sent = clock::now();
-    let answers: Vec<RedisResult<Vec<u64>>> = pipeline.query_async(connection).await?;
-    if calls.is_empty() {
-        answers.into_iter().collect::<RedisResult<Vec<_>>>()?;
-        return Ok(Vec::new());
-    }
-    calls.iter().zip(answers).map(|(call, answer)| read(sent, call, &answer?)).collect()
 }
 
 #[cfg(test)]
@@ -104,8 +88,8 @@ mod tests {
 
     #[test]
     fn an_address_is_shown_without_its_password() {
-        let redis = Redis::new("redis://me:secret@mesh:6380/2", Duration::from_millis(20)).expect("a URL");
+        let redis = Redis::new(&model::Redis::at("redis://me:secret@mesh:6380/2")).expect("a URL");
         assert_eq!(redis.address(), "mesh:6380");
-        assert!(Redis::new("http://mesh", Duration::ZERO).is_err());
+        assert!(Redis::new(&model::Redis::at("http://mesh")).is_err());
     }
 }

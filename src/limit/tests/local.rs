@@ -29,7 +29,7 @@ impl Local {
 
     fn admitted(&self, tenant: &str, at: u64, requests: usize) -> usize {
         let admit = || request(tenant, |facts| self.limits.admit_at(facts, at));
-        (0..requests).filter(|_| matches!(admit(), Decision::Admitted)).count()
+        (0..requests).filter(|_| matches!(admit(), Decision::Admitted(_))).count()
     }
 }
 
@@ -39,7 +39,7 @@ const S: u64 = 1_000_000_000;
 fn without_limits_everything_passes() {
     let local = Local::new(&[]);
     assert!(local.limits.is_empty());
-    assert!(matches!(request("t", |facts| local.limits.admit(facts)), Decision::Admitted));
+    assert!(matches!(request("t", |facts| local.limits.admit(facts)), Decision::Admitted(_)));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_refusal_says_who_and_for_how_long() {
     assert_eq!(local.admitted("t", S, 1), 1);
     let decision = request("t", |facts| local.limits.admit_at(facts, S + S / 40));
     let Decision::Refused(refusal) = decision else { panic!("{decision:?}") };
-    assert_eq!((&*refusal.limit, refusal.reason), ("orders", crate::error::Reason::LimitExhausted));
+    assert_eq!((&*refusal.limit.name, refusal.reason), ("orders", crate::error::Reason::LimitExhausted));
     assert_eq!(refusal.retry_after, Duration::from_millis(75));
     let error = crate::error::Error::from(refusal);
     assert_eq!(error.to_string(), "limit.exhausted: limit `orders`");

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::plan::tests::limit;
+use super::plan::tests::{limit, plan};
 use super::*;
+use crate::config::model::NewState;
 use crate::config::units::{Rate, Time};
 
 /// A Redis of the test's own, on a free port of the loopback, that forgets everything.
@@ -62,9 +63,24 @@ impl Server {
         line.map_or(0, |rest| rest.split(',').next().expect("a number").parse().expect("a number"))
     }
 
+    /// How often the script will have been called when `sidecars` more have got to know the server, which has
+    /// it then.
+    fn greeted(&self, control: &tokio::runtime::Handle, sidecars: u64) -> u64 {
+        let state = self.state(control, Duration::from_secs(2));
+        let calls = || state.redis().expect("configured").calls;
+        eventually("they know each other", || calls() > 0);
+        self.script_calls() + calls() * sidecars
+    }
+
     /// A sidecar's state that uses this server.
     fn state(&self, control: &tokio::runtime::Handle, budget: Duration) -> Arc<State> {
-        let redis = model::Redis { url: self.url(), budget: Time(budget), prefix: "test".into() };
+        let redis = model::Redis {
+            budget: Time(budget),
+            prefix: "test".into(),
+            // A test's Redis is new, and what it holds at first is not what most are about.
+            on_new_state: NewState::Full,
+            ..model::Redis::at(&self.url())
+        };
         State::new(Some(&redis), control).expect("a URL")
     }
 }
@@ -112,21 +128,54 @@ impl Limits {
 /// A request to `/` of one tenant.
 fn request<T>(tenant: &str, run: impl FnOnce(&Facts<'_>) -> T) -> T {
     let field = |name: &str| (name == "x-tenant").then_some(tenant.as_bytes());
-    run(&Facts { host: "orders.shop", port: None, path: "/", method: "GET", caller: "me", field: &field })
+    run(&Facts {
+        host: "orders.shop",
+        port: None,
+        path: "/",
+        method: "GET",
+        caller: "me",
+        field: &field,
+        claim: &|_| None,
+    })
 }
 
 /// Asks until there is an answer, and says when the request was admitted.
 async fn ask(limits: &Limits, tenant: &str) -> Result<u64, crate::error::Error> {
     let now = clock::now();
     match request(tenant, |facts| limits.admit_at(facts, now)) {
-        Decision::Admitted => Ok(now),
+        Decision::Admitted(_) => Ok(now),
         Decision::Refused(refusal) => Err(refusal.into()),
-        Decision::Wait(wait) => wait.resolved().await,
+        Decision::Wait(wait) => wait.resolved().await.map(|(at, _)| at),
     }
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+/// A mesh limit of this rate and burst, and its plan.
+pub(super) fn limit_of(rate: &str, burst: u32) -> (Arc<Limit>, Arc<Plan>) {
+    let plan = Arc::new(plan(rate, burst));
+    let (shard, redis_name) = key::limit_name("a", Direction::Outbound, &[]);
+    let limit = Limit {
+        id: 1,
+        name: "a".into(),
+        direction: Direction::Outbound,
+        leased: true,
+        redis_name,
+        plan: ArcSwap::new(plan.clone()),
+        common: Arc::new(Bucket::new(1, 0, Gcra::default(), shard, "".into())),
+        lost_at: AtomicU64::new(0),
+        keys: AtomicU32::new(0),
+        sidecars: AtomicU32::new(1),
+        counters: Counters::default(),
+    };
+    (Arc::new(limit), plan)
+}
+
+/// A bucket of that limit.
+pub(super) fn bucket_of(name: &str) -> Bucket {
+    Bucket::new(1, 0, Gcra::default(), 0, name.into())
 }
 
 /// Checks that no window T of the log holds more than R·T + B.

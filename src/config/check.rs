@@ -2,6 +2,7 @@
 //! must agree. Every fault is reported, at the value that would have to change.
 
 mod balance;
+mod jwt;
 mod limits;
 mod retries;
 
@@ -22,6 +23,7 @@ pub(super) fn check(model: &Model, root: &Node, faults: &mut Vec<Fault>) {
     checker.times(model);
     checker.dns(&model.dns);
     checker.identity(model);
+    checker.jwt(model);
     for (name, upstream) in &model.upstreams {
         checker.upstream(name, upstream);
     }

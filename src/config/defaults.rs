@@ -214,6 +214,12 @@ impl Default for RetryBudget {
     }
 }
 
+impl Jwt {
+    pub(super) fn default_leeway() -> Time {
+        seconds(60)
+    }
+}
+
 impl Redis {
     pub(super) fn default_budget() -> Time {
         Time(Duration::from_millis(20))

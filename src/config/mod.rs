@@ -8,6 +8,7 @@
 mod check;
 mod defaults;
 mod effective;
+mod locate;
 pub mod model;
 mod problem;
 mod read;
@@ -23,6 +24,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 pub use effective::LimitTerms;
+pub use locate::problem_at;
 pub use model::Model;
 pub use problem::{Plain, Problem, Problems};
 pub use syntax::HostPattern;

@@ -3,6 +3,7 @@
 
 mod balance;
 mod http;
+mod jwt;
 mod limit;
 mod redis;
 mod retries;
@@ -23,6 +24,7 @@ use super::text::{addresses, socket, socket_list, socket_lists};
 use super::units::{Addresses, ByteRate, OneOrMany, Percent, Time};
 pub use balance::{Ejection, Most, Queue, Sticky};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
+pub use jwt::{Issuer, Jwt};
 pub use limit::{Cost, CostField, KeyPart, KeyRate, Limit, Patterns, Scope, WithoutRedis};
 pub use redis::{NewState, Redis};
 pub use retries::{Backoff, Hedge, HedgeAfter, Retries, RetryBudget, RetryOn, RetryRules};
@@ -46,6 +48,9 @@ pub struct Model {
     /// This workload's certificate. Without it, nothing is encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// Whose JSON Web Tokens are believed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<Jwt>,
     /// How names are resolved.
     pub dns: Dns,
     /// The services that this pod calls, by a name of your choice.

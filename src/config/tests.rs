@@ -1,3 +1,5 @@
+mod jwt;
+
 use std::fs;
 
 use super::model::Most;

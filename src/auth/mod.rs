@@ -1,6 +1,8 @@
 //! Who may call: the inbound allow list, compiled. A caller is known by the SPIFFE id that it
 //! has proven; one that has proven none matches no rule, not even `*`.
 
+pub mod token;
+
 use std::collections::HashMap;
 
 use crate::config::model::Allow;

@@ -1,18 +1,20 @@
 //! `pannier check`: what a configuration means, in short tables, or where it is wrong.
 
 mod table;
+mod tokens;
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::auth::token::Tokens;
 use crate::config::model::{
     Direction, Hedge, InboundMtls, KeyExchange, Limit, Model, Most, MtlsMode, PathMatch, RetryRules, Scope,
     Sticky, Upstream, WithoutRedis,
 };
 use crate::config::units::OneOrMany;
-use crate::config::{self, Problem};
+use crate::config::{self, Problem, Problems};
 use table::Table;
 
 /// The file cannot be read.
@@ -40,20 +42,29 @@ fn outcome(file: &Path) -> (String, String, u8) {
         Err(problem) => return (String::new(), format!("{problem}\n"), WRONG),
     };
     match config::parse(&text, &source) {
-        Ok(model) => (explain(&model), String::new(), 0),
-        Err(problems) => {
-            let count = problems.iter().count();
-            let faults = if count == 1 { "fault" } else { "faults" };
-            (String::new(), format!("{problems}\n{count} {faults}\n"), WRONG)
-        }
+        Ok(model) => match Tokens::compile(model.jwt.as_ref(), None) {
+            Ok(tokens) => (explain(&model, &tokens), String::new(), 0),
+            Err(error) => {
+                let path = format!("jwt.issuers[{}].jwks", error.issuer);
+                refused(&config::problem_at(&text, &source, &path, error.to_string()).into())
+            }
+        },
+        Err(problems) => refused(&problems),
     }
 }
 
+fn refused(problems: &Problems) -> (String, String, u8) {
+    let count = problems.iter().count();
+    let faults = if count == 1 { "fault" } else { "faults" };
+    (String::new(), format!("{problems}\n{count} {faults}\n"), WRONG)
+}
+
 /// What a model means.
-fn explain(model: &Model) -> String {
+fn explain(model: &Model, keys: &Tokens) -> String {
     let mut out = String::new();
     let tables = [
         mtls(model),
+        tokens::table(model, keys),
         listeners(model),
         dns(model),
         http(model),

@@ -142,6 +142,19 @@ impl Fields {
         }
     }
 
+    /// The value of the field, named in lower case, if it is there once.
+    pub fn only(&self, name: &str) -> Option<&[u8]> {
+        match &self.0 {
+            Inner::Block(block) => {
+                let Places { bytes, spans, added } = &*block.0;
+                let found = spans.iter().filter(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()));
+                let more = added.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_bytes());
+                once(found.map(|s| s.value(bytes)).chain(more))
+            }
+            Inner::Map(map) => once(map.get_all(name).iter().map(HeaderValue::as_bytes)),
+        }
+    }
+
     /// The first value of each of these fields, named in lower case, in one walk.
     pub fn values<const N: usize>(&self, names: [&str; N]) -> [Option<&[u8]>; N] {
         let Inner::Block(block) = &self.0 else { return names.map(|name| self.get(name)) };
@@ -286,4 +299,9 @@ pub(super) fn put_line(out: &mut BytesMut, name: &[u8], value: &[u8]) {
     out.put_slice(b": ");
     out.put_slice(value);
     out.put_slice(b"\r\n");
+}
+
+/// What there is one of.
+fn once<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<&'a [u8]> {
+    values.next().filter(|_| values.next().is_none())
 }

@@ -101,7 +101,16 @@ mod tests {
     use super::*;
 
     fn facts<'a>(caller: &'a str, host: &'a str, field: &'a dyn Fn(&str) -> Option<&'a [u8]>) -> Facts<'a> {
-        Facts { host, port: None, path: "/", method: "GET", caller, field, claim: &|_| None }
+        Facts {
+            host,
+            port: None,
+            path: "/",
+            method: "GET",
+            caller,
+            field,
+            claim: &|_| None,
+            has_claim: &|_, _| false,
+        }
     }
 
     #[test]

@@ -36,6 +36,18 @@ impl Pattern {
         }
     }
 
+    /// Whether a part of the request fits; a claim that is a list does if one of its texts is the one that is
+    /// written.
+    fn fits_part(&self, part: &KeyPart, facts: &Facts<'_>) -> bool {
+        let listed = match (self, part) {
+            (Self::Exact(text), KeyPart::Claim(name)) => {
+                std::str::from_utf8(text).is_ok_and(|text| (facts.has_claim)(name, text))
+            }
+            _ => false,
+        };
+        listed || self.fits(key::value(part, facts))
+    }
+
     fn fits(&self, value: Option<&[u8]>) -> bool {
         match self {
             Self::Exact(text) => value.is_some_and(|value| *value == **text),
@@ -80,10 +92,7 @@ impl Matcher {
         self.methods.as_ref().is_none_or(|methods| methods.iter().any(|method| method == facts.method))
             && self.host.matches(facts.host, facts.port)
             && self.path.matches(facts.path)
-            && self.values.iter().all(|(part, patterns)| {
-                let value = key::value(part, facts);
-                patterns.iter().any(|pattern| pattern.fits(value))
-            })
+            && self.values.iter().all(|(part, patterns)| patterns.iter().any(|p| p.fits_part(part, facts)))
     }
 }
 
@@ -103,6 +112,7 @@ mod tests {
             caller: "",
             field: &|_| None,
             claim: &|_| None,
+            has_claim: &|_, _| false,
         };
         assert!(Matcher::new(&limit).matches(&facts("any", None, "/", "GET")));
 

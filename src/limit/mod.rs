@@ -76,10 +76,12 @@ pub struct Facts<'a> {
     pub method: &'a str,
     /// The caller's SPIFFE id; empty if it has none.
     pub caller: &'a str,
-    /// A field's value, by its name in lower case.
+    /// The value of a field that is there once, by its name in lower case.
     pub field: &'a dyn Fn(&str) -> Option<&'a [u8]>,
     /// A claim of the request's verified token.
     pub claim: &'a dyn Fn(&str) -> Option<&'a str>,
+    /// Whether such a claim is the second text, or is a list that has it.
+    pub has_claim: &'a dyn Fn(&str, &str) -> bool,
 }
 
 /// What outlives reloads: each limit with its leases and counts, and the connection to Redis.

@@ -15,8 +15,9 @@ use tokio_rustls::TlsAcceptor;
 use super::connection::{Requests, Stages};
 use super::detect::{self, Detected, Protocol};
 use super::forward::{Way, forward};
+use super::limit::limit;
 use super::mesh::{Destination, Mesh};
-use super::outbound::limit;
+use super::outbound::port;
 use super::tcp;
 use super::tunnel::Tunnel;
 use super::worker::{Snapshot, Worker};
@@ -239,7 +240,7 @@ impl Stages for Inbound {
             permit_bytes(mesh, self.caller.as_ref())?;
         }
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
-        let limits = limit(&mesh.inbound_limits, head, Some(self.target), caller).await?;
+        let limits = limit(mesh, &mesh.inbound_limits, head, port(head, Some(self.target)), caller).await?;
         if let Some(told) = &self.told {
             head.fields.push(HeaderName::from_static(CALLER_FIELD), told.clone());
         }

@@ -15,6 +15,7 @@ use super::hedge::Hedge;
 use super::retry::Policy;
 use super::sticky::Sticky;
 use crate::auth;
+use crate::auth::token::Tokens;
 use crate::balance::{Configured, Ejection, Endpoint, Patience, Spec, Upstream};
 use crate::config::HostPattern;
 use crate::config::model::{
@@ -48,6 +49,8 @@ pub(super) struct Mesh {
     pub inbound_limits: Limits,
     /// Who may call.
     pub policy: auth::Policy,
+    /// Whose tokens are believed.
+    pub tokens: Arc<Tokens>,
     /// Paths by which the application's health is asked for.
     pub probes: Vec<PathMatcher>,
     /// Which connections are let in.
@@ -128,7 +131,13 @@ pub(super) struct Ground {
 impl Mesh {
     /// Compiles a configuration that has been checked. What `before` has and still holds is kept:
     /// endpoints, counts, pools, leases.
-    pub(super) fn compile(model: Model, tls: Option<&Tls>, ground: &Ground, before: Option<&Mesh>) -> Self {
+    pub(super) fn compile(
+        model: Model,
+        tokens: Arc<Tokens>,
+        tls: Option<&Tls>,
+        ground: &Ground,
+        before: Option<&Mesh>,
+    ) -> Self {
         let metrics = &ground.metrics;
         let known = |name: &str| before?.upstreams.iter().find(|route| &*route.upstream.spec.name == name);
         let budget = |config, before: Option<&Arc<Route>>| match before {
@@ -239,6 +248,7 @@ impl Mesh {
             outbound_limits: Limits::compile(&model.limits, Direction::Outbound, &limits),
             inbound_limits: Limits::compile(&model.limits, Direction::Inbound, &limits),
             policy: auth::Policy::compile(&model.inbound.allow),
+            tokens,
             probes: model.inbound.probes.iter().map(PathMatcher::new).collect(),
             inbound_mtls: model.inbound_mtls(),
             on_mismatch: model.outbound.on_mismatch,

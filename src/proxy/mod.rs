@@ -13,6 +13,7 @@ pub mod exchange;
 mod forward;
 mod hedge;
 mod inbound;
+mod limit;
 mod listen;
 mod mesh;
 mod outbound;

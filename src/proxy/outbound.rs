@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use super::connection::{Requests, Stages};
 use super::detect::{self, Detected, Protocol};
 use super::forward::{Way, forward};
+use super::limit::limit;
 use super::mesh::{Destination, Mesh, Route};
 use super::tcp;
 use super::tunnel::{End, Tunnel, granted};
@@ -23,7 +24,6 @@ use crate::error::{Error, Reason, Result};
 use crate::http::h1::{self, parse::is_own};
 use crate::http::{Body, Next, RequestHead, Responder, ResponseHead, h2};
 use crate::intercept;
-use crate::limit::{Again, Decision, Facts, Limits};
 
 /// Serves one connection of the pod.
 ///
@@ -122,7 +122,8 @@ impl Stages for Outbound {
             Method::CONNECT => Box::pin(self.connects_to(worker, mesh, head)).await?,
             _ => self.route(worker, mesh, head).await?,
         };
-        let limits = limit(&mesh.outbound_limits, head, self.original, &mesh.identity).await?;
+        let limits =
+            limit(mesh, &mesh.outbound_limits, head, port(head, self.original), &mesh.identity).await?;
         if head.method == Method::CONNECT && self.original.is_none() {
             return Box::pin(connect(worker, &destination, respond)).await;
         }
@@ -204,35 +205,9 @@ impl Outbound {
 
 /// The port that a request names, or that it was sent to; without either, that of `http`
 /// (RFC 9110 section 4.2.1).
-fn port(head: &RequestHead, original: Option<SocketAddr>) -> Option<u16> {
+pub(super) fn port(head: &RequestHead, original: Option<SocketAddr>) -> Option<u16> {
     const HTTP: u16 = 80;
     head.port().or(original.map(|o| o.port())).or(Some(HTTP))
-}
-
-/// Limit: tokens of each limit that holds for the request; and what it takes to send it again.
-pub(super) async fn limit(
-    limits: &Limits,
-    head: &RequestHead,
-    original: Option<SocketAddr>,
-    caller: &str,
-) -> Result<Again> {
-    if limits.is_empty() {
-        return Ok(Again::default());
-    }
-    let decision = limits.admit(&Facts {
-        host: head.host(),
-        port: port(head, original),
-        path: head.path.path(),
-        method: head.method.as_str(),
-        caller,
-        field: &|name| head.fields.get(name),
-        claim: &|_| None,
-    });
-    match decision {
-        Decision::Admitted(again) => Ok(again),
-        Decision::Refused(refusal) => Err(refusal.into()),
-        Decision::Wait(wait) => Box::pin(wait.resolve()).await,
-    }
 }
 
 /// CONNECT (RFC 9110 section 9.3.6): a tunnel to the destination, which carries bytes alone.

@@ -22,6 +22,7 @@ use super::listen::{self, Listeners, Unbound};
 use super::mesh::{Ground, Mesh};
 use super::view::View;
 use super::worker::{self, Assignment, Line, Shared};
+use crate::auth::token::{self, Tokens};
 use crate::config::model::Direction;
 use crate::config::watch::Watcher;
 use crate::config::{self, Model, Problems};
@@ -40,6 +41,9 @@ pub enum Fatal {
     /// The certificates are.
     #[error("{0}")]
     Identity(#[from] identity::Error),
+    /// The keys of an issuer of tokens are.
+    #[error("{0}")]
+    Tokens(#[from] token::Error),
     /// DNS cannot be asked.
     #[error("dns: {0}")]
     Dns(#[from] dns::ConfigError),
@@ -117,6 +121,8 @@ fn control_runtime() -> Result<Runtime, Fatal> {
 pub struct Sidecar {
     path: PathBuf,
     watcher: Watcher,
+    /// Of the files with keys of tokens' issuers.
+    keys: Option<Watcher>,
     shared: Arc<Shared>,
     view: Arc<View>,
     capture: Arc<Capture>,
@@ -156,6 +162,8 @@ impl Sidecar {
         let watcher =
             Watcher::new(&[path.to_owned()]).map_err(Fatal::system("watching the configuration"))?;
         let model = config::load(path)?;
+        let keys = key_watcher(&model)?;
+        let tokens = Tokens::compile(model.jwt.as_ref(), None)?;
         let identity = model.identity.as_ref().map(Identity::load).transpose()?;
         let tls = identity.as_ref().map(Tls::new);
         let workers = workers(&model);
@@ -169,7 +177,8 @@ impl Sidecar {
         let Listeners { workers: own, admin, probes, dns_udp, dns_tcp, bound } =
             listen::bind(&model.listen, workers)?;
         let capture = Capture::new(&model.dns, ground.resolver.clone());
-        let mesh = Mesh::compile(model, tls.as_deref(), &ground, None);
+        written(&ground.limits.load(), path);
+        let mesh = Mesh::compile(model, tokens, tls.as_deref(), &ground, None);
         capture.replace_names(names(&mesh).iter().map(String::as_str));
         let dns = capture.serve(dns_udp, dns_tcp).map_err(Fatal::system("listen.dns"))?;
         for (name, address) in &bound {
@@ -208,6 +217,7 @@ impl Sidecar {
         Ok(Self {
             path: path.to_owned(),
             watcher,
+            keys,
             shared,
             view,
             capture,
@@ -226,6 +236,7 @@ impl Sidecar {
         loop {
             tokio::select! {
                 () = self.watcher.changed() => self.reload(),
+                () = changed(&mut self.keys) => self.reload(),
                 _ = self.signals.hangup.recv() => self.reload(),
                 _ = self.signals.terminate.recv() => self.shared.drain.begin(),
                 _ = self.signals.interrupt.recv() => self.shared.drain.begin(),
@@ -283,7 +294,9 @@ impl Sidecar {
             _ => None,
         };
         let tls = if moved { identity.as_ref().map(Tls::new) } else { shared.tls.load() };
-        // What can fail comes first.
+        // What can fail comes first. The files with keys are watched before they are read.
+        let keys = (model.jwt != before.model.jwt).then(|| key_watcher(&model)).transpose()?;
+        let tokens = Tokens::compile(model.jwt.as_ref(), Some(&before.tokens))?;
         let limits = (model.redis != before.model.redis).then(|| limits(&model)).transpose()?;
         if model.dns != before.model.dns {
             shared.ground.resolver.reconfigure(&model.dns)?;
@@ -293,9 +306,12 @@ impl Sidecar {
             // Leases of another Redis are worth nothing here.
             shared.ground.limits.store(limits);
         }
+        if let Some(keys) = keys {
+            self.keys = keys;
+        }
         self.view.fixed(&before.model, &model);
         written(&shared.ground.limits.load(), &self.path);
-        let mesh = Mesh::compile(model, tls.as_deref(), &shared.ground, Some(&before));
+        let mesh = Mesh::compile(model, tokens, tls.as_deref(), &shared.ground, Some(&before));
         self.capture.replace_names(names(&mesh).iter().map(String::as_str));
         if moved {
             // First what new connections prove, then what they are asked to.
@@ -324,6 +340,21 @@ fn written(limits: &limit::State, path: &Path) {
 
 fn limits(model: &Model) -> Result<Arc<limit::State>, Fatal> {
     limit::State::new(model.redis.as_ref(), &Handle::current()).map_err(Fatal::Redis)
+}
+
+/// Watches the files with keys of tokens' issuers, if there are any.
+fn key_watcher(model: &Model) -> Result<Option<Watcher>, Fatal> {
+    let Some(jwt) = &model.jwt else { return Ok(None) };
+    let files: Vec<_> = jwt.issuers.iter().map(|issuer| issuer.jwks.clone()).collect();
+    Watcher::new(&files).map(Some).map_err(Fatal::system("watching the keys of tokens"))
+}
+
+/// Waits for a change of what is watched; where nothing is, for ever.
+async fn changed(watcher: &mut Option<Watcher>) {
+    match watcher {
+        Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Worker threads: as configured, or as many as the container may use.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Checker, Place, syntax};
-use crate::config::model::{Cost, Limit, Model, Patterns, Redis, Scope};
+use crate::config::model::{Cost, KeyPart, Limit, Model, Patterns, Redis, Scope};
 
 impl<'a> Checker<'a, '_> {
     /// Every limit.
@@ -22,6 +22,7 @@ impl<'a> Checker<'a, '_> {
                 }
             }
             self.own_rates(limit, &place);
+            self.claims(limit, model, &place);
             self.ways(limit, &place);
             self.tokens(limit, model, &place);
         }
@@ -59,6 +60,22 @@ impl<'a> Checker<'a, '_> {
             }
             for (pattern, place) in patterns.as_slice().iter().zip(place.items_of(patterns)) {
                 self.require(&place, syntax::pattern(pattern));
+            }
+        }
+    }
+
+    /// Claims are of tokens that somebody signs.
+    fn claims(&mut self, limit: &Limit, model: &Model, place: &Place<'_>) {
+        if model.jwt.is_some() {
+            return;
+        }
+        let message = "without `jwt` no token is verified, so that no request has claims";
+        if !limit.claim.is_empty() {
+            self.fault(&place.key("claim"), message);
+        }
+        for (i, part) in limit.key.iter().enumerate() {
+            if matches!(part, KeyPart::Claim(_)) {
+                self.fault(&place.key("key").item(i), message);
             }
         }
     }

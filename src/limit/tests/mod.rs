@@ -136,6 +136,7 @@ fn request<T>(tenant: &str, run: impl FnOnce(&Facts<'_>) -> T) -> T {
         caller: "me",
         field: &field,
         claim: &|_| None,
+        has_claim: &|_, _| false,
     })
 }
 

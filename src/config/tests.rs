@@ -1,4 +1,5 @@
 mod jwt;
+mod limits;
 
 use std::fs;
 
@@ -364,19 +365,6 @@ fn inbound() {
         "4:36: inbound.allow[0].method[1]: methods are told apart by case",
     );
     fault(&with("caller: '*', method: []"), "4:30: inbound.allow[0].method: an empty list names no method");
-}
-
-#[test]
-fn limits() {
-    let with = |limit: &str| format!("limits:\n  - {{ name: x, rate: 5/s }}\n  - {{ rate: 5/s, {limit} }}\n");
-    parse(&with("name: y, burst: 1, scope: pod"), "t").unwrap();
-    fault(&with("name: x"), "3:24: limits[1].name: `x` is the name of another limit, on line 2");
-    fault(&with("name: x y"), "3:24: limits[1].name: `x y` is not a name");
-    fault(&with("name: y, burst: 1"), "3:34: limits[1].burst: expected at least 2");
-    fault(&with("name: y, host: a/b"), "3:33: limits[1].host: `a/b` is not a host");
-    fault(&with("name: y, path: '/?'"), "3:33: limits[1].path: `/?` is not a path: the query");
-    fault(&with("name: y, method: get"), "3:35: limits[1].method: methods are told apart by case");
-    fault(&with("name: y, key: [host, host]"), "3:39: limits[1].key[1]: `host` is in the key already");
 }
 
 #[test]

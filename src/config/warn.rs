@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use super::model::{
-    Hedge, HedgeAfter, InboundMtls, KeyPart, Model, Most, MtlsMode, PathMatch, Retries, RetryOn, Scope,
+    Hedge, HedgeAfter, InboundMtls, KeyPart, Limit, Model, Most, MtlsMode, PathMatch, Retries, RetryOn, Scope,
 };
 use super::problem::Plain;
 use super::units::{EndpointName, Host, HostPort, OneOrMany, Time};
@@ -233,6 +233,12 @@ fn limits(model: &Model, found: &mut Found) {
                 format!("without an `identity` `{}` counts every caller as the same one", limit.name);
             found.push(&path, message);
         }
+    }
+    let claims = |limit: &Limit| {
+        !limit.claim.is_empty() || limit.key.iter().any(|part| matches!(part, KeyPart::Claim(_)))
+    };
+    if model.jwt.is_some() && !model.limits.iter().any(claims) {
+        found.push("jwt", "no limit looks at a claim, so that nothing uses it");
     }
     if model.redis.is_some() && mesh_limits == 0 {
         found.push("redis", "no limit has `scope: mesh`, so that nothing uses it");

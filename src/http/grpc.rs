@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use data_encoding::BASE64_NOPAD;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 
 use crate::error::Error;
@@ -17,7 +18,7 @@ pub(super) fn refusal(fields: &mut HeaderMap, error: &Error) {
     if let Some(after) = error.retry_after {
         let millis = u32::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX);
         fields.insert("grpc-retry-pushback-ms", HeaderValue::from(millis));
-        let details = BASE64_NOPAD.encode(&status_details(status, &text, after));
+        let details = BASE64_STANDARD_NO_PAD.encode(status_details(status, &text, after));
         if let Ok(details) = HeaderValue::from_str(&details) {
             fields.insert("grpc-status-details-bin", details);
         }

@@ -265,8 +265,13 @@ impl Limits {
     /// What each limit has done, in the order of the configuration.
     pub fn snapshot(&self) -> Vec<LimitReport> {
         let now = clock::now();
-        let mut reports: Vec<_> = self.rules.iter().map(|rule| LimitReport::new(rule, now)).collect();
-        report::add_buckets(&mut reports, &self.rules, &self.state.table, now);
+        self.rules.iter().map(|rule| LimitReport::new(rule, now)).collect()
+    }
+
+    /// The same, with the buckets that this sidecar holds for keys. Looks at all of them.
+    pub fn snapshot_with_buckets(&self) -> Vec<LimitReport> {
+        let mut reports = self.snapshot();
+        report::add_buckets(&mut reports, &self.rules, &self.state.table, clock::now());
         reports
     }
 }

@@ -85,7 +85,7 @@ pub(super) struct Spent {
     pub hedged: u64,
     /// Those of them that were answered first.
     pub won: u64,
-    /// Those that were not sent, because the budget had been used up.
+    /// Those that were not sent, because the budget or a limit that counts them had been used up.
     pub refused: u64,
 }
 
@@ -149,6 +149,17 @@ impl Budget {
         };
         count.fetch_add(1, Relaxed);
         taken
+    }
+
+    /// Gives back what was taken for a second request that was not sent after all.
+    pub(super) fn unsent(&self, second: Second) {
+        self.used.fetch_sub(WHOLE as u64, Relaxed);
+        let count = match second {
+            Second::Retry => &self.retried,
+            Second::Hedge => &self.hedged,
+        };
+        count.fetch_sub(1, Relaxed);
+        self.refused.fetch_add(1, Relaxed);
     }
 
     /// Counts a second request that was answered before the first.

@@ -355,7 +355,7 @@ impl<'a> Tries<'a> {
         if !reused && !self.budget.take(Second::Retry, now) {
             return Err(Not::Affordable);
         }
-        if !reused && !self.is_allowed() {
+        if !reused && !self.is_allowed(Second::Retry) {
             return Err(Not::Allowed);
         }
         self.again.set(self.again.get().saturating_add(1));
@@ -387,15 +387,20 @@ impl<'a> Tries<'a> {
     /// Whether a first try that is slow may have a second one beside it; that is counted as one that may
     /// have been processed.
     pub(super) fn hedge(&self) -> bool {
-        let afforded = self.budget.take(Second::Hedge, Instant::now()) && self.is_allowed();
+        let afforded = self.budget.take(Second::Hedge, Instant::now()) && self.is_allowed(Second::Hedge);
         if afforded {
             self.repeated.set(true);
         }
         afforded
     }
 
-    fn is_allowed(&self) -> bool {
-        self.limits.is_none_or(Again::take)
+    /// Whether the limits that count every try have a token for this one, which the budget has paid for.
+    fn is_allowed(&self, second: Second) -> bool {
+        let allowed = self.limits.is_none_or(Again::take);
+        if !allowed {
+            self.budget.unsent(second);
+        }
+        allowed
     }
 
     fn pause(&self, cause: Cause, reused: bool, after: Option<Duration>) -> Pause {

@@ -14,7 +14,7 @@ use crate::admin::{self, Readiness};
 use crate::balance::{Endpoint, KeepAliveReport, Now, Upstream};
 use crate::config::Model;
 use crate::dns::{self, Capture, CaptureSnapshot, EndpointSource};
-use crate::limit::LimitReport;
+use crate::limit::{LimitReport, Limits, RedisReport};
 use crate::telemetry::Scrape;
 
 /// The view of one sidecar.
@@ -123,16 +123,29 @@ impl View {
                 retries(route, scrape);
             }
             dns(&shared.ground.resolver.counts(), scrape);
-            for limit in reports(&mesh) {
+            for limit in limits(&mesh, Limits::snapshot) {
                 let labels = [("limit", &*limit.name)];
                 let counts = [
                     ("pannier_limit_admitted_total", "Requests that a limit admitted", limit.admitted),
                     ("pannier_limit_refused_total", "Requests that a limit refused", limit.refused),
+                    (
+                        "pannier_limit_would_refuse_total",
+                        "Requests that a limit which observes would have refused",
+                        limit.would_refuse,
+                    ),
                     ("pannier_limit_waited_total", "Requests that waited for Redis", limit.waited),
+                    (
+                        "pannier_limit_without_redis_total",
+                        "Requests that a limit decided by its `without_redis`",
+                        limit.decided_without_redis,
+                    ),
                 ];
                 for (name, help, count) in counts {
                     scrape.counter(name, help).set(&labels, count);
                 }
+            }
+            if let Some(report) = shared.ground.limits.load().redis() {
+                redis(&report, scrape);
             }
             let queries = capture.snapshot();
             for (answer, count) in queries.by_answer() {
@@ -203,7 +216,7 @@ impl admin::View for View {
     }
 
     fn limits(&self) -> Value {
-        json!({ "limits": reports(&self.shared.mesh.load()), "redis": self.shared.ground.limits.load().redis() })
+        json!({ "limits": limits(&self.shared.mesh.load(), Limits::snapshot_with_buckets), "redis": self.shared.ground.limits.load().redis() })
     }
 
     fn drain(&self) {
@@ -257,10 +270,30 @@ fn dns(counts: &dns::Snapshot, scrape: &mut Scrape) {
     }
 }
 
-fn reports(mesh: &Mesh) -> Vec<LimitReport> {
-    let mut reports = mesh.outbound_limits.snapshot();
-    reports.extend(mesh.inbound_limits.snapshot());
-    reports
+/// What every limit has done.
+fn limits(mesh: &Mesh, of_each: fn(&Limits) -> Vec<LimitReport>) -> Vec<LimitReport> {
+    [&mesh.outbound_limits, &mesh.inbound_limits].into_iter().flat_map(of_each).collect()
+}
+
+/// The conversation with Redis.
+fn redis(report: &RedisReport, scrape: &mut Scrape) {
+    let up = u64::from(report.up);
+    scrape.gauge("pannier_redis_up", "Whether the Redis of limits answers in time").set(&[], up);
+    let warnings = report.warnings.len();
+    scrape
+        .gauge("pannier_redis_warnings", "What in its set-up may break the bound of limits")
+        .set(&[], warnings);
+    for (name, help, count) in [
+        ("pannier_redis_calls_total", "Calls of the script of limits", report.calls),
+        ("pannier_redis_errors_total", "Round trips to the Redis of limits that failed", report.errors),
+        (
+            "pannier_redis_new_states_total",
+            "Times that a shard of limits was found without what it knew",
+            report.new_states,
+        ),
+    ] {
+        scrape.counter(name, help).set(&[], count);
+    }
 }
 
 fn upstream(mesh: &Mesh, route: &Route) -> Value {

@@ -6,6 +6,9 @@
 //! clock but the test's own is needed: in every window, the admitted requests that lie in it are
 //! at most R·T + B. Nothing is allowed on top.
 
+mod answers;
+mod policies;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::net::SocketAddr;

@@ -102,7 +102,11 @@ impl Limit {
                 Some(lease) => lease.0.as_nanos() as f64,
                 None => f64::from(burst) / 2.0 * interval,
             };
-            let longest = if self.exact { f64::MAX } else { f64::from(burst.saturating_sub(1)) * interval };
+            // Without a burst there is nothing that could be in flight; each request may ask all the same.
+            let longest = match burst {
+                1 if self.exact => f64::MAX,
+                _ => f64::from(burst.saturating_sub(1)) * interval,
+            };
             let lease = lease.min(longest).min(LONGEST_LEASE).floor();
             let capacity = (f64::from(burst) - lease / interval).max(1.0);
             LimitTerms { rate, burst, interval, lease, capacity }

@@ -142,17 +142,24 @@ impl Fields {
         }
     }
 
-    /// The value of the field, named in lower case, if it is there once.
-    pub fn only(&self, name: &str) -> Option<&[u8]> {
+    /// Shows each value of the field, named in lower case, to `see`.
+    pub fn each_of<'a>(&'a self, name: &str, mut see: impl FnMut(&'a [u8])) {
         match &self.0 {
             Inner::Block(block) => {
                 let Places { bytes, spans, added } = &*block.0;
                 let found = spans.iter().filter(|s| s.name(bytes).eq_ignore_ascii_case(name.as_bytes()));
-                let more = added.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_bytes());
-                once(found.map(|s| s.value(bytes)).chain(more))
+                found.for_each(|s| see(s.value(bytes)));
+                added.iter().filter(|(n, _)| n == name).for_each(|(_, v)| see(v.as_bytes()));
             }
-            Inner::Map(map) => once(map.get_all(name).iter().map(HeaderValue::as_bytes)),
+            Inner::Map(map) => map.get_all(name).iter().for_each(|value| see(value.as_bytes())),
         }
+    }
+
+    /// The value of the field, named in lower case, if it is there once.
+    pub fn only(&self, name: &str) -> Option<&[u8]> {
+        let (mut only, mut more) = (None, false);
+        self.each_of(name, |value| more |= only.replace(value).is_some());
+        only.filter(|_| !more)
     }
 
     /// The first value of each of these fields, named in lower case, in one walk.
@@ -299,9 +306,4 @@ pub(super) fn put_line(out: &mut BytesMut, name: &[u8], value: &[u8]) {
     out.put_slice(b": ");
     out.put_slice(value);
     out.put_slice(b"\r\n");
-}
-
-/// What there is one of.
-fn once<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<&'a [u8]> {
-    values.next().filter(|_| values.next().is_none())
 }

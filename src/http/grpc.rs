@@ -16,7 +16,7 @@ pub(super) fn refusal(fields: &mut HeaderMap, error: &Error) {
     fields.insert("grpc-status", HeaderValue::from(u16::from(status)));
     fields.insert("grpc-message", message(&text));
     if let Some(after) = error.retry_after {
-        let millis = u32::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX);
+        let millis = i32::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
         fields.insert("grpc-retry-pushback-ms", HeaderValue::from(millis));
         let details = BASE64_STANDARD_NO_PAD.encode(status_details(status, &text, after));
         if let Ok(details) = HeaderValue::from_str(&details) {

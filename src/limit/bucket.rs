@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::gcra::Gcra;
+use super::plan::Terms;
 
 pub(super) use self::demand::{Grant, Want};
 
@@ -49,7 +50,7 @@ pub(super) struct Bucket {
     /// The count of this pod alone.
     pub(super) local: Gcra,
     /// Tokens that requests wait for.
-    waiting: AtomicU32,
+    waiting: AtomicU64,
     /// The most that one of the requests without tokens needs at once.
     least: AtomicU32,
     /// What lay in the grants after the last answer, and when that came; 0 for never.
@@ -106,7 +107,7 @@ impl Bucket {
             pending: AtomicBool::new(false),
             used: AtomicBool::new(true),
             local,
-            waiting: AtomicU32::new(0),
+            waiting: AtomicU64::new(0),
             least: AtomicU32::new(0),
             placed: AtomicU32::new(0),
             placed_at: AtomicU64::new(0),
@@ -121,7 +122,10 @@ impl Bucket {
 
     /// Takes `cost` tokens, of the grants that expire first. Says also whether the stock has become
     /// low and Redis may be asked for more.
-    pub(super) fn take(&self, now: u64, lead: u64, cost: u32) -> Option<(Taken, bool)> {
+    ///
+    /// A grant that was asked for after `now` is none of this request's: its decision was then.
+    pub(super) fn take(&self, now: u64, terms: &Terms, cost: u32) -> Option<(Taken, bool)> {
+        let (lead, latest) = (terms.lead, now.saturating_add(terms.tau));
         let mut taken = Taken::new();
         let mut left = cost;
         loop {
@@ -129,7 +133,7 @@ impl Bucket {
             let (mut stock, mut live) = (0u32, 0u32);
             for (i, grant) in self.grants.iter().enumerate() {
                 let word = grant.load(Acquire);
-                if count(word) == 0 || expiry(word) <= now {
+                if count(word) == 0 || expiry(word) <= now || expiry(word) > latest {
                     continue;
                 }
                 live += count(word);
@@ -190,8 +194,10 @@ impl Bucket {
 
     /// Counts a request that found too few tokens, so that the next ask knows of it.
     pub(super) fn missed(&self, now: u64, cost: u32) {
-        self.unmet.fetch_add(cost, Relaxed);
-        if cost > 1 {
+        if cost == 1 {
+            self.unmet.fetch_add(1, Relaxed);
+        } else {
+            let _ = self.unmet.fetch_update(Relaxed, Relaxed, |unmet| Some(unmet.saturating_add(cost)));
             self.least.fetch_max(cost.saturating_sub(self.live(now)), Relaxed);
         }
     }
@@ -213,6 +219,11 @@ impl Bucket {
         if self.plan.fetch_update(AcqRel, Acquire, newer).is_ok() {
             self.drop_grants();
             self.refused_until.store(0, Relaxed);
+            for count in [&self.low, &self.unmet, &self.refused_cost, &self.least] {
+                count.store(0, Relaxed);
+            }
+            self.placed_at.store(0, Relaxed);
+            self.short_at.store(0, Relaxed);
         }
     }
 
@@ -239,6 +250,8 @@ impl Bucket {
     }
 
     fn drop_grants(&self) {
+        // What is dropped was not spent.
+        self.placed.store(0, Relaxed);
         for grant in &self.grants {
             grant.store(0, Release);
         }
@@ -266,6 +279,6 @@ impl Bucket {
     /// May it be forgotten at `now`? Then it is retired. What it holds of the mesh's tokens is
     /// lost, which only ever refuses more.
     pub(super) fn retire(&self, now: u64) -> bool {
-        !self.pending.load(Relaxed) && self.local.retire(now)
+        !self.pending.load(Relaxed) && self.waiting.load(Relaxed) == 0 && self.local.retire(now)
     }
 }

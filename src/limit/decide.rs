@@ -164,7 +164,9 @@ pub(super) fn again(state: &Arc<State>, claims: &OwnedClaims) -> Again {
 impl Attempt<'_> {
     pub(super) fn decide<'c>(&self, claims: impl Iterator<Item = Claim<'c>> + Clone) -> Outcome {
         for (at, claim) in claims.clone().enumerate() {
-            if let Some(refused) = self.remembered(claim).filter(|_| !claim.rule.observes) {
+            if !claim.rule.observes
+                && let Some(refused) = self.remembered(claim)
+            {
                 claim.limit().counters.refused.add();
                 return Outcome::Refused(at, refused);
             }
@@ -225,8 +227,8 @@ impl Attempt<'_> {
         let Some(link) = self.link.filter(|_| rule.limit.leased) else {
             return self.take_local(claim, terms.interval, terms.span(), 0);
         };
-        if let Some((taken, low)) = bucket.take(self.now, terms.lead, cost) {
-            if low {
+        if let Some((taken, low)) = bucket.take(self.now, terms, cost) {
+            if low && !rule.plan.exact {
                 link.request(rule, bucket);
             }
             return Ok(Token::Lease(taken));
@@ -254,9 +256,9 @@ impl Attempt<'_> {
     /// Takes tokens of the pod's own count, which was empty at the time `emptied`; 0 for never.
     fn take_local(&self, claim: Claim<'_>, interval: u64, span: u64, emptied: u64) -> Result<Token, NoToken> {
         let worth = interval.saturating_mul(u64::from(claim.cost));
-        let span = span.max(worth);
-        let floor = if emptied == 0 { 0 } else { emptied.saturating_add(span) };
-        match claim.bucket.local.take(self.now, floor, worth, span) {
+        let most = interval.saturating_mul(u64::from(claim.rule.dearest(claim.terms())));
+        let floor = if emptied == 0 { 0 } else { emptied.saturating_add(span.max(worth)) };
+        match claim.bucket.local.take(self.now, floor, worth, span, most) {
             Ok(()) => Ok(Token::Local(worth)),
             Err(Denied::Until(until)) => Err(NoToken::Refused(Refused::exhausted(until - self.now))),
             Err(Denied::Retired) => Err(NoToken::Retired),

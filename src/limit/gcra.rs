@@ -29,22 +29,32 @@ impl Gcra {
         Self(AtomicU64::new(tat))
     }
 
-    /// Takes one token. `floor` is a TAT that the bucket has at least: what is lost or must
-    /// start empty is counted as if it had been spent.
-    pub(super) fn take(&self, now: u64, floor: u64, interval: u64, span: u64) -> Result<(), Denied> {
+    /// Takes what is worth `interval`; more than the span only of a full bucket. `floor` is a TAT that the
+    /// bucket has at least: what is lost or must start empty is counted as if it had been spent. No request
+    /// is worth more than `most`.
+    pub(super) fn take(
+        &self,
+        now: u64,
+        floor: u64,
+        interval: u64,
+        span: u64,
+        most: u64,
+    ) -> Result<(), Denied> {
+        let span = span.max(interval);
         let full = now.saturating_add(span);
+        let emptiest = now.saturating_add(span.max(most));
         let mut seen = self.0.load(Relaxed);
         loop {
             if seen == RETIRED {
                 return Err(Denied::Retired);
             }
-            // Beyond `full` lies only what an earlier, slower rate left: the bucket is empty, and
-            // fills from now on.
-            let next = seen.max(now).max(floor).min(full).saturating_add(interval);
+            // Beyond that lies only what an earlier, slower rate left: the bucket is empty, and fills from
+            // now on.
+            let next = seen.max(now).max(floor).min(emptiest).saturating_add(interval);
             let (word, result) = match next {
                 _ if next <= full => (next, Ok(())),
-                _ if seen <= full => return Err(Denied::Until(next - span)),
-                _ => (full, Err(Denied::Until(next - span))),
+                _ if seen <= emptiest => return Err(Denied::Until(next - span)),
+                _ => (emptiest, Err(Denied::Until(next - span))),
             };
             match self.0.compare_exchange_weak(seen, word, Relaxed, Relaxed) {
                 Ok(_) => return result,
@@ -82,11 +92,11 @@ mod tests {
     fn a_burst_then_the_rate() {
         let bucket = Gcra::default();
         for _ in 0..5 {
-            assert_eq!(bucket.take(1000 * MS, 0, 10 * MS, 50 * MS), Ok(()));
+            assert_eq!(bucket.take(1000 * MS, 0, 10 * MS, 50 * MS, 0), Ok(()));
         }
-        assert_eq!(bucket.take(1000 * MS, 0, 10 * MS, 50 * MS), Err(Denied::Until(1010 * MS)));
-        assert_eq!(bucket.take(1010 * MS, 0, 10 * MS, 50 * MS), Ok(()));
-        assert_eq!(bucket.take(1019 * MS, 0, 10 * MS, 50 * MS), Err(Denied::Until(1020 * MS)));
+        assert_eq!(bucket.take(1000 * MS, 0, 10 * MS, 50 * MS, 0), Err(Denied::Until(1010 * MS)));
+        assert_eq!(bucket.take(1010 * MS, 0, 10 * MS, 50 * MS, 0), Ok(()));
+        assert_eq!(bucket.take(1019 * MS, 0, 10 * MS, 50 * MS, 0), Err(Denied::Until(1020 * MS)));
     }
 
     #[test]
@@ -94,35 +104,35 @@ mod tests {
         let bucket = Gcra::default();
         let began = 1000 * MS;
         let floor = began + 50 * MS;
-        assert_eq!(bucket.take(began, floor, 10 * MS, 50 * MS), Err(Denied::Until(began + 10 * MS)));
-        assert_eq!(bucket.take(began + 10 * MS, floor, 10 * MS, 50 * MS), Ok(()));
-        assert!(bucket.take(began + 11 * MS, floor, 10 * MS, 50 * MS).is_err());
+        assert_eq!(bucket.take(began, floor, 10 * MS, 50 * MS, 0), Err(Denied::Until(began + 10 * MS)));
+        assert_eq!(bucket.take(began + 10 * MS, floor, 10 * MS, 50 * MS, 0), Ok(()));
+        assert!(bucket.take(began + 11 * MS, floor, 10 * MS, 50 * MS, 0).is_err());
     }
 
     #[test]
     fn what_is_given_back_can_be_taken() {
         let bucket = Gcra::default();
-        assert_eq!(bucket.take(MS, 0, 10 * MS, 10 * MS), Ok(()));
+        assert_eq!(bucket.take(MS, 0, 10 * MS, 10 * MS, 0), Ok(()));
         bucket.give_back(10 * MS);
-        assert_eq!(bucket.take(MS, 0, 10 * MS, 10 * MS), Ok(()));
+        assert_eq!(bucket.take(MS, 0, 10 * MS, 10 * MS, 0), Ok(()));
     }
 
     #[test]
     fn a_slower_rate_before_leaves_it_empty_and_no_emptier() {
         let bucket = Gcra::default();
-        assert_eq!(bucket.take(MS, 0, 3_600_000 * MS, 3_600_000 * MS), Ok(()));
-        assert_eq!(bucket.take(2 * MS, 0, MS, 10 * MS), Err(Denied::Until(3 * MS)));
-        assert_eq!(bucket.take(3 * MS, 0, MS, 10 * MS), Ok(()));
+        assert_eq!(bucket.take(MS, 0, 3_600_000 * MS, 3_600_000 * MS, 0), Ok(()));
+        assert_eq!(bucket.take(2 * MS, 0, MS, 10 * MS, 0), Err(Denied::Until(3 * MS)));
+        assert_eq!(bucket.take(3 * MS, 0, MS, 10 * MS, 0), Ok(()));
     }
 
     #[test]
     fn only_a_full_bucket_retires() {
         let bucket = Gcra::default();
-        assert_eq!(bucket.take(MS, 0, 10 * MS, 50 * MS), Ok(()));
+        assert_eq!(bucket.take(MS, 0, 10 * MS, 50 * MS, 0), Ok(()));
         assert!(!bucket.retire(2 * MS));
         assert!(bucket.retire(11 * MS));
         assert!(bucket.retired());
-        assert_eq!(bucket.take(12 * MS, 0, 10 * MS, 50 * MS), Err(Denied::Retired));
+        assert_eq!(bucket.take(12 * MS, 0, 10 * MS, 50 * MS, 0), Err(Denied::Retired));
         bucket.give_back(10 * MS);
         assert!(bucket.retired());
     }
@@ -131,7 +141,7 @@ mod tests {
     fn threads_share_one_count() {
         let bucket = Gcra::default();
         let taken: usize = std::thread::scope(|scope| {
-            let take = || (0..1000).filter(|_| bucket.take(MS, 0, MS, 100 * MS).is_ok()).count();
+            let take = || (0..1000).filter(|_| bucket.take(MS, 0, MS, 100 * MS, 0).is_ok()).count();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
         });

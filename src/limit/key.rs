@@ -76,8 +76,8 @@ pub(super) fn value<'a>(part: &KeyPart, facts: &Facts<'a>) -> Option<&'a [u8]> {
         KeyPart::Host => Some(facts.host.as_bytes()),
         KeyPart::Path => Some(facts.path.as_bytes()),
         KeyPart::Method => Some(facts.method.as_bytes()),
-        KeyPart::Header(name) => (facts.field)(name),
-        KeyPart::Claim(name) => (facts.claim)(name).map(str::as_bytes),
+        KeyPart::Header(name) => facts.said.field(name),
+        KeyPart::Claim(name) => facts.said.claim(name).map(str::as_bytes),
     }
 }
 
@@ -100,17 +100,17 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn facts<'a>(caller: &'a str, host: &'a str, field: &'a dyn Fn(&str) -> Option<&'a [u8]>) -> Facts<'a> {
-        Facts {
-            host,
-            port: None,
-            path: "/",
-            method: "GET",
-            caller,
-            field,
-            claim: &|_| None,
-            has_claim: &|_, _| false,
+    /// A request with a tenant, or with none.
+    struct Of(Option<&'static [u8]>);
+
+    impl crate::limit::Said for Of {
+        fn field(&self, _: &str) -> Option<&[u8]> {
+            self.0
         }
+    }
+
+    fn facts<'a>(caller: &'a str, host: &'a str, said: &'a Of) -> Facts<'a> {
+        Facts { host, port: None, path: "/", method: "GET", caller, said }
     }
 
     #[test]
@@ -118,10 +118,10 @@ mod tests {
         let seeds = Seeds::default();
         let parts = [KeyPart::Caller, KeyPart::Host, KeyPart::Header("x-tenant".into())];
         let all = [
-            facts("ab", "c", &|_| None),
-            facts("a", "bc", &|_| None),
-            facts("ab", "c", &|_| Some(b"")),
-            facts("ab", "c", &|_| Some(b"t")),
+            facts("ab", "c", &Of(None)),
+            facts("a", "bc", &Of(None)),
+            facts("ab", "c", &Of(Some(b""))),
+            facts("ab", "c", &Of(Some(b"t"))),
         ];
         for (i, a) in all.iter().enumerate() {
             for (j, b) in all.iter().enumerate() {

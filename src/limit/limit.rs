@@ -20,6 +20,8 @@ pub(super) struct Limit {
     pub(super) direction: Direction,
     /// Counted in Redis; else in this process.
     pub(super) leased: bool,
+    /// The state that its leases are of.
+    pub(super) state: usize,
     /// What it is called in Redis's keys.
     pub(super) redis_name: Box<str>,
     /// The newest plan that a request has met.
@@ -33,7 +35,7 @@ pub(super) struct Limit {
     pub(super) keys: AtomicU32,
     /// How many sidecars ask Redis for it, this one included, as last told of any key.
     pub(super) sidecars: AtomicU32,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
 }
 
 /// What happened to requests under one limit, and what it cost.

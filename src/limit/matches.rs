@@ -1,9 +1,9 @@
 //! Which requests a limit holds for: host, path, method, fields, caller and claims; and which keys have a rate
 //! of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::config::model::{self, KeyPart, Patterns};
+use crate::config::model::{self, KeyPart, KeyRate, Patterns};
 use crate::route::{HostMatcher, PathMatcher};
 
 use super::Facts;
@@ -22,7 +22,7 @@ pub(super) struct Matcher {
 
 /// Text that a value is compared with.
 #[derive(Debug)]
-pub(super) enum Pattern {
+enum Pattern {
     Exact(Box<[u8]>),
     /// It begins so; with nothing, any value that is there.
     Beginning(Box<[u8]>),
@@ -36,16 +36,23 @@ impl Pattern {
         }
     }
 
-    /// Whether a part of the request fits; a claim that is a list does if one of its texts is the one that is
-    /// written.
+    /// Whether a part of the request fits. Of a field or claim that is there several times each value may:
+    /// nobody gets around a limit by saying a thing twice.
     fn fits_part(&self, part: &KeyPart, facts: &Facts<'_>) -> bool {
-        let listed = match (self, part) {
-            (Self::Exact(text), KeyPart::Claim(name)) => {
-                std::str::from_utf8(text).is_ok_and(|text| (facts.has_claim)(name, text))
-            }
-            _ => false,
-        };
-        listed || self.fits(key::value(part, facts))
+        let fits = |value: &[u8]| self.fits(Some(value));
+        match part {
+            KeyPart::Header(name) => facts.said.any_field(name, &fits),
+            KeyPart::Claim(name) => facts.said.any_claim(name, self.text(), &fits),
+            _ => self.fits(key::value(part, facts)),
+        }
+    }
+
+    /// The whole text that is expected.
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Exact(text) => std::str::from_utf8(text).ok(),
+            Self::Beginning(_) => None,
+        }
     }
 
     fn fits(&self, value: Option<&[u8]>) -> bool {
@@ -57,13 +64,55 @@ impl Pattern {
 }
 
 /// Patterns, compiled.
-pub(super) fn patterns(texts: &[String]) -> Box<[Pattern]> {
+fn patterns(texts: &[String]) -> Box<[Pattern]> {
     texts.iter().map(|text| Pattern::new(text)).collect()
 }
 
-/// Whether a request's key is the one that `is` describes, part by part.
-pub(super) fn fits(is: &[Pattern], parts: &[KeyPart], facts: &Facts<'_>) -> bool {
-    parts.iter().zip(is).all(|(part, pattern)| pattern.fits(key::value(part, facts)))
+/// Keys with terms of their own, of which the first that fits holds. Those that are written out are looked
+/// up: there may be one for each tenant.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    exact: HashMap<Box<[u8]>, usize>,
+    patterns: Box<[(usize, Box<[Pattern]>)]>,
+}
+
+impl Own {
+    pub(super) fn new(keys: &[KeyRate]) -> Self {
+        let (mut exact, mut others) = (HashMap::new(), Vec::new());
+        for (i, key) in keys.iter().enumerate() {
+            let texts = key.is.as_slice();
+            if texts.iter().any(|text| text.ends_with('*')) {
+                others.push((i, patterns(texts)));
+            } else {
+                let text = joined(texts.iter().map(|text| Some(text.as_bytes())));
+                exact.entry(text.expect("every part has a text")).or_insert(i);
+            }
+        }
+        Self { exact, patterns: others.into() }
+    }
+
+    /// Which of them a request's key is.
+    pub(super) fn find(&self, parts: &[KeyPart], facts: &Facts<'_>) -> Option<usize> {
+        if self.exact.is_empty() && self.patterns.is_empty() {
+            return None;
+        }
+        let values = || parts.iter().map(|part| key::value(part, facts));
+        let exact = joined(values()).and_then(|text| self.exact.get(&text).copied());
+        let before = self.patterns.iter().take_while(|(i, _)| exact.is_none_or(|exact| *i < exact));
+        let fits = |is: &[Pattern]| is.iter().zip(values()).all(|(pattern, value)| pattern.fits(value));
+        before.into_iter().find(|(_, is)| fits(is)).map(|(i, _)| *i).or(exact)
+    }
+}
+
+/// Values as one, so that no two keys read alike; none where one is missing.
+fn joined<'v>(values: impl Iterator<Item = Option<&'v [u8]>>) -> Option<Box<[u8]>> {
+    let mut all = Vec::new();
+    for value in values {
+        let value = value?;
+        all.extend_from_slice(&(value.len() as u64).to_le_bytes());
+        all.extend_from_slice(value);
+    }
+    Some(all.into())
 }
 
 impl Matcher {
@@ -100,20 +149,13 @@ impl Matcher {
 mod tests {
     use super::*;
     use crate::config::units::OneOrMany;
+    use crate::limit::tests::Tenant;
 
     #[test]
     fn hosts_paths_and_methods() {
         let mut limit = super::super::plan::tests::limit("a", "1/s", 2);
-        let facts = |host, port, path, method| Facts {
-            host,
-            port,
-            path,
-            method,
-            caller: "",
-            field: &|_| None,
-            claim: &|_| None,
-            has_claim: &|_, _| false,
-        };
+        let facts =
+            |host, port, path, method| Facts { host, port, path, method, caller: "", said: &Tenant("t") };
         assert!(Matcher::new(&limit).matches(&facts("any", None, "/", "GET")));
 
         limit.host =

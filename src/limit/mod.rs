@@ -41,7 +41,7 @@ pub use wait::Wait;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -53,8 +53,8 @@ use crate::error::Limited;
 
 use self::bucket::Bucket;
 use self::gcra::Gcra;
-use self::limit::{Counters, Limit};
-use self::matches::{Matcher, patterns};
+use self::limit::Limit;
+use self::matches::{Matcher, Own};
 use self::plan::{Plan, Terms};
 use self::refill::Link;
 use self::rule::Rule;
@@ -76,12 +76,29 @@ pub struct Facts<'a> {
     pub method: &'a str,
     /// The caller's SPIFFE id; empty if it has none.
     pub caller: &'a str,
+    /// Its fields and claims.
+    pub said: &'a dyn Said,
+}
+
+/// What a request says of itself in fields and in a token.
+pub trait Said {
     /// The value of a field that is there once, by its name in lower case.
-    pub field: &'a dyn Fn(&str) -> Option<&'a [u8]>,
-    /// A claim of the request's verified token.
-    pub claim: &'a dyn Fn(&str) -> Option<&'a str>,
-    /// Whether such a claim is the second text, or is a list that has it.
-    pub has_claim: &'a dyn Fn(&str, &str) -> bool,
+    fn field(&self, name: &str) -> Option<&[u8]>;
+
+    /// Whether any value of a field fits.
+    fn any_field(&self, name: &str, fits: &dyn Fn(&[u8]) -> bool) -> bool {
+        self.field(name).is_some_and(fits)
+    }
+
+    /// A claim of the one token that was verified.
+    fn claim(&self, _name: &str) -> Option<&str> {
+        None
+    }
+
+    /// Whether a claim of any token that was verified fits, or is a list that has `text`.
+    fn any_claim(&self, _name: &str, _text: Option<&str>, _fits: &dyn Fn(&[u8]) -> bool) -> bool {
+        false
+    }
 }
 
 /// What outlives reloads: each limit with its leases and counts, and the connection to Redis.
@@ -92,13 +109,15 @@ pub struct State {
     budget: Duration,
     limits: Mutex<HashMap<Identity, Known>>,
     table: Arc<Table>,
-    seeds: key::Seeds,
+    seeds: Arc<key::Seeds>,
+    /// Tells this sidecar from others.
+    sidecar: String,
     /// When the configuration that is compiled next was written, in milliseconds of the Unix epoch.
     written: AtomicU64,
 }
 
 /// What makes a limit of a new configuration the same as one of the old.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Identity {
     name: String,
     direction: Direction,
@@ -106,7 +125,7 @@ struct Identity {
     pod: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Known {
     limit: Weak<Limit>,
     /// The plan that was compiled last.
@@ -118,14 +137,29 @@ impl State {
     /// `handle`, and end when the state is dropped. A Redis that does not answer is no error; a
     /// URL that is not one of Redis is, and the message says what is wrong with it.
     pub fn new(redis: Option<&model::Redis>, handle: &tokio::runtime::Handle) -> Result<Arc<Self>, String> {
-        let table = Arc::new(Table::default());
-        let link = redis.map(|redis| Link::start(redis, &table, handle)).transpose()?;
+        Self::after(None, redis, handle)
+    }
+
+    /// As [`new`](Self::new), in place of another: what a pod counts by itself goes on, and so do the counts of
+    /// all limits. Leases of another Redis are worth nothing here.
+    pub fn after(
+        before: Option<&Self>,
+        redis: Option<&model::Redis>,
+        handle: &tokio::runtime::Handle,
+    ) -> Result<Arc<Self>, String> {
+        let table = before.map_or_else(Arc::default, |before| before.table.clone());
+        let sidecar =
+            before.map_or_else(|| format!("{:016x}", fastrand::u64(..)), |before| before.sidecar.clone());
+        let link = redis.map(|redis| Link::start(redis, &sidecar, &table, handle)).transpose()?;
+        let known =
+            |before: &Self| before.limits().iter().map(|(id, known)| (id.clone(), known.clone())).collect();
         let state = Arc::new(Self {
             link,
             budget: redis.map_or(Duration::ZERO, |redis| redis.budget.0),
-            limits: Mutex::default(),
+            limits: Mutex::new(before.map_or_else(HashMap::new, known)),
             table,
-            seeds: key::Seeds::default(),
+            seeds: before.map_or_else(Arc::default, |before| before.seeds.clone()),
+            sidecar,
             written: AtomicU64::new(0),
         });
         handle.spawn(sweep(Arc::downgrade(&state)));
@@ -154,11 +188,16 @@ impl State {
             key: written.key.clone(),
             pod: written.scope == Scope::Pod,
         };
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let leased = written.scope == Scope::Mesh && self.link.is_some();
+        let mut limits = self.limits();
         limits.retain(|_, known| known.limit.strong_count() > 0);
-        if let Some(known) = limits.get_mut(&identity)
-            && let Some(limit) = known.limit.upgrade()
+        let known = limits.get_mut(&identity);
+        let before = known.as_ref().and_then(|known| known.limit.upgrade());
+        if let (Some(known), Some(limit)) = (known, &before)
+            && limit.leased == leased
+            && (!leased || limit.state == self.id())
         {
+            let limit = limit.clone();
             let generation = known.plan.generation;
             let same = plan(generation);
             known.plan = Arc::new(if same.same(&known.plan) { same } else { plan(generation + 1) });
@@ -170,18 +209,28 @@ impl State {
             id: LIMITS.fetch_add(1, Relaxed),
             name: written.name.as_str().into(),
             direction,
-            leased: written.scope == Scope::Mesh && self.link.is_some(),
+            leased,
+            state: self.id(),
             redis_name,
             plan: ArcSwap::new(plan.clone()),
             common: Arc::new(Bucket::new(plan.generation, 0, Gcra::default(), shard, "".into())),
             lost_at: AtomicU64::new(0),
             keys: AtomicU32::new(0),
             sidecars: AtomicU32::new(1),
-            counters: Counters::default(),
+            counters: before.map_or_else(Arc::default, |before| before.counters.clone()),
         });
         self.table.add(&limit);
         limits.insert(identity, Known { limit: Arc::downgrade(&limit), plan: plan.clone() });
         (limit, plan)
+    }
+
+    fn limits(&self) -> MutexGuard<'_, HashMap<Identity, Known>> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells this state from those before and after it.
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     /// The rule that `written` describes.
@@ -199,7 +248,7 @@ impl State {
             plan,
             matcher: Matcher::new(written),
             key: written.key.clone().into(),
-            own: written.keys.iter().map(|own| patterns(own.is.as_slice())).collect(),
+            own: Own::new(&written.keys),
             cost: written.cost.clone(),
             observes: written.observe,
             counts_retries: written.count_retries,

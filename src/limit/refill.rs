@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use redis::{Cmd, RedisResult, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::model::{self, NewState};
 
@@ -62,11 +62,13 @@ impl Link {
     /// a Redis can be reached.
     pub(super) fn start(
         written: &model::Redis,
+        sidecar: &str,
         table: &Arc<Table>,
         handle: &tokio::runtime::Handle,
     ) -> Result<Self, String> {
         let redis = Redis::new(written)?;
-        let caller = Arc::new(Caller::new(SCRIPT, &written.prefix, written.on_new_state == NewState::Full));
+        let caller =
+            Arc::new(Caller::new(SCRIPT, sidecar, &written.prefix, written.on_new_state == NewState::Full));
         let lanes = redis.lanes();
         let status = Arc::new(Status::new(redis.address(), lanes));
         let start = |lane| {
@@ -83,6 +85,7 @@ impl Link {
                 later: BinaryHeap::new(),
                 greet: Greet::All,
                 turn: 0,
+                greeted_at: Instant::now(),
             };
             handle.spawn(task.run());
             queue
@@ -127,8 +130,9 @@ struct Refill {
     later: BinaryHeap<Reverse<Later>>,
     /// Which servers the next round trip asks what they are.
     greet: Greet,
-    /// The shard that was asked last in its turn.
+    /// The shard that was asked last in its turn, and when.
     turn: u8,
+    greeted_at: Instant,
 }
 
 /// Which shards' servers are asked what they are.
@@ -167,7 +171,6 @@ impl Refill {
             }
             return !self.due.is_closed() || !batch.is_empty();
         }
-        let greeted = tokio::time::Instant::now();
         while batch.is_empty() && self.greet == Greet::None {
             let next = self.later.peek().map_or(u64::MAX, |Reverse(later)| later.at);
             let wait = Duration::from_nanos(next.saturating_sub(clock::now())).min(GREETED);
@@ -176,11 +179,15 @@ impl Refill {
                 return false;
             }
             self.look_again(batch);
-            if greeted.elapsed() >= GREETED {
-                self.greet = Greet::Next;
-            }
+            self.greet_in_turn();
         }
         true
+    }
+
+    fn greet_in_turn(&mut self) {
+        if self.greet == Greet::None && self.greeted_at.elapsed() >= GREETED {
+            self.greet = Greet::Next;
+        }
     }
 
     /// Takes what was exhausted and may have tokens now, if it is still wanted.
@@ -200,12 +207,16 @@ impl Refill {
 
     /// One round trip; `paused` is the pause before it. Answers the pause before the next.
     async fn ask(&mut self, batch: &mut Vec<Due>, paused: Duration) -> Duration {
+        self.greet_in_turn();
         let mut asks = asks(batch);
         let calls = calls(&asks);
         let greeted = self.greeted();
         let greetings = greeted.iter().map(|shard| self.caller.greeting(*shard));
         let commands: Vec<Cmd> =
             greetings.chain(calls.iter().map(|call| self.caller.command(call))).collect();
+        if commands.is_empty() {
+            return Duration::ZERO;
+        }
         let answer = self.redis.run(&commands);
         let (answer, in_time) = watched(answer, self.budget, self.lane, &self.status).await;
         self.status.round_trips.fetch_add(1, Relaxed);
@@ -228,13 +239,16 @@ impl Refill {
                 Some(error)
             }
         };
-        self.end(asks);
-        match failed {
+        let pause = match failed {
             None if in_time => {
                 self.status.up(self.lane);
                 Duration::ZERO
             }
-            None => PAUSE.0,
+            None => {
+                // Whether it has become faster, an answer says.
+                self.greet = Greet::Next;
+                PAUSE.0
+            }
             Some(error) => {
                 self.status.errors.fetch_add(1, Relaxed);
                 self.status.down(self.lane, &error);
@@ -242,12 +256,18 @@ impl Refill {
                 self.greet = Greet::Next;
                 longer(paused)
             }
-        }
+        };
+        // Who is woken finds Redis as it is.
+        self.end(asks);
+        pause
     }
 
     /// The shards whose servers are to be greeted now.
     fn greeted(&mut self) -> Vec<u8> {
         let shards: Vec<u8> = (self.lane as u8..SHARDS).step_by(self.lanes).collect();
+        if self.greet != Greet::None {
+            self.greeted_at = Instant::now();
+        }
         match std::mem::replace(&mut self.greet, Greet::None) {
             Greet::None => Vec::new(),
             Greet::Next => {
@@ -263,7 +283,7 @@ impl Refill {
         for (shard, answer) in shards.iter().zip(answers) {
             let greeting = read_greeting(answer.as_ref().map_err(Clone::clone)?)?;
             self.state(*shard, greeting.since, shards.len() == 1);
-            self.status.warn(greeting.warnings);
+            self.status.warn(self.lane, greeting.warnings);
         }
         Ok(())
     }
@@ -334,7 +354,7 @@ struct Ask {
 }
 
 impl Ask {
-    /// None where the bucket has yet to meet the plan that holds.
+    /// Gives it back where the bucket has yet to meet the plan that holds, or needs nothing any more.
     fn new(due: Due) -> Result<Self, Due> {
         let newest = due.limit.plan.load_full();
         let found = [&due.plan, &newest].into_iter().find_map(|plan| {
@@ -345,8 +365,9 @@ impl Ask {
         let numbers = &plan.terms[terms];
         let want = match plan.exact {
             true => due.bucket.want_exactly(numbers),
-            false => due.bucket.want(numbers, clock::now()),
+            false => Some(due.bucket.want(numbers, clock::now())),
         };
+        let Some(want) = want else { return Err(due) };
         due.limit.counters.tokens_asked.fetch_add(u64::from(want.wanted), Relaxed);
         Ok(Self { due, plan, terms, want, again: None })
     }

@@ -11,7 +11,7 @@ use crate::error::Limited;
 use super::bucket::{Bucket, MOST};
 use super::gcra::Gcra;
 use super::limit::Limit;
-use super::matches::{Matcher, Pattern, fits};
+use super::matches::{Matcher, Own};
 use super::plan::{Plan, Terms};
 use super::{Facts, key};
 
@@ -22,8 +22,8 @@ pub(super) struct Rule {
     pub(super) plan: Arc<Plan>,
     pub(super) matcher: Matcher,
     pub(super) key: Box<[KeyPart]>,
-    /// Keys with terms of their own: the first of these has the plan's second terms.
-    pub(super) own: Box<[Box<[Pattern]>]>,
+    /// Keys with terms of their own.
+    pub(super) own: Own,
     pub(super) cost: Cost,
     /// Refuses nothing.
     pub(super) observes: bool,
@@ -59,8 +59,7 @@ pub(super) type OwnedClaims = SmallVec<[OwnedClaim; 2]>;
 impl Rule {
     /// Which of the plan's terms hold for a request's key.
     pub(super) fn terms_of(&self, facts: &Facts<'_>) -> usize {
-        let own = self.own.iter().position(|is| fits(is, &self.key, facts));
-        own.map_or(0, |own| own + 1)
+        self.own.find(&self.key, facts).map_or(0, |own| own + 1)
     }
 
     /// What a request costs under these terms.
@@ -68,12 +67,17 @@ impl Rule {
         let cost = match &self.cost {
             Cost::Fixed(cost) => return cost.get(),
             Cost::Field(field) => {
-                let value = (facts.field)(&field.header).and_then(number);
+                let value = facts.said.field(&field.header).and_then(number);
                 value.unwrap_or(field.default.get())
             }
         };
+        cost.clamp(1, self.dearest(terms))
+    }
+
+    /// The most that a request may cost under these terms.
+    pub(super) fn dearest(&self, terms: &Terms) -> u32 {
         let dearest = if self.limit.leased { terms.of.dearest() } else { terms.of.burst };
-        cost.clamp(1, dearest.min(MOST))
+        dearest.min(MOST)
     }
 
     /// A new bucket for a request's key.

@@ -29,7 +29,8 @@ pub(super) struct Status {
 #[derive(Debug, Default)]
 struct Words {
     last_error: Option<String>,
-    warnings: Vec<String>,
+    /// By lane.
+    warnings: Vec<Vec<String>>,
 }
 
 impl Status {
@@ -61,7 +62,9 @@ impl Status {
     /// A lane has no answer, or not in time.
     pub(super) fn down(&self, lane: usize, why: &dyn std::fmt::Display) {
         self.words().last_error = Some(why.to_string());
-        if self.down_since[lane].swap(clock::now(), Relaxed) == 0 && self.down.fetch_add(1, Relaxed) == 0 {
+        // The moment at which it was lost: each share of the rate begins then, and only then.
+        let lost = self.down_since[lane].compare_exchange(0, clock::now(), Relaxed, Relaxed).is_ok();
+        if lost && self.down.fetch_add(1, Relaxed) == 0 {
             let redis = &self.address;
             tracing::warn!(%why, redis, "limits: Redis does not answer; each limit does as its `without_redis` says");
         }
@@ -86,12 +89,15 @@ impl Status {
     }
 
     /// Takes note of what is wrong with how Redis is set up.
-    pub(super) fn warn(&self, warnings: Vec<String>) {
+    pub(super) fn warn(&self, lane: usize, warnings: Vec<String>) {
         let mut words = self.words();
-        for warning in warnings.iter().filter(|warning| !words.warnings.contains(warning)) {
+        words.warnings.resize(self.down_since.len(), Vec::new());
+        for warning in
+            warnings.iter().filter(|warning| !words.warnings.iter().flatten().any(|w| w == *warning))
+        {
             tracing::warn!(redis = self.address, "limits: Redis may break the bound: {warning}");
         }
-        words.warnings = warnings;
+        words.warnings[lane] = warnings;
     }
 
     /// What was last wrong.
@@ -101,7 +107,10 @@ impl Status {
 
     /// What is wrong with how Redis is set up.
     pub(super) fn warnings(&self) -> Vec<String> {
-        self.words().warnings.clone()
+        let mut all: Vec<String> = self.words().warnings.iter().flatten().cloned().collect();
+        all.sort();
+        all.dedup();
+        all
     }
 
     fn words(&self) -> MutexGuard<'_, Words> {

@@ -109,19 +109,27 @@ impl Table {
         now: u64,
         make: impl FnOnce() -> Bucket,
     ) -> Option<Arc<Bucket>> {
-        let Shard { keys, order } = &mut *self.shard(key);
-        if keys.len() >= self.per_shard && !keys.contains_key(&key) && !make_room(keys, order, now) {
-            limit.lost_at.fetch_max(now, Relaxed);
-            return None;
+        if let Some(known) = self.shard(key).keys.get(&key) {
+            return Some(known.bucket.clone());
         }
-        Some(match keys.entry(key) {
-            Entry::Occupied(known) => known.get().bucket.clone(),
+        // Without the lock, as it takes a digest.
+        let bucket = Arc::new(make());
+        let Shard { keys, order } = &mut *self.shard(key);
+        let full = keys.len() >= self.per_shard && !make_room(keys, order, now);
+        // What cannot be forgotten while it counts leaves half of the room to other limits.
+        let greedy = !limit.leased && limit.keys.load(Relaxed) as usize >= self.per_shard * SHARDS / 2;
+        match keys.entry(key) {
+            Entry::Occupied(known) => Some(known.get().bucket.clone()),
+            Entry::Vacant(_) if full || greedy => {
+                limit.lost_at.fetch_max(now, Relaxed);
+                None
+            }
             Entry::Vacant(place) => {
                 order.push_back(key);
                 limit.keys.fetch_add(1, Relaxed);
-                place.insert(Known { limit: limit.clone(), bucket: Arc::new(make()) }).bucket.clone()
+                Some(place.insert(Known { limit: limit.clone(), bucket }).bucket.clone())
             }
-        })
+        }
     }
 
     /// Shows every key that it knows to `see`.
@@ -135,7 +143,7 @@ impl Table {
     pub(super) fn sweep(&self, now: u64) {
         for shard in &self.shards {
             let Shard { keys, order } = &mut *lock(shard);
-            order.retain(|key| !forget(keys, *key, now));
+            order.retain(|key| !forget(keys, *key, now, false));
             keys.shrink_to(2 * order.len());
         }
     }
@@ -150,23 +158,27 @@ fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets one key, the first in order that was not used since it was last looked at.
+/// Forgets one key, the first in order that was not used since it was last looked at; if all of these were,
+/// the first that may be forgotten.
 fn make_room(keys: &mut HashMap<u128, Known>, order: &mut VecDeque<u128>, now: u64) -> bool {
-    for _ in 0..TRIES {
-        let Some(key) = order.pop_front() else { return false };
-        if forget(keys, key, now) {
-            return true;
+    for used in [false, true] {
+        for _ in 0..TRIES {
+            let Some(key) = order.pop_front() else { return false };
+            if forget(keys, key, now, used) {
+                return true;
+            }
+            order.push_back(key);
         }
-        order.push_back(key);
     }
     false
 }
 
-/// Forgets a key if it was not used since it was last looked at, and if that is safe.
-fn forget(keys: &mut HashMap<u128, Known>, key: u128, now: u64) -> bool {
+/// Forgets a key if that is safe, and if it was not used since it was last looked at or `used` says that this
+/// is no matter.
+fn forget(keys: &mut HashMap<u128, Known>, key: u128, now: u64, used: bool) -> bool {
     let Entry::Occupied(known) = keys.entry(key) else { return true };
     let Known { limit, bucket } = known.get();
-    if bucket.take_used() || !bucket.retire(now) {
+    if (bucket.take_used() && !used) || !bucket.retire(now) {
         return false;
     }
     limit.keys.fetch_sub(1, Relaxed);

@@ -31,6 +31,7 @@ use crate::http::{
 };
 use crate::identity::SpiffeId;
 use crate::intercept::{self, INBOUND_SOURCE, Source};
+use crate::limit::Again;
 use crate::pool::never_pauses;
 use crate::tls::{self, Alpn, Buffered};
 
@@ -240,7 +241,11 @@ impl Stages for Inbound {
             permit_bytes(mesh, self.caller.as_ref())?;
         }
         let caller = self.caller.as_ref().map_or("", SpiffeId::as_str);
-        let limits = limit(mesh, &mesh.inbound_limits, head, port(head, Some(self.target)), caller).await?;
+        // Anyone may say that he is a kubelet; the configured paths are few, and no limit is meant for them.
+        let limits = match has_probed_path(mesh, head) {
+            true => Again::default(),
+            false => limit(mesh, &mesh.inbound_limits, head, port(head, Some(self.target)), caller).await?,
+        };
         if let Some(told) = &self.told {
             head.fields.push(HeaderName::from_static(CALLER_FIELD), told.clone());
         }
@@ -290,8 +295,7 @@ impl Inbound {
             self.caller.is_none()
                 && head.fields.get("user-agent").is_some_and(|a| a.starts_with(b"kube-probe/"))
         };
-        let path = head.path.path();
-        mesh.probes.iter().any(|probe| probe.matches(path) && !auth::is_ambiguous(path)) || is_kubelet()
+        has_probed_path(mesh, head) || is_kubelet()
     }
 
     /// Authorize: may this caller do this.
@@ -311,4 +315,10 @@ impl Inbound {
         let who = caller.unwrap_or("a caller without identity");
         Err(Error::new(Reason::AuthDenied, format!("no rule of inbound.allow lets {who} do this")))
     }
+}
+
+/// Whether the path is one that the configuration says is asked for the application's health.
+fn has_probed_path(mesh: &Mesh, head: &RequestHead) -> bool {
+    let path = head.path.path();
+    mesh.probes.iter().any(|probe| probe.matches(path) && !auth::is_ambiguous(path))
 }

@@ -355,7 +355,8 @@ impl<'a> Tries<'a> {
         if !reused && !self.budget.take(Second::Retry, now) {
             return Err(Not::Affordable);
         }
-        if !reused && !self.is_allowed(Second::Retry) {
+        let executed = retry != Retry::Unprocessed || !reused;
+        if executed && !self.is_allowed(if reused { None } else { Some(Second::Retry) }) {
             return Err(Not::Allowed);
         }
         self.again.set(self.again.get().saturating_add(1));
@@ -387,17 +388,18 @@ impl<'a> Tries<'a> {
     /// Whether a first try that is slow may have a second one beside it; that is counted as one that may
     /// have been processed.
     pub(super) fn hedge(&self) -> bool {
-        let afforded = self.budget.take(Second::Hedge, Instant::now()) && self.is_allowed(Second::Hedge);
+        let afforded =
+            self.budget.take(Second::Hedge, Instant::now()) && self.is_allowed(Some(Second::Hedge));
         if afforded {
             self.repeated.set(true);
         }
         afforded
     }
 
-    /// Whether the limits that count every try have a token for this one, which the budget has paid for.
-    fn is_allowed(&self, second: Second) -> bool {
+    /// Whether the limits that count every try have a token for this one, which the budget may have paid for.
+    fn is_allowed(&self, paid: Option<Second>) -> bool {
         let allowed = self.limits.is_none_or(Again::take);
-        if !allowed {
+        if let Some(second) = paid.filter(|_| !allowed) {
             self.budget.unsent(second);
         }
         allowed

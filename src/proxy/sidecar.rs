@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use tokio::runtime::{Handle, Runtime};
@@ -161,6 +162,7 @@ impl Sidecar {
         // Before the first read, so that no change is missed.
         let watcher =
             Watcher::new(&[path.to_owned()]).map_err(Fatal::system("watching the configuration"))?;
+        let written = written(path);
         let model = config::load(path)?;
         let keys = key_watcher(&model)?;
         let tokens = Tokens::compile(model.jwt.as_ref(), None)?;
@@ -171,13 +173,13 @@ impl Sidecar {
         metrics.identity(identity.as_ref().map(Identity::not_after));
         let ground = Ground {
             resolver: Resolver::new(&model.dns, Handle::current())?,
-            limits: ArcSwap::from(limits(&model)?),
+            limits: ArcSwap::from(limits(&model, None)?),
             metrics: metrics.clone(),
         };
         let Listeners { workers: own, admin, probes, dns_udp, dns_tcp, bound } =
             listen::bind(&model.listen, workers)?;
         let capture = Capture::new(&model.dns, ground.resolver.clone());
-        written(&ground.limits.load(), path);
+        ground.limits.load().written(written);
         let mesh = Mesh::compile(model, tokens, tls.as_deref(), &ground, None);
         capture.replace_names(names(&mesh).iter().map(String::as_str));
         let dns = capture.serve(dns_udp, dns_tcp).map_err(Fatal::system("listen.dns"))?;
@@ -282,6 +284,7 @@ impl Sidecar {
 
     /// Compiles and swaps; what fails before the swap has changed nothing.
     fn compile(&mut self) -> Result<(), Fatal> {
+        let written = written(&self.path);
         let model = config::load(&self.path)?;
         let shared = &self.shared;
         let before = shared.mesh.load_full();
@@ -297,20 +300,21 @@ impl Sidecar {
         // What can fail comes first. The files with keys are watched before they are read.
         let keys = (model.jwt != before.model.jwt).then(|| key_watcher(&model)).transpose()?;
         let tokens = Tokens::compile(model.jwt.as_ref(), Some(&before.tokens))?;
-        let limits = (model.redis != before.model.redis).then(|| limits(&model)).transpose()?;
+        let limits = (model.redis != before.model.redis)
+            .then(|| limits(&model, Some(&shared.ground.limits.load())))
+            .transpose()?;
         if model.dns != before.model.dns {
             shared.ground.resolver.reconfigure(&model.dns)?;
             self.capture.reconfigure(&model.dns);
         }
         if let Some(limits) = limits {
-            // Leases of another Redis are worth nothing here.
             shared.ground.limits.store(limits);
         }
         if let Some(keys) = keys {
             self.keys = keys;
         }
         self.view.fixed(&before.model, &model);
-        written(&shared.ground.limits.load(), &self.path);
+        shared.ground.limits.load().written(written);
         let mesh = Mesh::compile(model, tokens, tls.as_deref(), &shared.ground, Some(&before));
         self.capture.replace_names(names(&mesh).iter().map(String::as_str));
         if moved {
@@ -331,15 +335,13 @@ impl Sidecar {
     }
 }
 
-/// Tells the limits when the configuration was written.
-fn written(limits: &limit::State, path: &Path) {
-    if let Ok(at) = std::fs::metadata(path).and_then(|file| file.modified()) {
-        limits.written(at);
-    }
+/// When the configuration was written: asked before it is read, so that what is read is no older.
+fn written(path: &Path) -> SystemTime {
+    std::fs::metadata(path).and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-fn limits(model: &Model) -> Result<Arc<limit::State>, Fatal> {
-    limit::State::new(model.redis.as_ref(), &Handle::current()).map_err(Fatal::Redis)
+fn limits(model: &Model, before: Option<&limit::State>) -> Result<Arc<limit::State>, Fatal> {
+    limit::State::after(before, model.redis.as_ref(), &Handle::current()).map_err(Fatal::Redis)
 }
 
 /// Watches the files with keys of tokens' issuers, if there are any.

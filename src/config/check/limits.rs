@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use super::{Checker, Place, syntax};
 use crate::config::model::{Cost, KeyPart, Limit, Model, Patterns, Redis, Scope};
 
+/// Keys of one limit that have a rate of their own.
+const MOST_OWN_RATES: usize = 65_534;
+
 impl<'a> Checker<'a, '_> {
     /// Every limit.
     pub(super) fn limits(&mut self, model: &Model) {
@@ -46,6 +49,10 @@ impl<'a> Checker<'a, '_> {
             if callers.as_slice().is_empty() {
                 self.fault(&place, "an empty list names no caller; leave it out for everyone's requests");
             }
+            if !self.has_identity() {
+                let message = "without an `identity` nobody is known who calls, so that it never holds";
+                self.fault(&place, message);
+            }
             for (caller, place) in callers.as_slice().iter().zip(place.items_of(callers)) {
                 self.require(&place, syntax::spiffe_pattern(caller));
             }
@@ -85,6 +92,10 @@ impl<'a> Checker<'a, '_> {
         if !limit.keys.is_empty() && limit.key.is_empty() {
             let message =
                 "there is one count for all, as the limit has no `key` that could have a rate of its own";
+            self.fault(&place.key("keys"), message);
+        }
+        if limit.keys.len() > MOST_OWN_RATES {
+            let message = format!("{} are more than {MOST_OWN_RATES}", limit.keys.len());
             self.fault(&place.key("keys"), message);
         }
         for (own, place) in limit.keys.iter().zip(place.key("keys").items()) {

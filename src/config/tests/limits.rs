@@ -16,13 +16,16 @@ fn limits() {
     for good in [
         "name: y, burst: 1, scope: pod",
         "name: y, burst: 1, exact: true",
-        "name: y, header: { X-A: [a, 'b*'], x-c: '*' }, caller: 'spiffe://d/ns/a/*'",
+        "name: y, header: { X-A: [a, 'b*'], x-c: '*' }",
         "name: y, key: [path, \"header:a\"], keys: [{ is: [/a, 'b*'], rate: 9/m, burst: 2 }]",
         "name: y, burst: 5, lease: 800ms, cost: 1, observe: true, count_retries: true, status: 503",
         "name: y, burst: 20, cost: { header: x-cost, default: 10 }",
     ] {
         parse(&with(good), "t").unwrap_or_else(|problems| panic!("{good}: {problems}"));
     }
+    let known = format!("{IDENTITY}{}", with("name: y, caller: 'spiffe://d/ns/a/*'"));
+    parse(&known, "t").unwrap();
+    says(&with("name: y, caller: 'spiffe://d/ns/a/*'"), "limits[1].caller: without an `identity`");
     fault(&with("name: x"), "3:24: limits[1].name: `x` is the name of another limit, on line 2");
     fault(&with("name: x y"), "3:24: limits[1].name: `x y` is not a name");
     fault(&with("name: y, host: a/b"), "3:33: limits[1].host: `a/b` is not a host");
@@ -37,8 +40,9 @@ fn what_a_limit_holds_for() {
     says(&with("name: y, header: { 'a b': c }"), "limits[1].header");
     says(&with("name: y, header: { a: [] }"), "limits[1].header.a: an empty list fits no value");
     says(&with("name: y, header: { a: 'a*b' }"), "limits[1].header.a: `a*b`: `*` stands at the end alone");
-    fault(&with("name: y, caller: bob"), "3:35: limits[1].caller: `bob`");
-    fault(&with("name: y, caller: []"), "3:35: limits[1].caller: an empty list names no caller");
+    let known = |limit| format!("{IDENTITY}{}", with(limit));
+    fault(&known("name: y, caller: bob"), "4:35: limits[1].caller: `bob`");
+    fault(&known("name: y, caller: []"), "4:35: limits[1].caller: an empty list names no caller");
     says(&with("name: y, claim: { a: b }"), "limits[1].claim: without `jwt` no token is verified");
     fault(&with("name: y, key: [\"claim:a\"]"), "3:33: limits[1].key[0]: without `jwt`");
 }

@@ -81,23 +81,30 @@ impl Bucket {
         // Of what is about to die, only what will be spent before that counts.
         let fresh = self.live(now + terms.lead);
         let dying = (self.live(now) - fresh).min(target / 7);
-        self.wanted(terms, target.saturating_sub(fresh + dying).max(self.waiting.load(Relaxed)))
+        self.wanted(terms, target.saturating_sub(fresh + dying).max(self.waiting()))
     }
 
     /// How many tokens to ask for where each request asks: what those that wait need.
-    pub(in crate::limit) fn want_exactly(&self, terms: &Terms) -> Want {
+    /// None: nobody waits.
+    pub(in crate::limit) fn want_exactly(&self, terms: &Terms) -> Option<Want> {
         self.unmet.store(0, Relaxed);
-        self.wanted(terms, self.waiting.load(Relaxed))
+        let waiting = self.waiting();
+        (waiting > 0).then(|| self.wanted(terms, waiting))
+    }
+
+    /// What those that wait need, as far as it can be asked for at once.
+    fn waiting(&self) -> u32 {
+        u32::try_from(self.waiting.load(Relaxed)).unwrap_or(u32::MAX)
     }
 
     /// A request begins to wait for `cost` tokens.
     pub(in crate::limit) fn waits(&self, cost: u32) {
-        self.waiting.fetch_add(cost, Relaxed);
+        self.waiting.fetch_add(u64::from(cost), Relaxed);
     }
 
     /// It waits no more.
     pub(in crate::limit) fn waits_no_more(&self, cost: u32) {
-        self.waiting.fetch_sub(cost, Relaxed);
+        self.waiting.fetch_sub(u64::from(cost), Relaxed);
     }
 
     fn wanted(&self, terms: &Terms, wanted: u32) -> Want {

@@ -10,7 +10,7 @@ use super::super::limit::Limit;
 use super::super::plan::Plan;
 
 /// How long a sidecar is counted after it asked, at least and at most, in microseconds.
-const REMEMBERED: (f64, f64) = (10e6, 600e6);
+const REMEMBERED: (f64, f64) = (10e6, 172_800e6);
 
 /// What grants tokens.
 pub(in crate::limit) const SCRIPT: &str = include_str!("script.lua");
@@ -58,16 +58,10 @@ pub(in crate::limit) struct Greeting {
 }
 
 impl Caller {
-    /// A caller whose keys begin with `prefix`.
-    pub(in crate::limit) fn new(script: &str, prefix: &str, full: bool) -> Self {
+    /// A caller of this name, whose keys begin with `prefix`.
+    pub(in crate::limit) fn new(script: &str, sidecar: &str, prefix: &str, full: bool) -> Self {
         let hash = Script::new(script).get_hash().to_owned();
-        Self { hash, sidecar: format!("{:016x}", fastrand::u64(..)), prefix: prefix.into(), full }
-    }
-
-    /// Calls as another sidecar.
-    #[cfg(test)]
-    pub(in crate::limit) fn rename(&mut self, sidecar: &str) {
-        self.sidecar = sidecar.into();
+        Self { hash, sidecar: sidecar.into(), prefix: prefix.into(), full }
     }
 
     /// The call as it is sent.
@@ -87,14 +81,19 @@ impl Caller {
             add(format_args!("i:{name}"));
             add(format_args!("t:{name}:{:x}", plan.terms[*terms].id));
             for (bucket, _) in wants {
-                add(format_args!("b:{name}{}", bucket.name));
+                match plan.terms[*terms].id {
+                    0 => add(format_args!("b:{name}{}", bucket.name)),
+                    // While sidecars disagree about which keys have a rate of their own, neither touches
+                    // what the other counts.
+                    own => add(format_args!("b:{name}{}.{own:x}", bucket.name)),
+                }
             }
         }
         self.say_who(&mut command);
         for Group { plan, terms, wants, .. } in &call.groups {
             let terms = &plan.terms[*terms];
             let tau = terms.tau as f64 / 1e3;
-            let remembered = (4.0 * tau).clamp(REMEMBERED.0, REMEMBERED.1).round();
+            let remembered = (2.0 * tau).clamp(REMEMBERED.0, REMEMBERED.1).round();
             command.arg(wants.len()).arg(terms.of.interval / 1e3).arg(terms.of.capacity).arg(tau);
             command.arg(plan.written).arg(remembered);
             for (_, want) in wants {

@@ -125,19 +125,19 @@ impl Limits {
     }
 }
 
+/// What a request of a tenant says.
+pub(super) struct Tenant<'a>(pub(super) &'a str);
+
+impl Said for Tenant<'_> {
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        (name == "x-tenant").then_some(self.0.as_bytes())
+    }
+}
+
 /// A request to `/` of one tenant.
 fn request<T>(tenant: &str, run: impl FnOnce(&Facts<'_>) -> T) -> T {
-    let field = |name: &str| (name == "x-tenant").then_some(tenant.as_bytes());
-    run(&Facts {
-        host: "orders.shop",
-        port: None,
-        path: "/",
-        method: "GET",
-        caller: "me",
-        field: &field,
-        claim: &|_| None,
-        has_claim: &|_, _| false,
-    })
+    let (host, path, said) = ("orders.shop", "/", &Tenant(tenant));
+    run(&Facts { host, port: None, path, method: "GET", caller: "me", said })
 }
 
 /// Asks until there is an answer, and says when the request was admitted.
@@ -169,7 +169,8 @@ pub(super) fn limit_of(rate: &str, burst: u32) -> (Arc<Limit>, Arc<Plan>) {
         lost_at: AtomicU64::new(0),
         keys: AtomicU32::new(0),
         sidecars: AtomicU32::new(1),
-        counters: Counters::default(),
+        state: 0,
+        counters: Arc::default(),
     };
     (Arc::new(limit), plan)
 }

@@ -55,9 +55,7 @@ impl Clocked {
     }
 
     fn caller(&self, sidecar: &str) -> Caller {
-        let mut caller = Caller::new(&self.script, &format!("test{}", self.simulations), false);
-        caller.rename(sidecar);
-        caller
+        Caller::new(&self.script, sidecar, &format!("test{}", self.simulations), false)
     }
 
     /// Sets the server's clock and who it is, and runs a command.
@@ -264,7 +262,7 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
             Step::Requests(who, requests) => {
                 let sidecar = &sidecars[who];
                 for _ in 0..requests {
-                    match sidecar.bucket.take(time + sidecar.offset, terms.lead, 1) {
+                    match sidecar.bucket.take(time + sidecar.offset, terms, 1) {
                         Some(_) => log.push(time),
                         None => sidecar.bucket.missed(time + sidecar.offset, 1),
                     }
@@ -272,14 +270,14 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
             }
             Step::Rush => {
                 for sidecar in &sidecars {
-                    while sidecar.bucket.take(time + sidecar.offset, terms.lead, 1).is_some() {
+                    while sidecar.bucket.take(time + sidecar.offset, terms, 1).is_some() {
                         log.push(time);
                     }
                 }
             }
             Step::Returned(who) => {
                 let sidecar = &sidecars[who];
-                if let Some((taken, _)) = sidecar.bucket.take(time + sidecar.offset, terms.lead, 1) {
+                if let Some((taken, _)) = sidecar.bucket.take(time + sidecar.offset, terms, 1) {
                     taken.into_iter().for_each(|lease| sidecar.bucket.give_back(lease));
                 }
             }
@@ -397,8 +395,7 @@ fn a_server_that_lost_its_state_grants_what_has_accrued_since() {
     // Where that is wanted, what is not known is full.
     let (limit, _) = limit_of("1/s", 2);
     redis.another(None, 0);
-    let mut careless = Caller::new(&redis.script, &format!("test{}", redis.simulations), true);
-    careless.rename("x");
+    let careless = Caller::new(&redis.script, "x", &format!("test{}", redis.simulations), true);
     let (bucket, wants) = (bucket_of("a"), want(100));
     let group = Group { limit: &limit, plan: &plan, terms: 0, wants: vec![(&bucket, wants)] };
     let call = Call { shard: 0, groups: vec![group] };

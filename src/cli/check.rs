@@ -12,7 +12,8 @@ use crate::config::model::{
     Sticky, Upstream, WithoutRedis,
 };
 use crate::config::units::OneOrMany;
-use crate::config::{self, Problem};
+use crate::config::{self, Problem, Problems};
+use crate::limit;
 use table::Table;
 
 /// The file cannot be read.
@@ -39,13 +40,20 @@ fn outcome(file: &Path) -> (String, String, u8) {
         }
         Err(problem) => return (String::new(), format!("{problem}\n"), WRONG),
     };
+    let wrong = |problems: Problems| {
+        let count = problems.iter().count();
+        let faults = if count == 1 { "fault" } else { "faults" };
+        (String::new(), format!("{problems}\n{count} {faults}\n"), WRONG)
+    };
     match config::parse(&text, &source) {
-        Ok(model) => (explain(&model), String::new(), 0),
-        Err(problems) => {
-            let count = problems.iter().count();
-            let faults = if count == 1 { "fault" } else { "faults" };
-            (String::new(), format!("{problems}\n{count} {faults}\n"), WRONG)
+        Ok(model) => {
+            let found = model.redis.as_ref().map_or_else(Vec::new, limit::redis_faults);
+            match found.is_empty() {
+                true => (explain(&model), String::new(), 0),
+                false => wrong(config::problems_at(&text, &source, found)),
+            }
         }
+        Err(problems) => wrong(problems),
     }
 }
 
@@ -431,6 +439,20 @@ inbound: { mtls: strict, capacity: 8, max_in_flight: learned, probes: [/health],
             assert!(squeezed.iter().any(|have| have == line), "no `{line}` in\n{stdout}");
         }
         assert!(!stdout.contains("WARNINGS") && !stdout.contains("hush"), "{stdout}");
+    }
+
+    #[test]
+    fn the_files_for_redis_are_read() {
+        let (stdout, stderr, code) = check(
+            "redis:\n  url: rediss://h\n  password_file: /none/password\n  tls: { ca: /none/ca.crt }\n",
+        );
+        assert_eq!((stdout.as_str(), code), ("", 1));
+        for fault in [
+            "3:18: redis.password_file: cannot read /none/password: ",
+            "4:14: redis.tls.ca: cannot read /none/ca.crt: ",
+        ] {
+            assert!(stderr.contains(fault), "no `{fault}` in {stderr}");
+        }
     }
 
     #[test]

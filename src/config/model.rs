@@ -22,7 +22,7 @@ use super::text::{addresses, socket, socket_list, socket_lists};
 use super::units::{Addresses, ByteRate, OneOrMany, Percent, Rate, Time};
 pub use balance::{Ejection, Most, Queue, Sticky};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
-pub use redis::Redis;
+pub use redis::{OnNewState, Redis, RedisTls, Sentinel};
 pub use retries::{Backoff, Hedge, HedgeAfter, Retries, RetryBudget, RetryOn, RetryRules};
 pub use upstream::{KeepAlive, Upstream};
 

@@ -259,7 +259,7 @@ impl Attempt<'_> {
         }
         link.request(limit, bucket);
         let expired = || self.expired.then(|| self.now.saturating_sub(link.budget.as_nanos() as u64));
-        let since = link.down_since().or_else(expired).ok_or(NoToken::Missing)?;
+        let since = link.down_since(limit, bucket).or_else(expired).ok_or(NoToken::Missing)?;
         limit.counters.without_redis.add();
         match plan.without_redis {
             WithoutRedis::Open => Ok(Token::Free),

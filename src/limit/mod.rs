@@ -33,6 +33,7 @@ mod table;
 mod tests;
 
 pub use decide::{Decision, Refusal, Wait};
+pub(crate) use redis::faults as redis_faults;
 pub use report::{LimitReport, RedisReport};
 
 use std::collections::HashMap;
@@ -105,9 +106,7 @@ impl State {
     pub fn new(redis: Option<&model::Redis>, handle: &tokio::runtime::Handle) -> Result<Arc<Self>, String> {
         let link = redis.map(|redis| {
             let budget = redis.budget.0;
-            let client = redis::Redis::new(&redis.url, budget)
-                .map_err(|error| format!("redis.url is not the address of a Redis: {error}"))?;
-            Ok::<_, String>(Link::start(client, budget, handle))
+            Ok::<_, String>(Link::start(redis::Redis::new(redis)?, budget, handle))
         });
         let state = Arc::new(Self {
             link: link.transpose()?,

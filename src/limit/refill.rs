@@ -12,14 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use ::redis::{Cmd, RedisResult, from_redis_value};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{sleep, timeout};
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, Grant};
 use super::clock;
 use super::limit::Limit;
 use super::plan::Plan;
-use super::redis::{Call, Grants, Redis};
+use super::redis::{Answers, Call, Grants, Redis, pipeline, read};
 
 /// Buckets of one round trip.
 const BATCH: usize = 512;
@@ -38,10 +39,17 @@ pub(super) struct Due {
 /// What request threads see of the task.
 #[derive(Debug)]
 pub(super) struct Link {
-    queue: UnboundedSender<Due>,
-    status: Arc<Status>,
+    redis: Redis,
+    lanes: Vec<Lane>,
     /// How long a request may wait.
     pub(super) budget: Duration,
+}
+
+/// What is asked apart from the rest.
+#[derive(Debug)]
+struct Lane {
+    queue: UnboundedSender<Due>,
+    status: Arc<Status>,
 }
 
 /// Whether Redis answers, and what it was asked.
@@ -56,17 +64,23 @@ pub(super) struct Status {
 }
 
 impl Link {
-    /// Starts the task on `handle`. It ends when the link is dropped.
+    /// Starts a task for each lane on `handle`. They end when the link is dropped.
     pub(super) fn start(redis: Redis, budget: Duration, handle: &tokio::runtime::Handle) -> Self {
-        let (queue, due) = unbounded_channel();
-        let status = Arc::new(Status {
-            address: redis.address(),
-            down_since: AtomicU64::new(0),
-            round_trips: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-        });
-        handle.spawn(Refill { redis, due, status: status.clone(), budget, later: BinaryHeap::new() }.run());
-        Self { queue, status, budget }
+        let sidecar = format!("{:016x}", fastrand::u64(..));
+        let lane = |_| {
+            let (queue, due) = unbounded_channel();
+            let status = Arc::new(Status {
+                address: redis.address().into(),
+                down_since: AtomicU64::new(0),
+                round_trips: AtomicU64::new(0),
+                errors: AtomicU64::new(0),
+            });
+            let (redis, sidecar, later) = (redis.clone(), sidecar.clone(), BinaryHeap::new());
+            handle.spawn(Refill { redis, sidecar, due, status: status.clone(), budget, later }.run());
+            Lane { queue, status }
+        };
+        let lanes = (0..redis.lanes()).map(lane).collect();
+        Self { redis, lanes, budget }
     }
 
     /// Asks for a refill of the bucket, unless one is under way. At most one entry of a bucket is
@@ -75,21 +89,30 @@ impl Link {
         if bucket.begin_refill() {
             let due = Due { limit: limit.clone(), bucket: bucket.clone() };
             // The task ends only with the link, or with its runtime when the process stops.
-            let _ = self.queue.send(due);
+            let _ = self.lane(limit, bucket).queue.send(due);
         }
     }
 
-    /// Since when Redis has not answered in time.
-    pub(super) fn down_since(&self) -> Option<u64> {
-        Some(self.status.down_since.load(Relaxed)).filter(|since| *since != 0)
+    /// Since when Redis has not answered in time for the bucket's lane.
+    pub(super) fn down_since(&self, limit: &Limit, bucket: &Bucket) -> Option<u64> {
+        self.lane(limit, bucket).status.down_since()
     }
 
-    pub(super) fn status(&self) -> &Status {
-        &self.status
+    fn lane(&self, limit: &Limit, bucket: &Bucket) -> &Lane {
+        &self.lanes[self.redis.lane(&limit.redis_prefix(bucket.shard))]
+    }
+
+    /// Of every lane.
+    pub(super) fn statuses(&self) -> impl Iterator<Item = &Status> {
+        self.lanes.iter().map(|lane| &*lane.status)
     }
 }
 
 impl Status {
+    pub(super) fn down_since(&self) -> Option<u64> {
+        Some(self.down_since.load(Relaxed)).filter(|since| *since != 0)
+    }
+
     fn down(&self, why: &dyn std::fmt::Display) {
         if self.down_since.load(Relaxed) == 0 {
             self.down_since.store(clock::now(), Relaxed);
@@ -107,6 +130,8 @@ impl Status {
 
 struct Refill {
     redis: Redis,
+    /// Tells this sidecar from others.
+    sidecar: String,
     due: UnboundedReceiver<Due>,
     status: Arc<Status>,
     budget: Duration,
@@ -169,12 +194,20 @@ impl Refill {
         batch.sort_unstable_by_key(Due::slot);
         let plans: Vec<Arc<Plan>> = batch.iter().map(|due| due.limit.plan.load_full()).collect();
         let calls = calls(batch, &plans);
-        let (answer, in_time) = watched(self.redis.ask(&calls), self.budget, &self.status).await;
+        let asked = ask(&self.redis, &self.sidecar, &calls);
+        let (answer, in_time) = watched(asked, self.budget, &self.status).await;
         drop(calls);
         self.status.round_trips.fetch_add(1, Relaxed);
+        let failed = |answer: &[RedisResult<_>]| answer.iter().find_map(|one| one.as_ref().err().cloned());
         match answer {
             Ok(grants) => {
+                let failed = failed(&grants);
                 self.place(batch, &plans, grants);
+                if let Some(error) = failed {
+                    self.status.errors.fetch_add(1, Relaxed);
+                    self.status.down(&error);
+                    return longer(paused);
+                }
                 if in_time {
                     self.status.up();
                     return Duration::ZERO;
@@ -194,9 +227,14 @@ impl Refill {
     }
 
     /// Places what was granted, and wakes who waits for it.
-    fn place(&mut self, batch: &mut Vec<Due>, plans: &[Arc<Plan>], grants: Vec<Grants>) {
+    fn place(&mut self, batch: &mut Vec<Due>, plans: &[Arc<Plan>], grants: Vec<RedisResult<Option<Grant>>>) {
         let now = clock::now();
-        for ((due, plan), grant) in batch.drain(..).zip(plans).zip(grants.into_iter().flatten()) {
+        for ((due, plan), grant) in batch.drain(..).zip(plans).zip(grants) {
+            let Ok(Some(grant)) = grant else {
+                due.limit.counters.redis_errors.fetch_add(1, Relaxed);
+                due.bucket.end_refill();
+                continue;
+            };
             due.limit.sidecars.store(grant.sidecars, Relaxed);
             let again = due.bucket.granted(plan, &grant, now);
             due.bucket.end_refill();
@@ -222,6 +260,29 @@ fn calls<'a>(batch: &'a [Due], plans: &'a [Arc<Plan>]) -> Vec<Call<'a>> {
         calls.last_mut().expect("the first bucket began a call").wants.push((&due.bucket.name, want));
     }
     calls
+}
+
+/// Makes the calls, and gives what came of each of their wants. Without a call, only finds out whether
+/// the script can be run.
+async fn ask(
+    redis: &Redis,
+    sidecar: &str,
+    calls: &[Call<'_>],
+) -> RedisResult<Vec<RedisResult<Option<Grant>>>> {
+    let commands: Vec<Cmd> = pipeline(redis.script(), sidecar, calls).cmd_iter().cloned().collect();
+    let Answers { sent, values } = redis.run(&commands).await?;
+    if calls.is_empty() {
+        return Ok(values.into_iter().map(|value| value.map(|_| None)).collect());
+    }
+    let grants = |(call, value): (&Call<'_>, RedisResult<_>)| -> Vec<RedisResult<Option<Grant>>> {
+        let grants: RedisResult<Grants> =
+            value.and_then(|value| read(sent, call, &from_redis_value::<Vec<u64>>(value)?));
+        match grants {
+            Ok(grants) => grants.into_iter().map(|grant| Ok(Some(grant))).collect(),
+            Err(error) => call.wants.iter().map(|_| Err(error.clone())).collect(),
+        }
+    };
+    Ok(calls.iter().zip(values).flat_map(grants).collect())
 }
 
 /// Waits for an answer, and says that Redis is down when the budget of requests is over. True if

@@ -90,11 +90,10 @@ impl LimitReport {
 
 impl RedisReport {
     pub(super) fn new(link: &Link) -> Self {
-        let status = link.status();
         Self {
-            up: link.down_since().is_none(),
-            round_trips: status.round_trips.load(Relaxed),
-            errors: status.errors.load(Relaxed),
+            up: link.statuses().all(|status| status.down_since().is_none()),
+            round_trips: link.statuses().map(|status| status.round_trips.load(Relaxed)).sum(),
+            errors: link.statuses().map(|status| status.errors.load(Relaxed)).sum(),
         }
     }
 }

@@ -64,7 +64,11 @@ impl Server {
 
     /// A sidecar's state that uses this server.
     fn state(&self, control: &tokio::runtime::Handle, budget: Duration) -> Arc<State> {
-        let redis = model::Redis { url: self.url(), budget: Time(budget), prefix: "test".into() };
+        let redis = model::Redis {
+            budget: Time(budget),
+            prefix: "test".into(),
+            ..model::Redis::at(self.url().parse().expect("a URL"))
+        };
         State::new(Some(&redis), control).expect("a URL")
     }
 }

@@ -1,19 +1,23 @@
 //! A Redis Cluster of three.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::access::Authority;
 use crate::support::eventually;
 use crate::support::lab::{Lab, Pod};
-use crate::support::load::Load;
+use crate::support::load::{Load, Sending};
 use crate::support::process::Process;
 use crate::{
     HOST, PASSWORD, PATIENCE, PORT, caller, documented_acl, get, make_user, of_limit, scripts, secret,
 };
 
 const NODES: [u16; 3] = [7001, 7002, 7003];
+/// From a node's port to its port for TLS.
+const TLS: u16 = 100;
 const TENANTS: [&str; 16] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"];
 
 /// The nodes, all in one pod.
@@ -34,13 +38,49 @@ impl Cluster {
         let all: Vec<&str> = addresses.iter().map(String::as_str).collect();
         let create = [&["--cluster", "create"][..], &all, &["--cluster-yes"]].concat();
         cluster.cli(NODES[0], &create);
+        cluster.settle();
+        cluster
+    }
+
+    /// The same, by TLS alone but for redis-cli. It is made by hand: redis-cli would need TLS too.
+    fn by_tls(lab: &Lab, authority: &Authority) -> Self {
+        let pod = lab.pod("cluster");
+        let (certificate, key) = authority.issue("redis.test");
+        let shown = |path: &Path| path.display().to_string();
+        let start = |port: u16| {
+            let options = [
+                ("--tls-port", (port + TLS).to_string()),
+                ("--tls-cert-file", shown(&certificate)),
+                ("--tls-key-file", shown(&key)),
+                ("--tls-ca-cert-file", shown(&authority.ca())),
+                ("--tls-auth-clients", "no".into()),
+                ("--tls-cluster", "yes".into()),
+                ("--cluster-enabled", "yes".into()),
+            ];
+            let options: Vec<&str> = options.iter().flat_map(|(name, value)| [*name, value]).collect();
+            pod.redis_server(port, &options)
+        };
+        let nodes = NODES.map(start).into();
+        let cluster = Self { pod, nodes };
+        let host = cluster.pod.v4().to_string();
+        let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
+        for (port, (first, last)) in NODES.into_iter().zip(slots) {
+            cluster.cli(port, &["CLUSTER", "ADDSLOTSRANGE", first, last]);
+            cluster.cli(NODES[0], &["CLUSTER", "MEET", &host, &(port + TLS).to_string()]);
+        }
+        cluster.settle();
+        cluster
+    }
+
+    /// Waits until the nodes know each other, and makes the user.
+    fn settle(&self) {
         for port in NODES {
             eventually(PATIENCE, "the cluster", || {
-                cluster.cli(port, &["CLUSTER", "INFO"]).contains("cluster_state:ok").then_some(())
+                let info = self.cli(port, &["CLUSTER", "INFO"]);
+                (info.contains("cluster_state:ok") && info.contains("cluster_size:3")).then_some(())
             });
-            make_user(&cluster.pod, port, &[], &documented_acl());
+            make_user(&self.pod, port, &[], &documented_acl());
         }
-        cluster
     }
 
     fn address(&self, port: u16) -> SocketAddr {
@@ -60,7 +100,7 @@ impl Cluster {
         NODES.map(|port| scripts(&self.pod, port, &[]))
     }
 
-    /// The node that the script's next run of a tenant is on, and the slot.
+    /// The keys that a node holds.
     fn keys(&self, port: u16) -> Vec<String> {
         let keys = self.cli(port, &["--scan", "--pattern", "pannier:*"]);
         keys.lines().map(str::to_owned).collect()
@@ -86,12 +126,31 @@ limits:
 }
 
 /// Load of every tenant at the same time.
-fn load(from: &Pod, to: SocketAddr) -> Vec<crate::support::load::Sending> {
+fn load(from: &Pod, to: SocketAddr) -> Vec<Sending> {
     let load = |tenant| {
         let pause = Duration::from_millis(5);
         Load { fields: vec![("x-tenant", tenant)], connections: 1, pause, ..Load::new(to, HOST) }.start(from)
     };
     TENANTS.map(load).into()
+}
+
+#[test]
+fn a_cluster_by_tls() {
+    let lab = Lab::new();
+    let authority = Authority::new(&lab, "authority");
+    let cluster = Cluster::by_tls(&lab, &authority);
+    let (orders, pod) = (lab.pod("orders"), lab.pod("caller"));
+    let app = orders.app(orders.addresses(PORT)[0]);
+    let plain = cluster.address(NODES[1]).to_string();
+    let secure = cluster.address(NODES[1] + TLS).to_string();
+    let tls = format!("budget: 500ms, tls: {{ ca: {}, server_name: redis.test }}", authority.ca().display());
+    let yaml = cluster.yaml(&lab, 500, 100).replace("redis://", "rediss://");
+    let _sidecar = caller(&pod, &yaml.replace(&plain, &secure).replace("budget: 500ms", &tls));
+    let floods = load(&pod, app.address());
+    eventually(PATIENCE, "every node to be asked", || {
+        cluster.scripts().iter().all(|calls| *calls > 0).then_some(())
+    });
+    floods.into_iter().for_each(|flood| flood.stop().assert_all_ok());
 }
 
 #[test]
@@ -163,7 +222,7 @@ fn a_slot_that_is_on_its_way_is_asked_for_where_its_keys_are() {
     let moved = cluster.cli(from, &[&migrate[..], &keys].concat());
     assert!(moved.starts_with("OK"), "{moved}");
 
-    let granted = |flood: &crate::support::load::Sending| flood.so_far().ok();
+    let granted = |flood: &Sending| flood.so_far().ok();
     let before = (granted(&flood), scripts(&cluster.pod, to, &[]));
     eventually(PATIENCE, "grants of the slot's next server", || {
         (granted(&flood) > before.0 + 20 && scripts(&cluster.pod, to, &[]) > before.1).then_some(())

@@ -7,8 +7,9 @@ mod sentinel;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
 
@@ -46,6 +47,7 @@ fn make_user(pod: &Pod, port: u16, login: &[&str], lines: &[Vec<String>]) {
 /// Writes a file that the sidecar's user alone may read.
 fn secret(path: &Path, text: &str) {
     std::fs::write(path, text).expect("the pod's directory");
+    std::fs::set_permissions(path, Permissions::from_mode(0o400)).expect("the pod's directory");
     chown(path, Some(SIDECAR_UID), None).expect("we are root");
 }
 

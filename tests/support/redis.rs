@@ -1,5 +1,6 @@
 //! Real Redis servers in pods: one alone, sentinels, the nodes of a cluster.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -47,9 +48,7 @@ impl Redis {
 
     /// Sends an inline command, and gives the first of the answer.
     pub(crate) fn command(&self, command: &str) -> String {
-        let to = self.address();
-        let got = self.pod.enter(|| talk(to, format!("{command}\r\n"), |got| got.ends_with(b"\r\n")));
-        String::from_utf8_lossy(&got.unwrap_or_else(|e| panic!("redis: {command}: {e}"))).into_owned()
+        self.pod.redis_command(PORT, command).unwrap_or_else(|e| panic!("redis: {command}: {e}"))
     }
 
     /// What redis-cli prints.
@@ -106,6 +105,13 @@ impl Pod {
         self.await_redis(self.spawn("redis-server", &[&file, "--sentinel"], 0), port)
     }
 
+    /// Sends an inline command to the server at a port of the pod, and gives the first of the answer.
+    pub(crate) fn redis_command(&self, port: u16, command: &str) -> io::Result<String> {
+        let to = SocketAddr::new(self.v4(), port);
+        let got = self.enter(|| talk(to, format!("{command}\r\n"), |got| got.ends_with(b"\r\n")));
+        got.map(|got| String::from_utf8_lossy(&got).into_owned())
+    }
+
     /// What redis-cli prints, of the server at a port of the pod.
     pub(crate) fn redis_cli(&self, port: u16, arguments: &[&str]) -> String {
         require_program("redis-cli", "redis-tools");
@@ -116,10 +122,9 @@ impl Pod {
 
     /// Until it answers, be it that it wants a password.
     fn await_redis(&self, mut process: Process, port: u16) -> Process {
-        let to = SocketAddr::new(self.v4(), port);
         process.until(Duration::from_secs(10), "an answer", |_| {
-            let got = self.enter(|| talk(to, b"PING\r\n", |got| got.ends_with(b"\r\n")));
-            got.ok().filter(|got| got.starts_with(b"+PONG") || got.starts_with(b"-NOAUTH"))
+            let got = self.redis_command(port, "PING");
+            got.ok().filter(|got| got.starts_with("+PONG") || got.starts_with("-NOAUTH"))
         });
         process
     }

@@ -272,7 +272,7 @@ mod tests {
     fn each_file_of_tls_is_named_when_it_is_wrong() {
         let dir = tempfile::tempdir().expect("a directory");
         let authority = Authority::new("td").expect("a root");
-        let files = authority.leaf("a").and_then(|leaf| Ok(leaf.write(dir.path()).expect("our own files")));
+        let files = authority.leaf("a").map(|leaf| leaf.write(dir.path()).expect("our own files"));
         let files = files.expect("a leaf");
         let tls = model::RedisTls {
             ca: Some(files.bundle.clone()),

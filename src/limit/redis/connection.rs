@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::future::select_ok;
@@ -49,6 +50,8 @@ pub(super) struct Connection {
     address: Address,
     patience: Duration,
     multiplexed: MultiplexedConnection,
+    /// TLS, and no answer yet: with TLS 1.3 that is when a client learns that its certificate was refused.
+    on_probation: Arc<AtomicBool>,
     _driver: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -86,14 +89,14 @@ impl Connection {
         let loaded = loaded.await.map_err(|error| error.to_string())?.map_err(|fault| fault.to_string())?;
         let stream = dial(address).await.map_err(|error| error.to_string())?;
         let connection = match loaded.tls {
-            None => Self::over(stream, address, patience).await?,
+            None => Self::over(stream, address, patience, false).await?,
             Some(config) => {
                 *stage = "the TLS handshake";
                 let name = access.server_name().unwrap_or(&address.host).to_owned();
                 let name = ServerName::try_from(name).map_err(|_| "the host is no name for a certificate")?;
                 let stream = TlsConnector::from(config).connect(name, stream).await;
                 let stream = stream.map_err(|error| explain(&error, access))?;
-                Self::over(stream, address, patience).await?
+                Self::over(stream, address, patience, true).await?
             }
         };
         *stage = "an answer to AUTH";
@@ -102,7 +105,7 @@ impl Connection {
     }
 
     /// Nothing is sent yet: what the client library would send is not for every user.
-    async fn over<S>(stream: S, address: &Address, patience: Duration) -> Result<Self, String>
+    async fn over<S>(stream: S, address: &Address, patience: Duration, tls: bool) -> Result<Self, String>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -111,7 +114,8 @@ impl Connection {
         let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
         let (multiplexed, driver) = made.map_err(|error| error.to_string())?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
-        Ok(Self { address: address.clone(), patience, multiplexed, _driver: driver })
+        let on_probation = Arc::new(AtomicBool::new(tls));
+        Ok(Self { address: address.clone(), patience, multiplexed, on_probation, _driver: driver })
     }
 
     async fn introduce(&self, access: &Access, password: Option<String>) -> Result<(), String> {
@@ -164,6 +168,9 @@ impl Connection {
 
     /// One round trip; the script is loaded on the way to the commands.
     async fn run(&self, commands: &[&Cmd], asking: bool, load: Option<&Script>) -> RedisResult<Values> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut pipeline = Pipeline::with_capacity(commands.len() + 1);
         if let Some(script) = load {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(script.code);
@@ -190,12 +197,24 @@ impl Connection {
     async fn send(&self, pipeline: &Pipeline) -> Result<Values, String> {
         let answers = self.multiplexed.clone().send_packed_commands(pipeline, 0, pipeline.len()).await;
         match answers {
-            Ok(values) => Ok(values.into_iter().map(Value::extract_error).collect()),
+            Ok(values) => {
+                self.on_probation.store(false, Relaxed);
+                Ok(values.into_iter().map(Value::extract_error).collect())
+            }
             Err(error) if error.is_timeout() => {
                 Err(format!("an answer has taken longer than {:?}", self.patience))
             }
-            // With TLS 1.3 a client learns only here that its certificate was refused.
-            Err(error) => Err(by_alert(&error).unwrap_or_else(|| error.to_string())),
+            Err(error) => Err(match by_alert(&error) {
+                Some(words) => words,
+                // The alert is lost where the server has closed before all that we sent was there.
+                None if error.is_connection_dropped() && self.on_probation.load(Relaxed) => {
+                    "it closes after the TLS handshake; it may want another certificate of ours \
+                     (`redis.tls.certificate`)"
+                        .into()
+                }
+                None if error.is_connection_dropped() => "it has closed the connection".into(),
+                None => error.to_string(),
+            }),
         }
     }
 
@@ -234,6 +253,7 @@ pub(super) fn said(error: &RedisError) -> String {
 
 /// All addresses of a name at once, so that one that does not answer is in nobody's way.
 async fn dial(address: &Address) -> io::Result<TcpStream> {
+    #[expect(clippy::disallowed_methods, reason = "a connect is rare, and asks anew: no TTL matters")]
     let found = tokio::net::lookup_host((address.host.as_str(), address.port)).await?;
     let dials: Vec<_> = found.map(|to| Box::pin(TcpStream::connect(to))).collect();
     if dials.is_empty() {

@@ -443,16 +443,11 @@ inbound: { mtls: strict, capacity: 8, max_in_flight: learned, probes: [/health],
 
     #[test]
     fn the_files_for_redis_are_read() {
-        let (stdout, stderr, code) = check(
-            "redis:\n  url: rediss://h\n  password_file: /none/password\n  tls: { ca: /none/ca.crt }\n",
-        );
+        let (stdout, stderr, code) =
+            check("redis:\n  url: rediss://h\n  password_file: /none/p\n  tls: { ca: /none/ca }\n");
         assert_eq!((stdout.as_str(), code), ("", 1));
-        for fault in [
-            "3:18: redis.password_file: cannot read /none/password: ",
-            "4:14: redis.tls.ca: cannot read /none/ca.crt: ",
-        ] {
-            assert!(stderr.contains(fault), "no `{fault}` in {stderr}");
-        }
+        assert!(stderr.contains("3:18: redis.password_file: cannot read /none/p: "), "{stderr}");
+        assert!(stderr.contains("4:14: redis.tls.ca: cannot read /none/ca: "), "{stderr}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::config::model::{
 };
 use crate::config::units::OneOrMany;
 use crate::config::{self, Problem, Problems};
+use crate::limit;
 use table::Table;
 
 /// The file cannot be read.
@@ -42,13 +43,19 @@ fn outcome(file: &Path) -> (String, String, u8) {
         Err(problem) => return (String::new(), format!("{problem}\n"), WRONG),
     };
     match config::parse(&text, &source) {
-        Ok(model) => match Tokens::compile(model.jwt.as_ref(), None) {
-            Ok(tokens) => (explain(&model, &tokens), String::new(), 0),
-            Err(error) => {
-                let path = format!("jwt.issuers[{}].jwks", error.issuer);
-                refused(&config::problem_at(&text, &source, &path, error.to_string()).into())
+        Ok(model) => {
+            let found = model.redis.as_ref().map_or_else(Vec::new, limit::redis_faults);
+            if !found.is_empty() {
+                return refused(&config::problems_at(&text, &source, found));
             }
-        },
+            match Tokens::compile(model.jwt.as_ref(), None) {
+                Ok(tokens) => (explain(&model, &tokens), String::new(), 0),
+                Err(error) => {
+                    let path = format!("jwt.issuers[{}].jwks", error.issuer);
+                    refused(&config::problem_at(&text, &source, &path, error.to_string()).into())
+                }
+            }
+        }
         Err(problems) => refused(&problems),
     }
 }
@@ -442,6 +449,15 @@ inbound: { mtls: strict, capacity: 8, max_in_flight: learned, probes: [/health],
             assert!(squeezed.iter().any(|have| have == line), "no `{line}` in\n{stdout}");
         }
         assert!(!stdout.contains("WARNINGS") && !stdout.contains("hush"), "{stdout}");
+    }
+
+    #[test]
+    fn the_files_for_redis_are_read() {
+        let (stdout, stderr, code) =
+            check("redis:\n  url: rediss://h\n  password_file: /none/p\n  tls: { ca: /none/ca }\n");
+        assert_eq!((stdout.as_str(), code), ("", 1));
+        assert!(stderr.contains("3:18: redis.password_file: cannot read /none/p: "), "{stderr}");
+        assert!(stderr.contains("4:14: redis.tls.ca: cannot read /none/ca: "), "{stderr}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod balance;
 mod jwt;
 mod limits;
+mod redis;
 mod retries;
 
 use std::collections::{HashMap, HashSet};
@@ -35,6 +36,12 @@ pub(super) fn check(model: &Model, root: &Node, faults: &mut Vec<Fault>) {
     checker.ports(model);
     checker.redis(model);
     checker.http(model);
+}
+
+/// Where the value at a path of keys stands, or the nearest thing above it.
+pub(super) fn place(root: &Node, path: &str) -> Mark {
+    let root = Place { node: Some(root), at: root.at, path: String::new() };
+    path.split('.').fold(root, |place, key| place.key(key)).at
 }
 
 /// A key or element, and where it stands in the text: at itself, or at the nearest thing above
@@ -397,18 +404,6 @@ impl<'a> Checker<'a, '_> {
                     self.fault(&place, format!("{port} is in the list already"));
                 }
             }
-        }
-    }
-
-    fn redis(&mut self, model: &Model) {
-        let Some(redis) = &model.redis else { return };
-        let place = self.root.key("redis");
-        self.require(&place.key("url"), syntax::redis_url(&redis.url));
-        self.not_zero(&place.key("budget"), redis.budget);
-        let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
-        if redis.prefix.is_empty() || redis.prefix.len() > 64 || !redis.prefix.bytes().all(ok) {
-            let message = "expected 1 to 64 of letters, digits, `-`, `_`, `.` and `:`";
-            self.fault(&place.key("prefix"), message);
         }
     }
 

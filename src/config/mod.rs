@@ -61,6 +61,18 @@ pub fn parse(text: &str, source: &str) -> Result<Model, Problems> {
     }
 }
 
+/// What is wrong with the values at these paths, as `redis.tls.ca`, of a text that was read: faults that
+/// only who uses a value finds.
+pub fn problems_at(text: &str, source: &str, found: Vec<(String, String)>) -> Problems {
+    let root = tree::parse(text).ok().and_then(|(root, _)| root);
+    let problem = |(path, message): (String, String)| {
+        let at = root.as_ref().map(|root| check::place(root, &path));
+        let (line, column) = (at.map(|at| at.line), at.map(|at| at.column));
+        Problem { source: source.into(), line, column, path, message }
+    };
+    Problems::new(found.into_iter().map(problem).collect())
+}
+
 /// Reads a configuration from a file.
 pub fn load(path: &Path) -> Result<Model, Problems> {
     parse(&read_text(path)?, &path.display().to_string())

@@ -26,7 +26,7 @@ pub use balance::{Ejection, Most, Queue, Sticky};
 pub use http::{Http, HttpOverrides, MOST_HEADERS};
 pub use jwt::{Issuer, Jwt};
 pub use limit::{Cost, CostField, KeyPart, KeyRate, Limit, Patterns, Scope, WithoutRedis};
-pub use redis::{NewState, Redis};
+pub use redis::{OnNewState, Redis, RedisTls, Sentinel};
 pub use retries::{Backoff, Hedge, HedgeAfter, Retries, RetryBudget, RetryOn, RetryRules};
 pub use upstream::{KeepAlive, Upstream};
 

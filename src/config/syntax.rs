@@ -1,5 +1,5 @@
 //! The small languages inside a configuration: hosts that routes and limits name, paths,
-//! methods, names, SPIFFE ids, Redis URLs. Each function says in its error what was expected.
+//! methods, names, SPIFFE ids. Each function says in its error what was expected.
 
 use std::fmt;
 use std::str::FromStr;
@@ -213,25 +213,6 @@ fn is_spiffe_path(b: u8) -> bool {
     b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'/')
 }
 
-/// A URL that the Redis client takes over TCP. Errors never show the password.
-pub(super) fn redis_url(text: &str) -> Result<(), String> {
-    const EXPECTED: &str = "expected `redis://[user:password@]host:port[/db]`, or `rediss://` for TLS";
-    let (scheme, _) = text.split_once("://").ok_or_else(|| format!("this is not a URL; {EXPECTED}"))?;
-    if !matches!(scheme, "redis" | "rediss") {
-        return Err(format!("the scheme `{scheme}` is not known; {EXPECTED}"));
-    }
-    let info = redis::IntoConnectionInfo::into_connection_info(text)
-        .map_err(|error| format!("the Redis client does not take it: {error}; {EXPECTED}"))?;
-    match info.addr() {
-        redis::ConnectionAddr::Tcp(host, port) | redis::ConnectionAddr::TcpTls { host, port, .. }
-            if !host.is_empty() && *port != 0 =>
-        {
-            Ok(())
-        }
-        _ => Err(format!("it names no host and port; {EXPECTED}")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -332,19 +313,5 @@ mod tests {
         for bad in ["spiffe://*", "spiffe://cluster.local*", "spiffe://cluster.local/*/x*", "**", "x*"] {
             assert!(spiffe_pattern(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn redis_urls() {
-        for good in ["redis://redis.mesh:6379", "rediss://u:p@[::1]:6380/2", "redis://redis.mesh"] {
-            redis_url(good).unwrap();
-        }
-        for bad in
-            ["", "redis.mesh:6379", "http://redis", "unix:///x", "redis://", "redis://h:0", "redis://h/x"]
-        {
-            assert!(redis_url(bad).is_err(), "{bad}");
-        }
-        let error = redis_url("redis://user:hush@host:port").unwrap_err();
-        assert!(!error.contains("hush"), "{error}");
     }
 }

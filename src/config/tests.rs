@@ -420,9 +420,6 @@ fn other_values_that_cannot_be_meant() {
     fault("inbound: { connect_timeout: 0s }", "1:29: inbound.connect_timeout: nothing is done in no time");
     fault("inbound: { opaque_ports: [0] }", "1:27: inbound.opaque_ports[0]: expected a port");
     fault("inbound: { opaque_ports: [25, 25] }", "1:31: inbound.opaque_ports[1]: 25 is in the list already");
-    fault("redis: { url: 'http://x' }", "1:15: redis.url: the scheme `http` is not known");
-    fault("redis: { url: 'redis://x', budget: 0s }", "1:36: redis.budget: nothing is done in no time");
-    fault("redis: { url: 'redis://x', prefix: '{a}' }", "1:36: redis.prefix: expected 1 to 64 of");
 }
 
 #[test]

@@ -14,7 +14,9 @@ use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::model::{HedgeAfter, KeyPart, RetryOn};
-use super::units::{Addresses, ByteRate, EndpointName, HostPort, OneOrMany, Percent, Rate, Size, Time};
+use super::units::{
+    Addresses, ByteRate, EndpointName, HostPort, OneOrMany, Percent, Rate, RedisUrl, Size, Time,
+};
 
 /// A type that is written as text: reads it with its own words for what was expected, writes it,
 /// and describes it to the schema.
@@ -79,6 +81,11 @@ textual!(EndpointName, "`host:port`, as `orders-headless.shop:8080`, or an SRV n
     "type": "string",
     "description": "host:port, or an SRV name: _http._tcp.orders.shop",
     "pattern": "^(.+:[0-9]+|_.+)$"
+});
+textual!(RedisUrl, "the URL of a Redis, as `redis://redis.mesh:6379`", {
+    "type": "string",
+    "description": "redis://[user:password@]host[:port][/db], or rediss:// for TLS",
+    "pattern": "^rediss?://.+$"
 });
 textual!(KeyPart, "`caller`, `host`, `path`, `method`, `header:NAME` or `claim:NAME`", {
     "type": "string",

@@ -2,6 +2,7 @@
 //! parses from the text a person would write and says what it expected when it cannot.
 
 mod host;
+mod redis_url;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 pub use host::{EndpointName, Host, HostPort};
 pub(super) use host::{parse_port, split_port};
+pub use redis_url::RedisUrl;
 
 /// A span of time: `250ms`, `2s`, `5m`, `1h`, `1d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 
 use super::model::{
     Hedge, HedgeAfter, InboundMtls, KeyPart, Limit, Model, Most, MtlsMode, PathMatch, Retries, RetryOn, Scope,
@@ -36,6 +37,7 @@ pub fn warnings(model: &Model) -> Vec<Warning> {
     routes(model, &mut found);
     application(model, &mut found);
     limits(model, &mut found);
+    redis(model, &mut found);
     found.0
 }
 
@@ -245,6 +247,25 @@ fn limits(model: &Model, found: &mut Found) {
     }
 }
 
+/// Secrets that others in the pod can read.
+fn redis(model: &Model, found: &mut Found) {
+    let Some(redis) = &model.redis else { return };
+    let sentinel = redis.sentinel.as_ref();
+    for (path, file) in [
+        ("redis.password_file", redis.password_file.as_ref()),
+        ("redis.sentinel.password_file", sentinel.and_then(|sentinel| sentinel.password_file.as_ref())),
+        ("redis.tls.key", redis.tls.as_ref().and_then(|tls| tls.key.as_ref())),
+    ] {
+        // A file that cannot be read is a fault, and found where it is used.
+        let everyone = |file: &std::path::PathBuf| {
+            std::fs::metadata(file).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+        };
+        if file.is_some_and(everyone) {
+            found.push(path, "every user of this machine may read the file; expected a mode as 0440");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,6 +343,18 @@ routes: [ {{ upstream: a, timeout: 1s, hedge: {{ after: {after} }} }} ]"
             &with("redis: { url: \"redis://h\" }\nlimits: [ { name: x, rate: 1/s, scope: pod } ]"),
             "redis: no limit has `scope: mesh`",
         );
+    }
+
+    #[test]
+    fn secrets_that_everyone_can_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "{IDENTITY}redis: {{ url: 'redis://h', password_file: {} }}\nlimits: [ {{ name: x, rate: 1/s }} ]",
+            file.path().display()
+        );
+        assert_eq!(of(&text), [""; 0]);
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        one(&text, "redis.password_file: every user of this machine may read the file");
     }
 
     #[test]

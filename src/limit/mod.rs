@@ -36,6 +36,7 @@ mod tests;
 mod wait;
 
 pub use decide::{Again, Decision, Refusal};
+pub(crate) use redis::faults as redis_faults;
 pub use report::{BucketReport, LimitReport, RedisReport};
 pub use wait::Wait;
 

@@ -18,14 +18,14 @@ use redis::{Cmd, RedisResult, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::config::model::{self, NewState};
+use crate::config::model::{self, OnNewState};
 
 use super::bucket::{Bucket, Grant, Want};
 use super::clock;
 use super::key::SHARDS;
 use super::limit::Limit;
 use super::plan::Plan;
-use super::redis::{Answers, Call, Caller, Group, Redis, SCRIPT, read, read_greeting};
+use super::redis::{Answers, Call, Caller, Group, Redis, read, read_greeting};
 use super::rule::Rule;
 use super::status::Status;
 use super::table::Table;
@@ -67,10 +67,14 @@ impl Link {
         handle: &tokio::runtime::Handle,
     ) -> Result<Self, String> {
         let redis = Redis::new(written)?;
-        let caller =
-            Arc::new(Caller::new(SCRIPT, sidecar, &written.prefix, written.on_new_state == NewState::Full));
+        let caller = Arc::new(Caller::new(
+            redis.script(),
+            sidecar,
+            &written.prefix,
+            written.on_new_state == OnNewState::Full,
+        ));
         let lanes = redis.lanes();
-        let status = Arc::new(Status::new(redis.address(), lanes));
+        let status = Arc::new(Status::new(redis.address().to_owned(), lanes));
         let start = |lane| {
             let (queue, due) = unbounded_channel();
             let task = Refill {

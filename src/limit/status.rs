@@ -61,12 +61,15 @@ impl Status {
 
     /// A lane has no answer, or not in time.
     pub(super) fn down(&self, lane: usize, why: &dyn std::fmt::Display) {
-        self.words().last_error = Some(why.to_string());
+        let said = why.to_string();
+        let news = self.words().last_error.replace(said.clone()).is_none_or(|before| before != said);
         // The moment at which it was lost: each share of the rate begins then, and only then.
         let lost = self.down_since[lane].compare_exchange(0, clock::now(), Relaxed, Relaxed).is_ok();
         if lost && self.down.fetch_add(1, Relaxed) == 0 {
             let redis = &self.address;
             tracing::warn!(%why, redis, "limits: Redis does not answer; each limit does as its `without_redis` says");
+        } else if news {
+            tracing::warn!(%why, redis = self.address, "limits: Redis does not answer either way");
         }
     }
 

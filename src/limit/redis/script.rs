@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use redis::{Cmd, ErrorKind, RedisError, RedisResult, Script, Value};
+use redis::{Cmd, ErrorKind, RedisError, RedisResult, Value};
 
 use super::super::bucket::{Bucket, Grant, Want};
 use super::super::limit::Limit;
@@ -58,10 +58,9 @@ pub(in crate::limit) struct Greeting {
 }
 
 impl Caller {
-    /// A caller of this name, whose keys begin with `prefix`.
-    pub(in crate::limit) fn new(script: &str, sidecar: &str, prefix: &str, full: bool) -> Self {
-        let hash = Script::new(script).get_hash().to_owned();
-        Self { hash, sidecar: sidecar.into(), prefix: prefix.into(), full }
+    /// A caller of the script that Redis calls `hash`, of this name, whose keys begin with `prefix`.
+    pub(in crate::limit) fn new(hash: &str, sidecar: &str, prefix: &str, full: bool) -> Self {
+        Self { hash: hash.into(), sidecar: sidecar.into(), prefix: prefix.into(), full }
     }
 
     /// The call as it is sent.

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::plan::tests::{limit, plan};
 use super::*;
-use crate::config::model::NewState;
+use crate::config::model::OnNewState;
 use crate::config::units::{Rate, Time};
 
 /// A Redis of the test's own, on a free port of the loopback, that forgets everything.
@@ -78,8 +78,8 @@ impl Server {
             budget: Time(budget),
             prefix: "test".into(),
             // A test's Redis is new, and what it holds at first is not what most are about.
-            on_new_state: NewState::Full,
-            ..model::Redis::at(&self.url())
+            on_new_state: OnNewState::Full,
+            ..model::Redis::at(self.url().parse().expect("a URL"))
         };
         State::new(Some(&redis), control).expect("a URL")
     }

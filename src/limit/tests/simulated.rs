@@ -40,7 +40,8 @@ impl Clocked {
             script = script.replace(real, ours);
         }
         let mut connection = server.connect();
-        ::redis::Script::new(&script).prepare_invoke().load(&mut connection).expect("the script loads");
+        let script = ::redis::Script::new(&script);
+        let script = script.prepare_invoke().load(&mut connection).expect("the script loads");
         let mut this = Self { _server: server, connection, script, simulations: 0, run: 0, skew: 0 };
         this.begin();
         this

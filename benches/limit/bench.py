@@ -126,6 +126,8 @@ def measured(bench, book, known, asked):
         try:
             book.runs[name] = admissions.run(bench, case)
         except admissions.Refused as why:
+            if cases.FAULTS[case.fault].kind is Alone:
+                raise SystemExit(f"the configuration of {name} is refused: {why}") from None
             refused.add(case.fault)
             book.runs.pop(name, None)
             print(f"left out: {case.fault}, which this program's configuration does not know: {why}", file=sys.stderr)

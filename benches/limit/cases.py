@@ -101,8 +101,8 @@ def full():
         edges = tuple((rate, edge(rate, sidecars)) for rate in (1000, 100))
         for rate, burst in dict.fromkeys(LIMITS + edges):
             for shape in (EVEN, SKEWED):
-                # The window of a minute is of one of them.
-                seconds = 70 if (rate, burst) == USUAL else 30
+                # Long enough that what is held at its beginning and its end is little of what is admitted.
+                seconds = 70 if (rate, burst) in LIMITS else 30
                 yield Case("steady", rate, burst, sidecars, shape, seconds=seconds)
         yield Case("steady", *USUAL, sidecars, BURSTY, seconds=70)
         yield Case("steady", 10_000, 10_000, sidecars, BURSTY)

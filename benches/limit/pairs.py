@@ -33,7 +33,8 @@ def of_processes(rounds, field):
 
 
 def interval(values):
-    """The median, and what holds it with a confidence of 95 %, whatever the values are distributed like."""
+    """The median, and what holds it with a confidence of 95 %, whatever the values are distributed like; of fewer
+    than six all that there are."""
     values = sorted(values)
     count = len(values)
     out = 0

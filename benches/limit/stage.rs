@@ -29,8 +29,10 @@ const ALL: &str = "";
 const TENANT: &str = "key: [\"header:x-tenant\"]";
 const BOTH: &str = "key: [\"header:x-tenant\", host]";
 
-/// The limits of a case, and how many keys its requests have.
-const CASES: [(&str, &[&str], usize); 4] = [
+/// The limits of a case, and how many keys its requests have. Without a limit it is what the machine and the loop
+/// take.
+const CASES: [(&str, &[&str], usize); 5] = [
+    ("none", &[], 1),
     ("one", &[ALL], 1),
     ("keyed", &[TENANT], 1),
     ("keyed", &[TENANT], 1000),

@@ -16,7 +16,8 @@ SYSTEMS = {
     ("envoy", "three"): "the same, three limits",
 }
 COST = ("sidecar", "service", "redis", "together", "p50_us", "p99_us")
-STAGES = {"one": "one limit without a key", "keyed": "one limit, keyed by a field", "three": "three limits, two keyed"}
+STAGES = {"none": "no limit: the loop, and the machine", "one": "one limit without a key",
+          "keyed": "one limit, keyed by a field", "three": "three limits, two keyed"}
 WINDOWS = ("1", "10", "60")
 
 

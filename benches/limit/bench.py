@@ -99,7 +99,7 @@ def prepare(asked):
     load, service, admissions, stage = map(str, programs.values())
     envoy = find_envoy(folder) or find_envoy(ROOT / "target/bench")
     if not envoy:
-        print("envoy is left out: not installed; `tests/support/install bench` does", file=sys.stderr)
+        print("envoy is left out: not installed; `tests/support/install limits` does", file=sys.stderr)
     return Bench(str(folder), "", proxy_core, load_core, pannier=str(asked.pannier.resolve()), floor="", load=load,
                  envoy=envoy, service=service, admissions=admissions, stage=stage)
 
@@ -140,7 +140,7 @@ def stage(bench, seconds):
     try:
         print("stage: begins", file=sys.stderr)
         command = [bench.stage, "--redis", redis.configuration["url"], "--seconds", str(seconds)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return [json.loads(line) for line in done.stdout.splitlines()]
     finally:
         redis.stop()

@@ -90,9 +90,8 @@ fn main() -> io::Result<()> {
 }
 
 fn compile(redis: &str, limits: &[&str], control: &tokio::runtime::Handle) -> Result<Limits, String> {
-    let limits =
-        limits.iter().enumerate().map(|(n, more)| format!("  - {{ name: \"{n}\", {FAR}, {more} }}\n"));
-    let text = format!("redis: {{ url: \"{redis}\" }}\nlimits:\n{}", limits.collect::<String>());
+    let limits = limits.iter().enumerate().map(|(n, more)| format!("{{ name: \"{n}\", {FAR}, {more} }}, "));
+    let text = format!("redis: {{ url: \"{redis}\" }}\nlimits: [{}]\n", limits.collect::<String>());
     let model = pannier::config::parse(&text, "a case").map_err(|problems| problems.to_string())?;
     let state = State::new(model.redis.as_ref(), control)?;
     Ok(Limits::compile(&model.limits, Direction::Outbound, &state))

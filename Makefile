@@ -13,7 +13,7 @@ ARGS ?=
 # How long `make fuzz` spends on each of its targets.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test prove lint bench keepalive dns balance unequal fuzz fmt clean
+.PHONY: help demo test prove lint bench keepalive dns balance unequal limits fuzz fmt clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,7 +27,7 @@ test: ## every test; installs what it needs as root on Debian, else says what is
 	@tests/support/install test
 	cargo test --profile test-release --locked $(ARGS)
 
-prove: ## everything a release needs to have passed: lint, test, fuzz, keepalive, dns, balance, unequal, bench
+prove: ## everything a release needs to have passed: lint, test, fuzz, keepalive, dns, balance, unequal, limits, bench
 	$(MAKE) lint
 	$(MAKE) test
 	PANNIER_TEST_BODY_MIB=8192 $(MAKE) test ARGS='--test explicit large_bodies'
@@ -37,6 +37,7 @@ prove: ## everything a release needs to have passed: lint, test, fuzz, keepalive
 	$(MAKE) dns
 	$(MAKE) balance
 	$(MAKE) unequal
+	$(MAKE) limits
 	$(MAKE) bench
 
 lint: ## format, clippy, scripts, and dependencies where cargo-deny is installed
@@ -76,6 +77,12 @@ unequal: ## endpoints of unequal speed, beside the peers (ARGS='--resume --minut
 	@tests/support/install bench
 	cargo build --release --locked --bin pannier --example queue
 	python3 benches/balance/real/bench.py --pannier $(BUILT)/release/pannier --examples $(BUILT)/release/examples \
+		$(or $(ARGS),--publish)
+
+limits: ## mesh-wide limits: cost, calls of Redis, the bound (ARGS='--resume --minutes 6 --publish' for a part); into the README
+	@tests/support/install limits
+	cargo build --release --locked --bin pannier --example load --example ratelimit --example admissions --example stage
+	python3 benches/limit/bench.py --pannier $(BUILT)/release/pannier --examples $(BUILT)/release/examples \
 		$(or $(ARGS),--publish)
 
 fuzz: ## hostile input for every parser, FUZZ_SECONDS (60) for each target, or for those in ARGS

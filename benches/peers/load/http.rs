@@ -36,6 +36,9 @@ pub(crate) struct Plan {
     /// What is asked for.
     #[arg(long, default_value = "/")]
     path: String,
+    /// A field of each request, as `name: value`; may repeat.
+    #[arg(long)]
+    field: Vec<String>,
     /// The bytes of each answer's body.
     #[arg(long, default_value_t = 100)]
     body: u64,
@@ -340,6 +343,9 @@ impl Client {
 fn request(plan: &Plan) -> Vec<u8> {
     let method = if plan.upload.is_some() { "POST" } else { "GET" };
     let mut head = format!("{method} {} HTTP/1.1\r\nHost: orders\r\n", plan.path);
+    for field in &plan.field {
+        head += &format!("{field}\r\n");
+    }
     if let Some(length) = plan.upload {
         head += &format!("Content-Type: application/octet-stream\r\nContent-Length: {length}\r\n");
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use pannier::config::model::Direction;
-use pannier::limit::{Decision, Facts, Limits, State};
+use pannier::limit::{Decision, Facts, Limits, Said, State};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
@@ -136,7 +136,7 @@ impl Work {
             let before = Instant::now();
             let decision = self.decide(key);
             let after = Instant::now();
-            if let Decision::Admitted = decision {
+            if let Decision::Admitted(_) = decision {
                 times.record((after - before).as_nanos() as u64);
             } else {
                 self.end(decision);
@@ -155,7 +155,7 @@ impl Work {
         while start.elapsed() < time {
             for key in keys.by_ref().take(BATCH) {
                 match self.decide(key) {
-                    Decision::Admitted => {}
+                    Decision::Admitted(_) => {}
                     other => self.end(other),
                 }
             }
@@ -165,9 +165,8 @@ impl Work {
     }
 
     fn decide(&self, key: &str) -> Decision {
-        let field = |name: &str| (name == "x-tenant").then_some(key.as_bytes());
-        let facts =
-            Facts { host: "orders", port: None, path: "/", method: "GET", caller: "me", field: &field };
+        let said = Tenant(key.as_bytes());
+        let facts = Facts { host: "orders", port: None, path: "/", method: "GET", caller: "me", said: &said };
         self.limits.admit(black_box(&facts))
     }
 
@@ -178,6 +177,15 @@ impl Work {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
             let _ = runtime.expect("a runtime").block_on(wait.resolve());
         }
+    }
+}
+
+/// What a request says: whose it is.
+struct Tenant<'a>(&'a [u8]);
+
+impl Said for Tenant<'_> {
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        (name == "x-tenant").then_some(self.0)
     }
 }
 

@@ -229,7 +229,7 @@ impl Attempt<'_> {
         };
         if let Some((taken, low)) = bucket.take(self.now, terms, cost) {
             if low && !rule.plan.exact {
-                link.request(rule, bucket);
+                link.request(rule, bucket, false);
             }
             return Ok(Token::Lease(taken));
         }
@@ -270,7 +270,7 @@ impl Attempt<'_> {
     fn request(&self, claim: Claim<'_>) {
         let Some(link) = self.link else { return };
         if claim.limit().leased && !claim.plan().exact && claim.bucket.live(self.now) < claim.cost {
-            link.request(claim.rule, claim.bucket);
+            link.request(claim.rule, claim.bucket, false);
         }
     }
 

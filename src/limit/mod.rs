@@ -25,6 +25,7 @@ mod key;
 mod limit;
 mod matches;
 mod plan;
+mod queue;
 mod redis;
 mod refill;
 mod report;

@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use redis::{Cmd, RedisResult, Value};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::model::{self, OnNewState};
@@ -25,6 +24,7 @@ use super::clock;
 use super::key::SHARDS;
 use super::limit::Limit;
 use super::plan::Plan;
+use super::queue::{PATIENCE, Receiver, Sender, queue};
 use super::redis::{Answers, Call, Caller, Group, Redis, read, read_greeting};
 use super::rule::Rule;
 use super::status::Status;
@@ -41,17 +41,24 @@ const GREETED: Duration = Duration::from_secs(60);
 
 /// A bucket that wants tokens.
 #[derive(Debug)]
-struct Due {
+pub(super) struct Due {
     limit: Arc<Limit>,
     plan: Arc<Plan>,
     bucket: Arc<Bucket>,
+}
+
+impl Due {
+    #[cfg(test)]
+    pub(super) fn new(limit: Arc<Limit>, plan: Arc<Plan>, bucket: Arc<Bucket>) -> Self {
+        Self { limit, plan, bucket }
+    }
 }
 
 /// What request threads see of the tasks.
 #[derive(Debug)]
 pub(super) struct Link {
     /// A queue for each lane; a shard's is its number modulo theirs.
-    queues: Box<[UnboundedSender<Due>]>,
+    queues: Box<[Sender]>,
     status: Arc<Status>,
     /// How long a request may wait.
     pub(super) budget: Duration,
@@ -76,7 +83,7 @@ impl Link {
         let lanes = redis.lanes();
         let status = Arc::new(Status::new(redis.address().to_owned(), lanes));
         let start = |lane| {
-            let (queue, due) = unbounded_channel();
+            let (queue, due) = queue();
             let task = Refill {
                 redis: redis.clone(),
                 caller: caller.clone(),
@@ -90,6 +97,7 @@ impl Link {
                 greet: Greet::All,
                 turn: 0,
                 greeted_at: Instant::now(),
+                way: 0,
             };
             handle.spawn(task.run());
             queue
@@ -97,13 +105,16 @@ impl Link {
         Ok(Self { queues: (0..lanes).map(start).collect(), status: status.clone(), budget: written.budget.0 })
     }
 
-    /// Asks for a refill of the bucket, unless one is under way. At most one entry of a bucket is
-    /// in a queue, so the table's bound is the queues'.
-    pub(super) fn request(&self, rule: &Rule, bucket: &Arc<Bucket>) {
+    /// Asks for a refill of the bucket, unless one is under way; at once, if a request waits for it. At most
+    /// one entry of a bucket is in a queue, so the table's bound is the queues'.
+    pub(super) fn request(&self, rule: &Rule, bucket: &Arc<Bucket>, at_once: bool) {
+        let queue = &self.queues[self.lane(bucket.shard)];
         if bucket.begin_refill() {
             let due = Due { limit: rule.limit.clone(), plan: rule.plan.clone(), bucket: bucket.clone() };
-            // The task ends only with the link, or with its runtime when the process stops.
-            let _ = self.queues[self.lane(bucket.shard)].send(due);
+            queue.send(due, at_once);
+        } else if at_once {
+            // It may lie in the queue of a task that has not been told.
+            queue.wake();
         }
     }
 
@@ -126,7 +137,7 @@ struct Refill {
     caller: Arc<Caller>,
     lane: usize,
     lanes: usize,
-    due: UnboundedReceiver<Due>,
+    due: Receiver,
     status: Arc<Status>,
     table: Arc<Table>,
     budget: Duration,
@@ -137,6 +148,8 @@ struct Refill {
     /// The shard that was asked last in its turn, and when.
     turn: u8,
     greeted_at: Instant,
+    /// What an answer takes lately, in nanoseconds.
+    way: u64,
 }
 
 /// Which shards' servers are asked what they are.
@@ -168,18 +181,13 @@ impl Refill {
     async fn gather(&mut self, batch: &mut Vec<Due>, pause: Duration) -> bool {
         if !pause.is_zero() {
             sleep(pause).await;
-            while batch.len() < BATCH
-                && let Ok(due) = self.due.try_recv()
-            {
-                batch.push(due);
-            }
-            return !self.due.is_closed() || !batch.is_empty();
+            return self.due.take(batch, BATCH);
         }
         while batch.is_empty() && self.greet == Greet::None {
             let next = self.later.peek().map_or(u64::MAX, |Reverse(later)| later.at);
             let wait = Duration::from_nanos(next.saturating_sub(clock::now())).min(GREETED);
             // Either the queue has some, or the time of the first in `later` has come.
-            if let Ok(0) = timeout(wait, self.due.recv_many(batch, BATCH)).await {
+            if let Ok(false) = timeout(wait, self.due.wait(batch, BATCH)).await {
                 return false;
             }
             self.look_again(batch);
@@ -212,7 +220,9 @@ impl Refill {
     /// One round trip; `paused` is the pause before it. Answers the pause before the next.
     async fn ask(&mut self, batch: &mut Vec<Due>, paused: Duration) -> Duration {
         self.greet_in_turn();
-        let mut asks = asks(batch);
+        // Beside the time for an answer it takes the queue's, where nobody waits.
+        let way = 2 * self.way + PATIENCE.as_nanos() as u64;
+        let mut asks = asks(batch, way);
         let calls = calls(&asks);
         let greeted = self.greeted();
         let greetings = greeted.iter().map(|shard| self.caller.greeting(*shard));
@@ -227,6 +237,8 @@ impl Refill {
         self.status.calls.fetch_add(commands.len() as u64, Relaxed);
         let failed = match answer {
             Ok(Answers { sent, values }) => {
+                let took = clock::now().saturating_sub(sent);
+                self.way = self.way - self.way / 8 + took / 8;
                 let (greetings, values) = values.split_at(greeted.len().min(values.len()));
                 let greeted = self.meet(&greeted, greetings);
                 let grants: Vec<RedisResult<Vec<Grant>>> = calls
@@ -359,7 +371,7 @@ struct Ask {
 
 impl Ask {
     /// Gives it back where the bucket has yet to meet the plan that holds, or needs nothing any more.
-    fn new(due: Due) -> Result<Self, Due> {
+    fn new(due: Due, way: u64) -> Result<Self, Due> {
         let newest = due.limit.plan.load_full();
         let found = [&due.plan, &newest].into_iter().find_map(|plan| {
             let terms = due.bucket.terms(plan.generation)?;
@@ -369,7 +381,7 @@ impl Ask {
         let numbers = &plan.terms[terms];
         let want = match plan.exact {
             true => due.bucket.want_exactly(numbers),
-            false => Some(due.bucket.want(numbers, clock::now())),
+            false => Some(due.bucket.want(numbers, clock::now(), way)),
         };
         let Some(want) = want else { return Err(due) };
         due.limit.counters.tokens_asked.fetch_add(u64::from(want.wanted), Relaxed);
@@ -394,8 +406,8 @@ impl Ask {
 }
 
 /// What the buckets that are due ask for, in the order of the calls.
-fn asks(batch: &mut Vec<Due>) -> Vec<Ask> {
-    let ask = |due: Due| Ask::new(due).map_err(|due| due.bucket.end_refill()).ok();
+fn asks(batch: &mut Vec<Due>, way: u64) -> Vec<Ask> {
+    let ask = |due: Due| Ask::new(due, way).map_err(|due| due.bucket.end_refill()).ok();
     let mut asks: Vec<Ask> = batch.drain(..).filter_map(ask).collect();
     asks.sort_unstable_by_key(Ask::place_in_calls);
     asks

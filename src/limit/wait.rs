@@ -88,7 +88,7 @@ impl Asking {
 
     fn ask(&self, state: &State, owned: &OwnedClaim) {
         if let Some(link) = &state.link {
-            link.request(owned.claim().rule, &self.bucket);
+            link.request(owned.claim().rule, &self.bucket, true);
         }
     }
 }

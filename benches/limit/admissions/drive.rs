@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use pannier::error::Reason;
-use pannier::limit::{Decision, Facts};
+use pannier::limit::{Decision, Facts, Said};
 use tokio::task::LocalSet;
 
 use crate::log::{Admitted, Log};
@@ -65,10 +65,8 @@ impl Thread<'_> {
 
     fn one(&self, request: &Request) {
         let Self { start, sidecars, keys, log } = self;
-        let tenant = keys[request.key as usize].as_bytes();
-        let field = |name: &str| (name == "x-tenant").then_some(tenant);
-        let facts =
-            Facts { host: "orders", port: None, path: "/", method: "GET", caller: "me", field: &field };
+        let said = Tenant(keys[request.key as usize].as_bytes());
+        let facts = Facts { host: "orders", port: None, path: "/", method: "GET", caller: "me", said: &said };
         let from = now(*start);
         let decision = sidecars[request.sidecar].limits.admit(&facts);
         let to = now(*start);
@@ -77,7 +75,7 @@ impl Thread<'_> {
         log.late.push(from.saturating_sub(request.at));
         let admitted = Admitted { from, to, key: request.key, sidecar: request.sidecar as u32 };
         match decision {
-            Decision::Admitted => log.admitted.push(admitted),
+            Decision::Admitted(_) => log.admitted.push(admitted),
             Decision::Refused(refusal) => log.refused(refusal.reason),
             Decision::Wait(wait) => {
                 let (start, log) = (*start, self.log.clone());
@@ -87,12 +85,21 @@ impl Thread<'_> {
                     let mut log = log.borrow_mut();
                     log.waits.push(to - from);
                     match outcome {
-                        Ok(()) => log.admitted.push(Admitted { to, ..admitted }),
+                        Ok(_) => log.admitted.push(Admitted { to, ..admitted }),
                         Err(error) => log.refused(error.reason),
                     }
                 });
             }
         }
+    }
+}
+
+/// What a request says: whose it is.
+struct Tenant<'a>(&'a [u8]);
+
+impl Said for Tenant<'_> {
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        (name == "x-tenant").then_some(self.0)
     }
 }
 

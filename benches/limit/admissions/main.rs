@@ -163,7 +163,8 @@ fn result(plan: &Plan, model: &Model, sidecars: &[Sidecar], mut log: Log, cpu: f
         "rate": rate, "burst": burst, "sidecars": plan.sidecars, "keys": plan.keys, "seconds": plan.seconds,
         "offered": offered, "admitted": log.admitted.len(), "exhausted": log.exhausted,
         "unavailable": log.unavailable, "waited": sum(|of| of.waited),
-        "without_redis": sum(|of| of.decided_without_redis), "calls": sum(|of| of.redis_calls),
+        "without_redis": sum(|of| of.decided_without_redis), "asked": sum(|of| of.tokens_asked),
+        "granted": sum(|of| of.tokens_granted),
         "errors": sum(|of| of.redis_errors), "of_each": of_each,
         "utilisation": in_steady / may, "of_one_bucket": in_steady / ideal.max(1.0),
         "bound": windows, "every": every.map(|worst| json!({

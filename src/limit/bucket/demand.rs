@@ -67,8 +67,9 @@ impl Bucket {
         self.needed(terms, now) >= FEW
     }
 
-    /// How many tokens to ask for: what will be needed, less what is in stock.
-    pub(in crate::limit) fn want(&self, terms: &Terms, now: u64) -> Want {
+    /// How many tokens to ask for: what will be needed, less what is in stock. They are asked for again when
+    /// what is left is needed for the `way` to Redis and back, in nanoseconds.
+    pub(in crate::limit) fn want(&self, terms: &Terms, now: u64, way: u64) -> Want {
         let mut needed = self.needed(terms, now);
         let short_at = self.short_at.load(Relaxed);
         if short_at != 0 && now.saturating_sub(short_at) < 4 * terms.tau {
@@ -77,7 +78,10 @@ impl Bucket {
         }
         let target = needed.ceil() as u32;
         self.unmet.store(0, Relaxed);
-        self.low.store(target / 9 * 2 + u32::from((2..9).contains(&target)), Relaxed);
+        let way = way.clamp(terms.tau / 50, terms.tau / 5) as f64 / (0.9 * terms.tau as f64);
+        // One alone was asked for by who waited for it.
+        let low = if target < 2 { 0 } else { (f64::from(target) * way).ceil() as u32 };
+        self.low.store(low, Relaxed);
         // Of what is about to die, only what will be spent before that counts.
         let fresh = self.live(now + terms.lead);
         let dying = (self.live(now) - fresh).min(target / 7);

@@ -111,18 +111,18 @@ fn a_new_plan_drops_old_grants_even_those_on_their_way() {
 fn it_asks_for_what_was_demanded_and_no_more() {
     let (bucket, plan) = (bucket(), plan());
     bucket.missed(1000 * MS, 1);
-    assert_eq!(bucket.want(&plan.terms[0], 1000 * MS).wanted, 1, "one request, one token");
+    assert_eq!(bucket.want(&plan.terms[0], 1000 * MS, 20 * MS).wanted, 1, "one request, one token");
     bucket.granted(&plan, &grant(1000 * MS, 1, 1), 1001 * MS);
     assert_eq!(take_all(&bucket, 1001 * MS), 1);
     bucket.missed(1000 * MS, 1);
-    assert_eq!(bucket.want(&plan.terms[0], 1001 * MS).wanted, 4, "two requests in no time");
+    assert_eq!(bucket.want(&plan.terms[0], 1001 * MS, 20 * MS).wanted, 4, "two requests in no time");
     // 60 requests in 60 ms are 90 in nine tenths of tau; 20 are in stock.
     let (steady, now) = (self::bucket(), 1061 * MS);
     steady.granted(&plan, &grant(1000 * MS, 80, 80), 1001 * MS);
     for _ in 0..60 {
         steady.take(now, &plan.terms[0], 1).expect("a token");
     }
-    assert_eq!(steady.want(&plan.terms[0], now).wanted, 70);
+    assert_eq!(steady.want(&plan.terms[0], now, 20 * MS).wanted, 70);
 }
 
 #[test]
@@ -131,11 +131,11 @@ fn a_low_stock_is_told_while_redis_may_be_asked() {
     for _ in 0..10 {
         bucket.missed(1000 * MS, 1);
     }
-    assert_eq!(bucket.want(&plan.terms[0], 1000 * MS).wanted, 10);
+    assert_eq!(bucket.want(&plan.terms[0], 1000 * MS, 20 * MS).wanted, 10);
     bucket.granted(&plan, &grant(1000 * MS, 10, 10), 1001 * MS);
     let low: Vec<bool> =
         std::iter::from_fn(|| bucket.take(1002 * MS, &plan.terms[0], 1)).map(|(_, low)| low).collect();
-    assert_eq!(low.iter().position(|low| *low), Some(8), "one of ten is left: {low:?}");
+    assert_eq!(low.iter().position(|low| *low), Some(7), "two of ten are left: {low:?}");
     bucket.granted(&plan, &grant(1010 * MS, 10, 9), 1011 * MS);
     assert!(std::iter::from_fn(|| bucket.take(1012 * MS, &plan.terms[0], 1)).all(|(_, low)| !low));
 }

@@ -52,8 +52,8 @@ fn three_sidecars_hold_the_bound_and_use_what_it_allows() {
 fn a_live_lease_asks_nobody() {
     let server = Server::start();
     let control = control();
-    let state = server.state(control.handle(), BUDGET);
     let greeted = server.greeted(control.handle(), 1);
+    let state = server.state(control.handle(), BUDGET);
     // A token is good for 50 s: nothing expires in this test.
     let limits = Limits::compile(&[limit("orders", "1000/s", 100_000)], Direction::Outbound, &state);
     for _ in 0..20_000 {

@@ -69,7 +69,9 @@ impl Server {
         let state = self.state(control, Duration::from_secs(2));
         let calls = || state.redis().expect("configured").calls;
         eventually("they know each other", || calls() > 0);
-        self.script_calls() + calls() * sidecars
+        let (all, own) = (self.script_calls(), calls());
+        println!("{all} calls of the script, of which {own} by one that knows it");
+        all + own * sidecars
     }
 
     /// A sidecar's state that uses this server.
@@ -173,6 +175,12 @@ pub(super) fn limit_of(rate: &str, burst: u32) -> (Arc<Limit>, Arc<Plan>) {
         counters: Arc::default(),
     };
     (Arc::new(limit), plan)
+}
+
+/// A bucket of such a limit that wants tokens.
+pub(super) fn due() -> refill::Due {
+    let (limit, plan) = limit_of("1/s", 2);
+    refill::Due::new(limit, plan, Arc::new(bucket_of("a")))
 }
 
 /// A bucket of that limit.

@@ -286,7 +286,7 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
                 let Sidecar { bucket, offset, asked } = &mut sidecars[who];
                 asked.get_or_insert_with(|| {
                     let sent = time + *offset;
-                    let want = want.map_or_else(|| bucket.want(terms, sent), self::want);
+                    let want = want.map_or_else(|| bucket.want(terms, sent, terms.tau / 10), self::want);
                     Asked { sent, want, answer: None }
                 });
             }

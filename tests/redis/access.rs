@@ -76,7 +76,7 @@ fn guarded(lab: &Lab, authority: &Authority, protocol: &str) -> Redis {
 fn yaml(redis: &Redis, more: &str) -> String {
     let address = redis.pod().v4();
     format!(
-        "redis: {{ url: \"rediss://{address}:{TLS_PORT}\", budget: 500ms, user: pannier, {more} }}
+        "redis: {{ url: \"rediss://{address}:{TLS_PORT}\", budget: 500ms, on_new_state: full, user: pannier, {more} }}
 limits: [{{ name: all, rate: 1000/s, without_redis: closed }}]
 "
     )

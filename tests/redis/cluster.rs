@@ -115,7 +115,7 @@ impl Cluster {
         secret(&password, PASSWORD);
         // One that is named is enough.
         format!(
-            "redis: {{ cluster: \"redis://{}\", user: pannier, password_file: {}, budget: 500ms }}
+            "redis: {{ cluster: \"redis://{}\", user: pannier, password_file: {}, budget: 500ms, on_new_state: full }}
 limits:
   - {{ name: tenants, key: [\"header:x-tenant\"], rate: {rate}/s, burst: {burst}, without_redis: closed }}
 ",
@@ -207,12 +207,14 @@ fn a_slot_that_is_on_its_way_is_asked_for_where_its_keys_are() {
         ..Load::new(app.address(), HOST)
     };
     let flood = flood.start(&pod);
-    let from = eventually(PATIENCE, "the tenant's keys", || {
-        NODES.into_iter().find(|port| cluster.keys(*port).len() >= 2)
+    let bucket = |port: u16| cluster.keys(port).into_iter().find(|key| key.contains("}:b:"));
+    let (from, bucket) = eventually(PATIENCE, "the tenant's bucket", || {
+        NODES.into_iter().find_map(|port| Some((port, bucket(port)?)))
     });
     let to = NODES.into_iter().find(|port| *port != from).expect("another");
-    let keys = cluster.keys(from);
-    let slot = cluster.slot(&keys[0]);
+    let (shard, _) = bucket.split_once('}').expect("a shard");
+    let keys: Vec<String> = cluster.keys(from).into_iter().filter(|key| key.starts_with(shard)).collect();
+    let slot = cluster.slot(&bucket);
     let (from_id, to_id) = (cluster.id(from), cluster.id(to));
     cluster.cli(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
     cluster.cli(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);

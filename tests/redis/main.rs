@@ -80,11 +80,11 @@ fn of_limit(sidecar: &Sidecar<'_>, name: &str, field: &str) -> u64 {
 fn is_granted(sidecar: &Sidecar<'_>, from: &Pod, to: SocketAddr, path: &str, limit: &str) {
     eventually(PATIENCE, "Redis to answer", || is_up(sidecar).then_some(()));
     let (asked, without) =
-        (of_limit(sidecar, limit, "redis_calls"), of_limit(sidecar, limit, "decided_without_redis"));
+        (of_limit(sidecar, limit, "tokens_granted"), of_limit(sidecar, limit, "decided_without_redis"));
     eventually(PATIENCE, "a request that Redis granted", || {
         let answer = get(from, to, path, "a");
         let now = of_limit(sidecar, limit, "decided_without_redis");
-        (answer.status == 200 && of_limit(sidecar, limit, "redis_calls") > asked && now >= without)
+        (answer.status == 200 && of_limit(sidecar, limit, "tokens_granted") > asked && now >= without)
             .then_some(())
     });
 }

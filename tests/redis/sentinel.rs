@@ -53,6 +53,7 @@ fn the_limit_goes_on_after_a_failover() {
   user: pannier
   password_file: {}
   budget: 500ms
+  on_new_state: full
 limits:
   - {{ name: few, path: /few, rate: 1/h, burst: 8, without_redis: closed }}
   - {{ name: many, path: /many, rate: 1000/s, without_redis: closed }}
@@ -125,7 +126,7 @@ fn a_master_that_was_demoted_is_left() {
     let app = orders.app(orders.addresses(PORT)[0]);
     let urls = SENTINELS[..2].iter().map(|port| format!("\"redis://{}:{port}\"", watch.v4()));
     let yaml = format!(
-        "redis: {{ budget: 500ms, sentinel: {{ master: limits, urls: [{}] }} }}
+        "redis: {{ budget: 500ms, on_new_state: full, sentinel: {{ master: limits, urls: [{}] }} }}
 limits: [{{ name: many, rate: 1000/s, without_redis: closed }}]
 ",
         urls.collect::<Vec<_>>().join(", ")

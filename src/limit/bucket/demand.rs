@@ -11,6 +11,9 @@ const LONGEST_PAUSE: u64 = 1_333_000_000;
 /// A bucket that is fuller has enough for all: it fills up as fast as it is emptied.
 const HALF: u16 = 500;
 
+/// A bucket that had to begin empty is asked again for what it has so soon.
+const SOON: u64 = 2_000_000;
+
 /// Needs that are fewer, per lease, come one by one.
 const FEW: f64 = 8.0;
 
@@ -39,6 +42,8 @@ pub(in crate::limit) struct Grant {
     pub(in crate::limit) tau: u64,
     /// When the state began that they come from, by Redis's clock.
     pub(in crate::limit) since: u64,
+    /// Which was so lately that the bucket is not full for that alone.
+    pub(in crate::limit) young: bool,
 }
 
 impl Bucket {
@@ -121,13 +126,16 @@ impl Bucket {
     /// was wanted and tokens are kept.
     pub(in crate::limit) fn granted(&self, plan: &Plan, grant: &Grant, now: u64) -> Option<u64> {
         let terms = &plan.terms[self.terms(plan.generation)?];
-        if self.since.swap(grant.since, Relaxed) != grant.since {
+        let new_state = self.since.swap(grant.since, Relaxed) != grant.since;
+        if new_state {
             // Another state: that of a server which has been restarted, flushed, or taken the place of
             // one whose leases it may not know.
             self.drop_grants();
         }
         self.sidecars.store(grant.sidecars, Relaxed);
         let short = grant.granted < grant.want.wanted && !(plan.exact && grant.wait == 0);
+        // Who came first to a bucket that had to begin empty asks again at once for what is there by then.
+        let short = short && !(grant.young && new_state && grant.wait < SOON);
         let again = short.then(|| now.saturating_add(pause(plan, terms, grant)));
         if short || grant.held < HALF {
             self.short_at.store(now, Relaxed);
@@ -155,6 +163,10 @@ fn pause(plan: &Plan, terms: &Terms, grant: &Grant) -> u64 {
     let wait = grant.wait.min(terms.interval.saturating_mul(u64::from(grant.want.least)));
     if plan.exact {
         return wait;
+    }
+    if grant.young {
+        // One that had to begin empty is no sign of too many requests.
+        return wait.max(terms.tau / 20);
     }
     let tau = terms.tau.min(LONGEST_PAUSE);
     wait.max(tau / 20 * 13 + fastrand::u64(0..=tau / 5))

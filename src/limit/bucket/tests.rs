@@ -15,7 +15,7 @@ fn bucket() -> Bucket {
 fn grant(sent: u64, wanted: u32, granted: u32) -> Grant {
     let want = Want { wanted, least: 1 };
     let wait = if granted < wanted { MS } else { 0 };
-    Grant { sent, want, granted, held: 1000, wait, sidecars: 1, tau: u64::MAX, since: 1 }
+    Grant { sent, want, granted, held: 1000, wait, sidecars: 1, tau: u64::MAX, since: 1, young: false }
 }
 
 /// Terms of any lease.
@@ -84,7 +84,10 @@ fn an_exhausted_bucket_is_remembered() {
     assert_eq!(bucket.refused_until(1002 * MS, 1), None, "there are tokens");
     assert_eq!(take_all(&bucket, 1002 * MS), 2);
     assert_eq!(bucket.refused_until(1002 * MS, 1), Some(again));
-    assert!((1001 * MS + 45 * MS..=1001 * MS + 75 * MS).contains(&again), "about 0.6 tau: {again}");
+    assert!(
+        (1001 * MS + 65 * MS..=1001 * MS + 85 * MS).contains(&again),
+        "about three quarters of tau: {again}"
+    );
     assert_eq!(bucket.refused_until(again, 1), None);
 }
 

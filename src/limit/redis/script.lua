@@ -13,8 +13,8 @@
 --   microseconds that a sidecar counts after it asked
 --   for each bucket: tokens wanted, and how many are of use at least
 --
--- Answers { since, then for each group: sidecars, tau, and for each bucket: granted, held, wait }. `since` is
--- when this server's state began; held is what the bucket had before, in thousandths of what it holds when full;
+-- Answers { since, now, then for each group: sidecars, tau, and for each bucket: granted, held, wait }. `since` is
+-- when this server's state began, by its clock; held is what the bucket had before, in thousandths of what it holds when full;
 -- wait is the microseconds until it has what is of use, 0 where it has it now. Without groups it answers { since, maxmemory, its policy, replicas, whether they are a fence, version }.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -47,7 +47,7 @@ if #KEYS == 1 then
     }
 end
 
-local answer = { since }
+local answer = { since, now }
 local key, arg = 2, 3
 while key <= #KEYS do
     local buckets, remembered = tonumber(ARGV[arg]), tonumber(ARGV[arg + 5])

@@ -134,10 +134,11 @@ pub(in crate::limit) fn read(sent: u64, call: &Call<'_>, answer: &Value) -> Redi
         _ => Err(wrong()),
     });
     let mut next = || numbers.next().unwrap_or_else(|| Err(wrong()));
-    let since = next()?;
+    let (since, now) = (next()?, next()?);
     let mut grants = Vec::new();
     for group in &call.groups {
         let (sidecars, tau) = (next()?, next()?);
+        let span = group.plan.terms[group.terms].span() / 1_000;
         for (_, want) in &group.wants {
             let (granted, held, wait) = (next()?, next()?, next()?);
             grants.push(Grant {
@@ -149,6 +150,7 @@ pub(in crate::limit) fn read(sent: u64, call: &Call<'_>, answer: &Value) -> Redi
                 sidecars: u32::try_from(sidecars).unwrap_or(u32::MAX),
                 tau: tau.saturating_mul(1_000),
                 since,
+                young: now.saturating_sub(since) < span,
             });
         }
     }
@@ -188,18 +190,19 @@ mod tests {
         let wants = vec![(&a, want(3)), (&b, want(1))];
         let call = Call { shard: 0, groups: vec![Group { limit: &limit, plan: &plan, terms: 0, wants }] };
         let array = |numbers: &[i64]| Value::Array(numbers.iter().map(|n| Value::Int(*n)).collect());
-        for numbers in [
-            &[][..],
+        let wrong: [&[i64]; 6] = [
+            &[],
             &[1],
-            &[1, 2, 5, 0, 1, 7],
-            &[1, 2, 5, 0, 1, 7, 0, 0],
-            &[1, 2, 5, 0, 1, 7, 0, 0, 0, 0],
+            &[1, 9, 2, 5, 0, 1, 7],
+            &[1, 9, 2, 5, 0, 1, 7, 0, 0],
+            &[1, 9, 2, 5, 0, 1, 7, 0, 0, 0, 0],
             &[-1],
-        ] {
+        ];
+        for numbers in wrong {
             assert!(read(1, &call, &array(numbers)).is_err(), "{numbers:?}");
         }
         assert!(read(1, &call, &Value::Okay).is_err());
-        let grants = read(7, &call, &array(&[5, 2, 9, 9, 1, 0, 0, 1, i64::MAX])).expect("an answer");
+        let grants = read(7, &call, &array(&[5, 9, 2, 9, 9, 1, 0, 0, 1, i64::MAX])).expect("an answer");
         assert_eq!((grants[0].granted, grants[0].sidecars, grants[0].sent), (3, 2, 7), "no more than wanted");
         assert_eq!((grants[1].granted, grants[1].since, grants[1].tau), (0, 5, 9_000));
     }

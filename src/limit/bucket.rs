@@ -51,11 +51,13 @@ pub(super) struct Bucket {
     pub(super) local: Gcra,
     /// Tokens that requests wait for.
     waiting: AtomicU64,
-    /// The most that one of the requests without tokens needs at once.
+    /// The least that one of them waits for; 0 where none waits.
     least: AtomicU32,
     /// What lay in the grants after the last answer, and when that came; 0 for never.
     placed: AtomicU32,
     placed_at: AtomicU64,
+    /// How often in a row it was asked for more right after an answer.
+    hurried: AtomicU32,
     /// When there last was not enough for all who ask; 0 for never.
     short_at: AtomicU64,
     /// When the state began that the last grant came from, by Redis's clock; 0 for none.
@@ -111,6 +113,7 @@ impl Bucket {
             least: AtomicU32::new(0),
             placed: AtomicU32::new(0),
             placed_at: AtomicU64::new(0),
+            hurried: AtomicU32::new(0),
             short_at: AtomicU64::new(0),
             since: AtomicU64::new(0),
             sidecars: AtomicU32::new(0),
@@ -193,13 +196,8 @@ impl Bucket {
     }
 
     /// Counts a request that found too few tokens, so that the next ask knows of it.
-    pub(super) fn missed(&self, now: u64, cost: u32) {
-        if cost == 1 {
-            self.unmet.fetch_add(1, Relaxed);
-        } else {
-            let _ = self.unmet.fetch_update(Relaxed, Relaxed, |unmet| Some(unmet.saturating_add(cost)));
-            self.least.fetch_max(cost.saturating_sub(self.live(now)), Relaxed);
-        }
+    pub(super) fn missed(&self, cost: u32) {
+        let _ = self.unmet.fetch_update(Relaxed, Relaxed, |unmet| Some(unmet.saturating_add(cost)));
     }
 
     /// The terms of a plan of this generation that hold for it; none where it has another plan's.
@@ -219,7 +217,7 @@ impl Bucket {
         if self.plan.fetch_update(AcqRel, Acquire, newer).is_ok() {
             self.drop_grants();
             self.refused_until.store(0, Relaxed);
-            for count in [&self.low, &self.unmet, &self.refused_cost, &self.least] {
+            for count in [&self.low, &self.unmet, &self.refused_cost] {
                 count.store(0, Relaxed);
             }
             self.placed_at.store(0, Relaxed);

@@ -277,7 +277,7 @@ impl Attempt<'_> {
     /// Counts the request as demand, once.
     fn missed(&self, claim: Claim<'_>) {
         if self.first {
-            claim.bucket.missed(self.now, claim.cost);
+            claim.bucket.missed(claim.cost);
         }
     }
 }

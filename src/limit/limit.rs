@@ -21,7 +21,7 @@ pub(super) struct Limit {
     /// Counted in Redis; else in this process.
     pub(super) leased: bool,
     /// The state that its leases are of.
-    pub(super) state: usize,
+    pub(super) state: u64,
     /// What it is called in Redis's keys.
     pub(super) redis_name: Box<str>,
     /// The newest plan that a request has met.

@@ -114,6 +114,8 @@ pub struct State {
     seeds: Arc<key::Seeds>,
     /// Tells this sidecar from others.
     sidecar: String,
+    /// Tells this state from those before and after it.
+    id: u64,
     /// When the configuration that is compiled next was written, in milliseconds of the Unix epoch.
     written: AtomicU64,
 }
@@ -149,6 +151,7 @@ impl State {
         redis: Option<&model::Redis>,
         handle: &tokio::runtime::Handle,
     ) -> Result<Arc<Self>, String> {
+        static STATES: AtomicU64 = AtomicU64::new(1);
         let table = before.map_or_else(Arc::default, |before| before.table.clone());
         let sidecar =
             before.map_or_else(|| format!("{:016x}", fastrand::u64(..)), |before| before.sidecar.clone());
@@ -162,6 +165,7 @@ impl State {
             table,
             seeds: before.map_or_else(Arc::default, |before| before.seeds.clone()),
             sidecar,
+            id: STATES.fetch_add(1, Relaxed),
             written: AtomicU64::new(0),
         });
         handle.spawn(sweep(Arc::downgrade(&state)));
@@ -197,7 +201,7 @@ impl State {
         let before = known.as_ref().and_then(|known| known.limit.upgrade());
         if let (Some(known), Some(limit)) = (known, &before)
             && limit.leased == leased
-            && (!leased || limit.state == self.id())
+            && (!leased || limit.state == self.id)
         {
             let limit = limit.clone();
             let generation = known.plan.generation;
@@ -212,7 +216,7 @@ impl State {
             name: written.name.as_str().into(),
             direction,
             leased,
-            state: self.id(),
+            state: self.id,
             redis_name,
             plan: ArcSwap::new(plan.clone()),
             common: Arc::new(Bucket::new(plan.generation, 0, Gcra::default(), shard, "".into())),
@@ -228,11 +232,6 @@ impl State {
 
     fn limits(&self) -> MutexGuard<'_, HashMap<Identity, Known>> {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells this state from those before and after it.
-    fn id(&self) -> usize {
-        std::ptr::from_ref(self).addr()
     }
 
     /// The rule that `written` describes.

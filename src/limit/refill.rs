@@ -206,12 +206,12 @@ impl Refill {
     fn look_again(&mut self, batch: &mut Vec<Due>) {
         let now = clock::now();
         while let Some(first) = self.later.peek_mut().filter(|first| first.0.at <= now) {
-            let Reverse(Later { due, .. }) = PeekMut::pop(first);
+            let Reverse(Later { at, due }) = PeekMut::pop(first);
             let busy = due.bucket.terms(due.plan.generation).is_some_and(|terms| {
                 let terms = &due.plan.terms[terms];
                 due.bucket.is_busy(terms, now)
             });
-            if busy && due.bucket.begin_refill() {
+            if busy && due.bucket.is_refused_until(at) && due.bucket.begin_refill() {
                 batch.push(due);
             }
         }
@@ -380,7 +380,7 @@ impl Ask {
         let Some((plan, terms)) = found else { return Err(due) };
         let numbers = &plan.terms[terms];
         let want = match plan.exact {
-            true => due.bucket.want_exactly(numbers),
+            true => due.bucket.want_exactly(numbers, clock::now()),
             false => Some(due.bucket.want(numbers, clock::now(), way)),
         };
         let Some(want) = want else { return Err(due) };

@@ -42,7 +42,7 @@ pub(in crate::limit) struct Grant {
     pub(in crate::limit) tau: u64,
     /// When the state began that they come from, by Redis's clock.
     pub(in crate::limit) since: u64,
-    /// Which was so lately that the bucket is not full for that alone.
+    /// Which was so lately, within tau, that the bucket may be empty for that alone.
     pub(in crate::limit) young: bool,
 }
 
@@ -72,6 +72,20 @@ impl Bucket {
         self.needed(terms, now) >= FEW
     }
 
+    /// Is `at` the end of the refusal that it remembers? Else it has been asked for since.
+    pub(in crate::limit) fn is_refused_until(&self, at: u64) -> bool {
+        self.refused_until.load(Relaxed) == at
+    }
+
+    /// Whether it asks once more right after it was given what it asked for, as often as that takes to be no
+    /// chance: what is spent so fast is too little.
+    fn is_in_a_hurry(&self, terms: &Terms, now: u64) -> bool {
+        let fast = now.saturating_sub(self.placed_at.load(Relaxed)) < terms.tau / 16;
+        let times = if fast { self.hurried.load(Relaxed).saturating_add(1) } else { 0 };
+        self.hurried.store(times, Relaxed);
+        times > 1
+    }
+
     /// How many tokens to ask for: what will be needed, less what is in stock. They are asked for again when
     /// what is left is needed for the `way` to Redis and back, in nanoseconds.
     pub(in crate::limit) fn want(&self, terms: &Terms, now: u64, way: u64) -> Want {
@@ -80,6 +94,9 @@ impl Bucket {
         if short_at != 0 && now.saturating_sub(short_at) < 4 * terms.tau {
             // There is not enough for all: no more than will be spent even if by chance few requests come.
             needed = (needed - 2.0 * needed.sqrt()).max(0.0);
+            if self.is_in_a_hurry(terms, now) {
+                needed = needed.max(2.0 * f64::from(self.demand()));
+            }
         }
         let target = needed.ceil() as u32;
         self.unmet.store(0, Relaxed);
@@ -90,15 +107,15 @@ impl Bucket {
         // Of what is about to die, only what will be spent before that counts.
         let fresh = self.live(now + terms.lead);
         let dying = (self.live(now) - fresh).min(target / 7);
-        self.wanted(terms, target.saturating_sub(fresh + dying).max(self.waiting()))
+        self.wanted(terms, target.saturating_sub(fresh + dying).max(self.waiting()), now)
     }
 
     /// How many tokens to ask for where each request asks: what those that wait need.
     /// None: nobody waits.
-    pub(in crate::limit) fn want_exactly(&self, terms: &Terms) -> Option<Want> {
+    pub(in crate::limit) fn want_exactly(&self, terms: &Terms, now: u64) -> Option<Want> {
         self.unmet.store(0, Relaxed);
         let waiting = self.waiting();
-        (waiting > 0).then(|| self.wanted(terms, waiting))
+        (waiting > 0).then(|| self.wanted(terms, waiting, now))
     }
 
     /// What those that wait need, as far as it can be asked for at once.
@@ -109,16 +126,22 @@ impl Bucket {
     /// A request begins to wait for `cost` tokens.
     pub(in crate::limit) fn waits(&self, cost: u32) {
         self.waiting.fetch_add(u64::from(cost), Relaxed);
+        // With fewer tokens none of those that wait could pass.
+        let _ = self
+            .least
+            .fetch_update(Relaxed, Relaxed, |least| Some(if least == 0 { cost } else { least.min(cost) }));
     }
 
     /// It waits no more.
     pub(in crate::limit) fn waits_no_more(&self, cost: u32) {
-        self.waiting.fetch_sub(u64::from(cost), Relaxed);
+        if self.waiting.fetch_sub(u64::from(cost), Relaxed) == u64::from(cost) {
+            self.least.store(0, Relaxed);
+        }
     }
 
-    fn wanted(&self, terms: &Terms, wanted: u32) -> Want {
+    fn wanted(&self, terms: &Terms, wanted: u32, now: u64) -> Want {
         let dearest = terms.of.dearest().min(MOST);
-        let least = self.least.swap(0, Relaxed).clamp(1, dearest);
+        let least = self.least.load(Relaxed).saturating_sub(self.live(now)).clamp(1, dearest);
         Want { wanted: wanted.clamp(least, dearest), least }
     }
 
@@ -164,10 +187,10 @@ fn pause(plan: &Plan, terms: &Terms, grant: &Grant) -> u64 {
     if plan.exact {
         return wait;
     }
-    if grant.young {
-        // One that had to begin empty is no sign of too many requests.
-        return wait.max(terms.tau / 20);
-    }
     let tau = terms.tau.min(LONGEST_PAUSE);
+    if grant.young && grant.held == 0 {
+        // One that had to begin empty is no sign of too many requests.
+        return wait.max(tau / 20);
+    }
     wait.max(tau / 20 * 13 + fastrand::u64(0..=tau / 5))
 }

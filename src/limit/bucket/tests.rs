@@ -113,11 +113,11 @@ fn a_new_plan_drops_old_grants_even_those_on_their_way() {
 #[test]
 fn it_asks_for_what_was_demanded_and_no_more() {
     let (bucket, plan) = (bucket(), plan());
-    bucket.missed(1000 * MS, 1);
+    bucket.missed(1);
     assert_eq!(bucket.want(&plan.terms[0], 1000 * MS, 20 * MS).wanted, 1, "one request, one token");
     bucket.granted(&plan, &grant(1000 * MS, 1, 1), 1001 * MS);
     assert_eq!(take_all(&bucket, 1001 * MS), 1);
-    bucket.missed(1000 * MS, 1);
+    bucket.missed(1);
     assert_eq!(bucket.want(&plan.terms[0], 1001 * MS, 20 * MS).wanted, 4, "two requests in no time");
     // 60 requests in 60 ms are 90 in nine tenths of tau; 20 are in stock.
     let (steady, now) = (self::bucket(), 1061 * MS);
@@ -132,7 +132,7 @@ fn it_asks_for_what_was_demanded_and_no_more() {
 fn a_low_stock_is_told_while_redis_may_be_asked() {
     let (bucket, plan) = (bucket(), plan());
     for _ in 0..10 {
-        bucket.missed(1000 * MS, 1);
+        bucket.missed(1);
     }
     assert_eq!(bucket.want(&plan.terms[0], 1000 * MS, 20 * MS).wanted, 10);
     bucket.granted(&plan, &grant(1000 * MS, 10, 10), 1001 * MS);

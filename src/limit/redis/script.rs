@@ -138,7 +138,6 @@ pub(in crate::limit) fn read(sent: u64, call: &Call<'_>, answer: &Value) -> Redi
     let mut grants = Vec::new();
     for group in &call.groups {
         let (sidecars, tau) = (next()?, next()?);
-        let span = group.plan.terms[group.terms].span() / 1_000;
         for (_, want) in &group.wants {
             let (granted, held, wait) = (next()?, next()?, next()?);
             grants.push(Grant {
@@ -150,7 +149,7 @@ pub(in crate::limit) fn read(sent: u64, call: &Call<'_>, answer: &Value) -> Redi
                 sidecars: u32::try_from(sidecars).unwrap_or(u32::MAX),
                 tau: tau.saturating_mul(1_000),
                 since,
-                young: now.saturating_sub(since) < span,
+                young: now.saturating_sub(since) < tau,
             });
         }
     }

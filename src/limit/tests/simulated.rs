@@ -265,7 +265,7 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
                 for _ in 0..requests {
                     match sidecar.bucket.take(time + sidecar.offset, terms, 1) {
                         Some(_) => log.push(time),
-                        None => sidecar.bucket.missed(time + sidecar.offset, 1),
+                        None => sidecar.bucket.missed(1),
                     }
                 }
             }

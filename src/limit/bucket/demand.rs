@@ -188,7 +188,7 @@ fn pause(plan: &Plan, terms: &Terms, grant: &Grant) -> u64 {
         return wait;
     }
     let tau = terms.tau.min(LONGEST_PAUSE);
-    if grant.young && grant.held == 0 {
+    if grant.young {
         // One that had to begin empty is no sign of too many requests.
         return wait.max(tau / 20);
     }

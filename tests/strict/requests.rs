@@ -387,7 +387,7 @@ async fn a_host_in_another_case_is_the_same() {
         assert!(first.starts_with("HTTP/1.1 200 "), "{first}");
         let again =
             answer(&caller, &format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
-        assert_refused(&again, 429, "limit.exhausted", host);
+        assert_refused(&again, 429, "limit.exhausted;limit=\"one\"", host);
     }
 }
 

@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_expected_by_the_limit_and_of_writes_alone() {
-        let exhausted = Some("limit.exhausted; limit=writes");
+        let exhausted = Some("limit.exhausted;limit=\"writes\"");
         assert_eq!(judged(&WRITES, 429, exhausted, ""), Outcome::Refused);
         for (stream, status, why) in [
             (&READS, 429, exhausted),

@@ -2,21 +2,16 @@
 
 import json
 import subprocess
+import tempfile
 import time
 
 from cases import FAULTS
 from machine import prefer
 
-# What `admissions` ends with where its configuration is refused.
-REFUSED = 3
 TICKS = 10
 # Of the commands that are counted, those that no sidecar sends nor its script.
 OURS = ("info", "ping", "config", "config|resetstat", "command", "flushall", "hello", "client", "client|setinfo", "select",
         "auth", "script|load", "replconf", "psync", "subscribe", "publish")
-
-
-class Refused(Exception):
-    """The configuration is not known to this program."""
 
 
 def run(bench, case):
@@ -26,7 +21,8 @@ def run(bench, case):
     try:
         document = {"redis": place.configuration, "limits": [limit(case)]}
         # JSON is YAML.
-        path = bench.write("limit-admissions.yaml", json.dumps(document, indent=1))
+        name = f"limit-admissions-{place.server.port}"
+        path = bench.write(f"{name}.yaml", json.dumps(document, indent=1))
         found = drive(bench, case, path, place, fault)
     finally:
         place.stop()
@@ -41,7 +37,7 @@ def limit(case):
 def drive(bench, case, path, place, fault):
     command = [bench.admissions, "--config", path, "--sidecars", case.sidecars, "--shape", case.shape,
                "--demand", case.demand, "--keys", case.keys, "--seconds", case.seconds, "--warm", case.warm]
-    with open(f"{bench.folder}/limit-admissions.log", "w+") as log:
+    with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(list(map(str, command)), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                  stderr=log, start_new_session=True)
         prefer(child.pid)
@@ -49,7 +45,7 @@ def drive(bench, case, path, place, fault):
             if child.stdout.readline() != "ready\n":
                 child.wait()
                 log.seek(0)
-                raise (Refused if child.returncode == REFUSED else SystemExit)(log.read()[-2000:])
+                raise SystemExit(f"{case.name}: {log.read()[-2000:]}")
             place.forget()
             before = place.cpu_seconds()
             child.stdin.write("\n")

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,8 @@ ENDS = (signal.SIGTERM, signal.SIGINT)
 # Blocks of rounds; each has a round for each role of Pannier.
 BLOCKS, QUICK_BLOCKS = 5, 1
 STAGE, QUICK_STAGE = 3, 1
+# Runs of sidecars at a time; those that count calls are alone.
+AT_ONCE = 3
 
 
 @dataclass
@@ -118,20 +121,29 @@ def measured(bench, book, known, asked):
             book.rate, rounds = cost.block(bench, book.rate)
             book.blocks.append(rounds)
             yield
-    refused = set()
-    for name, case in known.items():
-        if not wanted(case.part) or asked.resume and name in book.runs or case.fault in refused:
-            continue
-        print(f"{name}: begins", file=sys.stderr)
-        try:
-            book.runs[name] = admissions.run(bench, case)
-        except admissions.Refused as why:
-            if cases.FAULTS[case.fault].kind is Alone:
-                raise SystemExit(f"the configuration of {name} is refused: {why}") from None
-            refused.add(case.fault)
-            book.runs.pop(name, None)
-            print(f"left out: {case.fault}, which this program's configuration does not know: {why}", file=sys.stderr)
-        yield
+    wanted_runs = [(name, case) for name, case in known.items()
+                   if case.part in (asked.part or PARTS) and not (asked.resume and name in book.runs)]
+    for at_once, alone in ((1, True), (AT_ONCE, False)):
+        cases_of = [(name, case) for name, case in wanted_runs if (case.part == "calls") == alone]
+        yield from runs(bench, book, cases_of, at_once, until)
+
+
+def runs(bench, book, wanted, at_once, until):
+    """Runs of sidecars, some at a time; yields whenever one has ended. What cannot be run ends the bench."""
+    with ThreadPoolExecutor(at_once) as pool:
+        under_way = {}
+        left = iter(wanted)
+        while True:
+            while len(under_way) < at_once and time.monotonic() < until and (one := next(left, None)):
+                name, case = one
+                print(f"{name}: begins", file=sys.stderr)
+                under_way[pool.submit(admissions.run, bench, case)] = name
+            if not under_way:
+                return
+            ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for run in ended:
+                book.runs[under_way.pop(run)] = run.result()
+                yield
 
 
 def stage(bench, seconds):

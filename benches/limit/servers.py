@@ -172,6 +172,7 @@ class Cluster(Alone):
 
     def __init__(self):
         self.servers = [Server("--cluster-enabled", "yes", "--cluster-node-timeout", "2000") for _ in range(3)]
+        self.server = self.servers[0]
         addresses = [f"127.0.0.1:{server.port}" for server in self.servers]
         tool("--cluster", "create", *addresses, "--cluster-yes")
         until("the cluster", lambda: all("cluster_state:ok" in server.ask("CLUSTER", "INFO") for server in self.servers))

@@ -100,9 +100,10 @@ def admitted(runs):
             beyond = "; beyond what is promised" if FAULTS[case.fault].outside else ""
             yield f"| *{FAULTS[case.fault].title}{beyond}* | | | | | | | | | |"
         windows = " | ".join(f"{run['bound'][window]:.3f}" if window in run["bound"] else "" for window in WINDOWS)
-        asked = 1000 * run["calls"] / max(run["offered"], 1)
+        # A server that is started again counts from nothing.
+        asked = f"{script_calls(run):.1f}" if case.fault == "nothing" else ""
         yield (f"| {case.rate:,}/s, {case.burst:,} | {case.sidecars} | {case.shape}, {case.demand:g} R | "
-               f"{run['utilisation']:.1%} | {run['of_one_bucket']:.1%} | {windows} | {run['every']['ratio']:.4f} | {asked:.1f} |")
+               f"{run['utilisation']:.1%} | {run['of_one_bucket']:.1%} | {windows} | {run['every']['ratio']:.4f} | {asked} |")
 
 
 def policies(runs):
@@ -162,7 +163,8 @@ REMARKS = """
   tenths to one; `bursty`: each is on or off for half a second at a time, by chance. Timers have a grain of a
   millisecond, so that some come together.
 - The sidecars of a run are states of limits of their own, with a connection each, in one process of three threads;
-  Redis and what is beside it run on the same two cores.
+  Redis and what is beside it run on the same two cores. Three such runs are under way at a time, but where calls of
+  Redis are counted.
 - A decision is paced where its thread sleeps in between: then what it reads has been displaced from the processor's
   caches, and its time includes what it takes to wake the thread that refills, where it is the one that does.
 """.strip()

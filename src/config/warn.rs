@@ -216,13 +216,21 @@ fn limits(model: &Model, found: &mut Found) {
                 found.push(&path, message);
             }
         }
-        let asks = limit.scope == Scope::Mesh && !limit.exact;
-        let budget = model.redis.as_ref().map(|redis| redis.budget.0);
-        for terms in limit.terms(budget.unwrap_or_default()).filter(|_| asks && budget.is_some()) {
-            if terms.lease < SHORT_LEASE {
+        let budget = model.redis.as_ref().filter(|_| limit.scope == Scope::Mesh).map(|redis| redis.budget.0);
+        let (short, then) = match limit.exact {
+            true => (
+                SHORT_LEASE.min(budget.unwrap_or_default().as_nanos() as f64),
+                "what Redis answers later is worth nothing, and its request is refused",
+            ),
+            false => (
+                SHORT_LEASE,
+                "of which the way to Redis takes a part: requests may wait for it, and not all of the rate be used",
+            ),
+        };
+        for terms in limit.terms(budget.unwrap_or_default()).filter(|_| budget.is_some()) {
+            if terms.lease < short {
                 let message = format!(
-                    "at {} and a burst of {} tokens live for {:.1} ms, of which the way to Redis takes a part: \
-                     requests may wait for it, and not all of the rate be used; a larger burst helps",
+                    "at {} and a burst of {} tokens live for {:.1} ms, {then}; a larger burst helps",
                     terms.rate,
                     terms.burst,
                     terms.lease / 1e6

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::gcra::Gcra;
-use super::plan::Terms;
+use super::plan::{Plan, lead};
 
 pub(super) use self::demand::{Grant, Want};
 
@@ -37,18 +37,22 @@ pub(super) struct Bucket {
     refused_until: AtomicU64,
     /// The generation of the plan that the grants belong to, and above it which of its terms.
     plan: AtomicU64,
+    /// How long a token lives by that plan, in nanoseconds.
+    tau: AtomicU64,
     /// A stock below this is refilled.
     low: AtomicU32,
-    /// Tokens that requests did not find since the last ask.
-    unmet: AtomicU32,
-    /// Requests that cost less than this are not refused unasked.
-    refused_cost: AtomicU32,
     /// A refill is queued or under way.
     pending: AtomicBool,
     /// Taken from since the table last looked.
     used: AtomicBool,
     /// The count of this pod alone.
     pub(super) local: Gcra,
+    /// What its whole burst is worth, in nanoseconds.
+    span: AtomicU64,
+    /// Tokens that requests did not find since the last ask.
+    unmet: AtomicU32,
+    /// Requests that cost less than this are not refused unasked.
+    refused_cost: AtomicU32,
     /// Tokens that requests wait for.
     waiting: AtomicU64,
     /// The least that one of them waits for; 0 where none waits.
@@ -97,18 +101,21 @@ const fn plan_word(generation: u64, terms: u16) -> u64 {
 }
 
 impl Bucket {
-    /// An empty-handed bucket, whose local count begins at `local`.
-    pub(super) fn new(generation: u64, terms: u16, local: Gcra, shard: u8, name: Box<str>) -> Self {
+    /// An empty-handed bucket under one of a plan's terms, whose local count begins at `local`.
+    pub(super) fn new(plan: &Plan, terms: u16, local: Gcra, shard: u8, name: Box<str>) -> Self {
+        let numbers = &plan.terms[usize::from(terms)];
         Self {
             grants: [const { AtomicU64::new(0) }; 4],
             refused_until: AtomicU64::new(0),
-            plan: AtomicU64::new(plan_word(generation, terms)),
+            plan: AtomicU64::new(plan_word(plan.generation, terms)),
+            tau: AtomicU64::new(numbers.tau),
             low: AtomicU32::new(0),
-            unmet: AtomicU32::new(0),
-            refused_cost: AtomicU32::new(0),
             pending: AtomicBool::new(false),
             used: AtomicBool::new(true),
             local,
+            span: AtomicU64::new(numbers.span()),
+            unmet: AtomicU32::new(0),
+            refused_cost: AtomicU32::new(0),
             waiting: AtomicU64::new(0),
             least: AtomicU32::new(0),
             placed: AtomicU32::new(0),
@@ -127,8 +134,9 @@ impl Bucket {
     /// low and Redis may be asked for more.
     ///
     /// A grant that was asked for after `now` is none of this request's: its decision was then.
-    pub(super) fn take(&self, now: u64, terms: &Terms, cost: u32) -> Option<(Taken, bool)> {
-        let (lead, latest) = (terms.lead, now.saturating_add(terms.tau));
+    pub(super) fn take(&self, now: u64, cost: u32) -> Option<(Taken, bool)> {
+        let tau = self.tau.load(Relaxed);
+        let (lead, latest) = (lead(tau), now.saturating_add(tau));
         let mut taken = Taken::new();
         let mut left = cost;
         loop {
@@ -211,10 +219,16 @@ impl Bucket {
         self.plan.load(Acquire) >> 16 < generation
     }
 
-    /// Takes the terms of a newer plan, and drops what an older one left.
-    pub(super) fn renew(&self, generation: u64, terms: u16) {
-        let newer = |word: u64| (word >> 16 < generation).then(|| plan_word(generation, terms));
+    /// Takes the terms of a newer plan, and drops what an older one left. What the pod counts by itself stays
+    /// as full as it was.
+    pub(super) fn renew(&self, plan: &Plan, terms: u16, now: u64) {
+        let word = plan_word(plan.generation, terms);
+        let newer = |before: u64| (before >> 16 < plan.generation).then_some(word);
         if self.plan.fetch_update(AcqRel, Acquire, newer).is_ok() {
+            let numbers = &plan.terms[usize::from(terms)];
+            self.tau.store(numbers.tau, Relaxed);
+            let span = numbers.span();
+            self.local.rescale(now, self.span.swap(span, Relaxed), span);
             self.drop_grants();
             self.refused_until.store(0, Relaxed);
             for count in [&self.low, &self.unmet, &self.refused_cost] {
@@ -255,9 +269,11 @@ impl Bucket {
         }
     }
 
-    /// Drops what came from a state of Redis other than the one that began at `since`.
+    /// Drops what came from a state of Redis other than the one that began at `since`. The first grant of that
+    /// finds a bucket that has none.
     pub(super) fn forget_state_before(&self, since: u64) {
-        if self.since.swap(since, Relaxed) != since {
+        if self.since.load(Relaxed) != since {
+            self.since.store(0, Relaxed);
             self.drop_grants();
         }
     }

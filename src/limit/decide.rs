@@ -227,7 +227,7 @@ impl Attempt<'_> {
         let Some(link) = self.link.filter(|_| rule.limit.leased) else {
             return self.take_local(claim, terms.interval, terms.span(), 0);
         };
-        if let Some((taken, low)) = bucket.take(self.now, terms, cost) {
+        if let Some((taken, low)) = bucket.take(self.now, cost) {
             if low && !rule.plan.exact {
                 link.request(rule, bucket, false);
             }
@@ -297,7 +297,7 @@ impl<'a> Held<'a> {
         let terms_of = || if common { 0 } else { rule.terms_of(facts) };
         if bucket.older_than(plan.generation) {
             limit.adopt(plan);
-            bucket.renew(plan.generation, terms_of() as u16);
+            bucket.renew(plan, terms_of() as u16, now);
         }
         let terms = bucket.terms(plan.generation).unwrap_or_else(terms_of);
         let cost = rule.cost(&plan.terms[terms], facts);

@@ -70,6 +70,16 @@ impl Gcra {
         let _ = self.0.fetch_update(Relaxed, Relaxed, back);
     }
 
+    /// Makes it as full of a burst that is worth `to` nanoseconds as it is of one worth `from`.
+    pub(super) fn rescale(&self, now: u64, from: u64, to: u64) {
+        let scaled = |tat: u64| {
+            let missing = u128::from(tat.saturating_sub(now)) * u128::from(to) / u128::from(from.max(1));
+            let tat = now.saturating_add(u64::try_from(missing).unwrap_or(u64::MAX)).min(RETIRED - 1);
+            (missing > 0).then_some(tat)
+        };
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |tat| if tat == RETIRED { None } else { scaled(tat) });
+    }
+
     /// Is it as good as new at `now`, so that it may be forgotten? Then it is, for good.
     pub(super) fn retire(&self, now: u64) -> bool {
         let tat = self.0.load(Relaxed);
@@ -123,6 +133,22 @@ mod tests {
         assert_eq!(bucket.take(MS, 0, 3_600_000 * MS, 3_600_000 * MS, 0), Ok(()));
         assert_eq!(bucket.take(2 * MS, 0, MS, 10 * MS, 0), Err(Denied::Until(3 * MS)));
         assert_eq!(bucket.take(3 * MS, 0, MS, 10 * MS, 0), Ok(()));
+    }
+
+    #[test]
+    fn another_burst_leaves_it_as_full_as_it_was() {
+        for (to, left) in [(50 * MS, 3), (500 * MS, 3), (5 * MS, 3)] {
+            let bucket = Gcra::default();
+            (0..2).for_each(|_| assert_eq!(bucket.take(MS, 0, 10 * MS, 50 * MS, 0), Ok(())));
+            bucket.rescale(MS, 50 * MS, to);
+            let taken = std::iter::from_fn(|| bucket.take(MS, 0, to / 5, to, 0).ok()).count();
+            assert_eq!(taken, left, "a burst of 5 in {to}");
+        }
+        let full = Gcra::default();
+        full.rescale(9 * MS, 50 * MS, 500 * MS);
+        assert!(full.retire(9 * MS));
+        full.rescale(9 * MS, 50 * MS, 500 * MS);
+        assert!(full.retired());
     }
 
     #[test]

@@ -42,16 +42,8 @@ impl Pattern {
         let fits = |value: &[u8]| self.fits(Some(value));
         match part {
             KeyPart::Header(name) => facts.said.any_field(name, &fits),
-            KeyPart::Claim(name) => facts.said.any_claim(name, self.text(), &fits),
+            KeyPart::Claim(name) => facts.said.any_claim(name, &fits),
             _ => self.fits(key::value(part, facts)),
-        }
-    }
-
-    /// The whole text that is expected.
-    fn text(&self) -> Option<&str> {
-        match self {
-            Self::Exact(text) => std::str::from_utf8(text).ok(),
-            Self::Beginning(_) => None,
         }
     }
 

@@ -97,8 +97,8 @@ pub trait Said {
         None
     }
 
-    /// Whether a claim of any token that was verified fits, or is a list that has `text`.
-    fn any_claim(&self, _name: &str, _text: Option<&str>, _fits: &dyn Fn(&[u8]) -> bool) -> bool {
+    /// Whether a claim of any token that was verified fits, or is a list of which a member does.
+    fn any_claim(&self, _name: &str, _fits: &dyn Fn(&[u8]) -> bool) -> bool {
         false
     }
 }
@@ -155,7 +155,8 @@ impl State {
         let table = before.map_or_else(Arc::default, |before| before.table.clone());
         let sidecar =
             before.map_or_else(|| format!("{:016x}", fastrand::u64(..)), |before| before.sidecar.clone());
-        let link = redis.map(|redis| Link::start(redis, &sidecar, &table, handle)).transpose()?;
+        let id = STATES.fetch_add(1, Relaxed);
+        let link = redis.map(|redis| Link::start(redis, &sidecar, id, &table, handle)).transpose()?;
         let known =
             |before: &Self| before.limits().iter().map(|(id, known)| (id.clone(), known.clone())).collect();
         let state = Arc::new(Self {
@@ -165,7 +166,7 @@ impl State {
             table,
             seeds: before.map_or_else(Arc::default, |before| before.seeds.clone()),
             sidecar,
-            id: STATES.fetch_add(1, Relaxed),
+            id,
             written: AtomicU64::new(0),
         });
         handle.spawn(sweep(Arc::downgrade(&state)));
@@ -219,7 +220,7 @@ impl State {
             state: self.id,
             redis_name,
             plan: ArcSwap::new(plan.clone()),
-            common: Arc::new(Bucket::new(plan.generation, 0, Gcra::default(), shard, "".into())),
+            common: Arc::new(Bucket::new(&plan, 0, Gcra::default(), shard, "".into())),
             lost_at: AtomicU64::new(0),
             keys: AtomicU32::new(0),
             sidecars: AtomicU32::new(1),

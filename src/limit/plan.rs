@@ -35,8 +35,11 @@ pub(super) struct Terms {
     pub(super) interval: u64,
     /// How long a granted token may be spent, in nanoseconds from before it was asked for.
     pub(super) tau: u64,
-    /// Tokens that die within this many nanoseconds no longer count as stock.
-    pub(super) lead: u64,
+}
+
+/// Of tokens that live for `tau`: those that die within this many nanoseconds no longer count as stock.
+pub(super) const fn lead(tau: u64) -> u64 {
+    tau / 8
 }
 
 impl Plan {
@@ -66,7 +69,7 @@ impl Plan {
 impl Terms {
     fn new((of, id): (LimitTerms, u32)) -> Self {
         let tau = of.lease as u64;
-        Self { of, id, interval: (of.interval.ceil() as u64).max(1), tau, lead: tau / 8 }
+        Self { of, id, interval: (of.interval.ceil() as u64).max(1), tau }
     }
 
     /// One sidecar's part of the rate among `sidecars`: the interval between its tokens, and

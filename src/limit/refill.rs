@@ -70,6 +70,7 @@ impl Link {
     pub(super) fn start(
         written: &model::Redis,
         sidecar: &str,
+        state: u64,
         table: &Arc<Table>,
         handle: &tokio::runtime::Handle,
     ) -> Result<Self, String> {
@@ -92,6 +93,7 @@ impl Link {
                 due,
                 status: status.clone(),
                 table: table.clone(),
+                state,
                 budget: written.budget.0,
                 later: BinaryHeap::new(),
                 greet: Greet::All,
@@ -140,6 +142,8 @@ struct Refill {
     due: Receiver,
     status: Arc<Status>,
     table: Arc<Table>,
+    /// Whose limits it asks for.
+    state: u64,
     budget: Duration,
     /// Exhausted buckets, by when they may have tokens again.
     later: BinaryHeap<Reverse<Later>>,
@@ -298,7 +302,7 @@ impl Refill {
     fn meet(&mut self, shards: &[u8], answers: &[RedisResult<Value>]) -> RedisResult<()> {
         for (shard, answer) in shards.iter().zip(answers) {
             let greeting = read_greeting(answer.as_ref().map_err(Clone::clone)?)?;
-            self.state(*shard, greeting.since, shards.len() == 1);
+            self.state_of(*shard, greeting.since, shards.len() == 1);
             self.status.warn(self.lane, greeting.warnings);
         }
         Ok(())
@@ -306,9 +310,9 @@ impl Refill {
 
     /// Takes note of when a shard's state began. If it is another than it was, its leases are dropped; what
     /// befell one shard has befallen others, so they are asked too, if they were not just now.
-    fn state(&mut self, shard: u8, since: u64, ask_others: bool) {
+    fn state_of(&mut self, shard: u8, since: u64, ask_others: bool) {
         if self.status.state(shard, since) {
-            self.table.forget_state_before(shard, since);
+            self.table.forget_state_before(self.state, shard, since);
             if ask_others {
                 self.greet = Greet::All;
             }
@@ -331,7 +335,7 @@ impl Refill {
             match grants {
                 Ok(grants) => {
                     if let (Some(ask), Some(grant)) = (mine.first(), grants.first()) {
-                        self.state(ask.due.bucket.shard, grant.since, true);
+                        self.state_of(ask.due.bucket.shard, grant.since, true);
                     }
                     mine.iter_mut().zip(grants).for_each(|(ask, grant)| ask.place(&grant, now));
                 }

@@ -91,7 +91,7 @@ impl Rule {
         };
         let lost_at = limit.lost_at.load(Relaxed);
         let tat = if lost_at == 0 { 0 } else { lost_at.saturating_add(plan.terms[terms].span()) };
-        Bucket::new(plan.generation, terms as u16, Gcra::full_at(tat), shard, name)
+        Bucket::new(plan, terms as u16, Gcra::full_at(tat), shard, name)
     }
 }
 

@@ -70,10 +70,11 @@ impl Table {
         limits.push(Arc::downgrade(limit));
     }
 
-    /// Drops the leases of a shard of Redis that came from another state than the one since `since`.
-    pub(super) fn forget_state_before(&self, shard: u8, since: u64) {
+    /// Drops the leases of a shard of the Redis that `state` asks which came from another state of it than the
+    /// one since `since`.
+    pub(super) fn forget_state_before(&self, state: u64, shard: u8, since: u64) {
         let forget = |limit: &Limit, bucket: &Bucket| {
-            if limit.leased && bucket.shard == shard {
+            if limit.leased && limit.state == state && bucket.shard == shard {
                 bucket.forget_state_before(since);
             }
         };
@@ -115,12 +116,15 @@ impl Table {
         // Without the lock, as it takes a digest.
         let bucket = Arc::new(make());
         let Shard { keys, order } = &mut *self.shard(key);
-        let full = keys.len() >= self.per_shard && !make_room(keys, order, now);
         // What cannot be forgotten while it counts leaves half of the room to other limits.
         let greedy = !limit.leased && limit.keys.load(Relaxed) as usize >= self.per_shard * SHARDS / 2;
+        let room = match greedy {
+            true => make_room(keys, order, now, Some(limit)),
+            false => keys.len() < self.per_shard || make_room(keys, order, now, None),
+        };
         match keys.entry(key) {
             Entry::Occupied(known) => Some(known.get().bucket.clone()),
-            Entry::Vacant(_) if full || greedy => {
+            Entry::Vacant(_) if !room => {
                 limit.lost_at.fetch_max(now, Relaxed);
                 None
             }
@@ -143,7 +147,7 @@ impl Table {
     pub(super) fn sweep(&self, now: u64) {
         for shard in &self.shards {
             let Shard { keys, order } = &mut *lock(shard);
-            order.retain(|key| !forget(keys, *key, now, false));
+            order.retain(|key| !forget(keys, *key, now, false, None));
             keys.shrink_to(2 * order.len());
         }
     }
@@ -158,13 +162,18 @@ fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets one key, the first in order that was not used since it was last looked at; if all of these were,
-/// the first that may be forgotten.
-fn make_room(keys: &mut HashMap<u128, Known>, order: &mut VecDeque<u128>, now: u64) -> bool {
+/// Forgets one key, of one limit if `of` says so: the first in order that was not used since it was last looked
+/// at; if all of these were, the first that may be forgotten.
+fn make_room(
+    keys: &mut HashMap<u128, Known>,
+    order: &mut VecDeque<u128>,
+    now: u64,
+    of: Option<&Arc<Limit>>,
+) -> bool {
     for used in [false, true] {
         for _ in 0..TRIES {
             let Some(key) = order.pop_front() else { return false };
-            if forget(keys, key, now, used) {
+            if forget(keys, key, now, used, of) {
                 return true;
             }
             order.push_back(key);
@@ -174,10 +183,13 @@ fn make_room(keys: &mut HashMap<u128, Known>, order: &mut VecDeque<u128>, now: u
 }
 
 /// Forgets a key if that is safe, and if it was not used since it was last looked at or `used` says that this
-/// is no matter.
-fn forget(keys: &mut HashMap<u128, Known>, key: u128, now: u64, used: bool) -> bool {
+/// is no matter; of one limit alone if `of` says so.
+fn forget(keys: &mut HashMap<u128, Known>, key: u128, now: u64, used: bool, of: Option<&Arc<Limit>>) -> bool {
     let Entry::Occupied(known) = keys.entry(key) else { return true };
     let Known { limit, bucket } = known.get();
+    if of.is_some_and(|of| !Arc::ptr_eq(of, limit)) {
+        return false;
+    }
     if (bucket.take_used() && !used) || !bucket.retire(now) {
         return false;
     }

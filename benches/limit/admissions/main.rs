@@ -3,7 +3,7 @@
 //! log is held against the bound. Whoever runs this stops and starts what they talk to meanwhile.
 //!
 //! Once all have had an answer of Redis it prints `ready` and waits for a line on its input. After the time it
-//! prints one JSON object. Ends with 3 where the configuration is refused.
+//! prints one JSON object.
 
 mod bound;
 mod drive;
@@ -12,7 +12,6 @@ mod offer;
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,8 +26,6 @@ use self::offer::Shape;
 
 /// How long it may take until every sidecar has had an answer of Redis.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What a configuration that is refused ends with.
-const REFUSED: u8 = 3;
 const SECOND: u64 = 1_000_000_000;
 /// Admissions are counted for each tenth of a second.
 const TICK: u64 = SECOND / 10;
@@ -73,15 +70,10 @@ struct Sidecar {
     limits: Limits,
 }
 
-fn main() -> io::Result<ExitCode> {
+fn main() -> io::Result<()> {
     let plan = Plan::parse();
-    let model = match pannier::config::load(&plan.config) {
-        Ok(model) => model,
-        Err(problems) => {
-            eprintln!("{problems}");
-            return Ok(ExitCode::from(REFUSED));
-        }
-    };
+    let model =
+        pannier::config::load(&plan.config).map_err(|problems| io::Error::other(problems.to_string()))?;
     // As the sidecar's own thread for all that no request does itself.
     let control = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let sidecars = (0..plan.sidecars)
@@ -96,7 +88,7 @@ fn main() -> io::Result<ExitCode> {
     let log = drive::all(&plan, model.limits[0].rate.per_second(), &sidecars);
     let cpu = usage() - before;
     println!("{}", result(&plan, &model, &sidecars, log, cpu));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 impl Sidecar {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Bucket, MOST, count};
-use crate::limit::plan::{Plan, Terms};
+use crate::limit::plan::{Plan, Terms, lead};
 
 /// The lease by which an exhausted bucket is left alone although it may have tokens again, at most.
 const LONGEST_PAUSE: u64 = 1_333_000_000;
@@ -105,7 +105,7 @@ impl Bucket {
         let low = if target < 2 { 0 } else { (f64::from(target) * way).ceil() as u32 };
         self.low.store(low, Relaxed);
         // Of what is about to die, only what will be spent before that counts.
-        let fresh = self.live(now + terms.lead);
+        let fresh = self.live(now + lead(terms.tau));
         let dying = (self.live(now) - fresh).min(target / 7);
         self.wanted(terms, target.saturating_sub(fresh + dying).max(self.waiting()), now)
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::limit::plan::{Plan, Terms, tests};
+use crate::limit::plan::{Plan, tests};
 
 const MS: u64 = 1_000_000;
 
@@ -9,7 +9,7 @@ fn plan() -> Plan {
 }
 
 fn bucket() -> Bucket {
-    Bucket::new(1, 0, Gcra::default(), 0, "a".into())
+    Bucket::new(&plan(), 0, Gcra::default(), 0, "a".into())
 }
 
 fn grant(sent: u64, wanted: u32, granted: u32) -> Grant {
@@ -18,18 +18,12 @@ fn grant(sent: u64, wanted: u32, granted: u32) -> Grant {
     Grant { sent, want, granted, held: 1000, wait, sidecars: 1, tau: u64::MAX, since: 1, young: false }
 }
 
-/// Terms of any lease.
-fn ever() -> Terms {
-    let terms = tests::plan("1/s", 2).terms[0];
-    Terms { tau: u64::MAX, lead: 0, ..terms }
-}
-
 fn give_back(bucket: &Bucket, taken: Taken) {
     taken.into_iter().for_each(|lease| bucket.give_back(lease));
 }
 
 fn take_all(bucket: &Bucket, now: u64) -> usize {
-    std::iter::from_fn(|| bucket.take(now, &ever(), 1)).count()
+    std::iter::from_fn(|| bucket.take(now, 1)).count()
 }
 
 #[test]
@@ -40,7 +34,7 @@ fn every_grant_dies_by_its_own_clock() {
     assert_eq!(bucket.live(1099 * MS), 12);
     assert_eq!(bucket.live(1100 * MS), 7, "tau after it was asked for, not after it came");
     assert_eq!(take_all(&bucket, 1149 * MS), 7);
-    assert_eq!(bucket.take(1149 * MS, &ever(), 1), None);
+    assert_eq!(bucket.take(1149 * MS, 1), None);
 }
 
 #[test]
@@ -49,7 +43,7 @@ fn the_grant_that_expires_first_is_spent_first() {
     bucket.granted(&plan, &grant(1050 * MS, 7, 7), 1051 * MS);
     bucket.granted(&plan, &grant(1000 * MS, 5, 5), 1052 * MS);
     for _ in 0..5 {
-        bucket.take(1053 * MS, &ever(), 1).expect("a token");
+        bucket.take(1053 * MS, 1).expect("a token");
     }
     assert_eq!(bucket.live(1100 * MS), 7);
 }
@@ -66,10 +60,10 @@ fn a_grant_that_comes_after_its_tau_is_dropped() {
 fn a_token_goes_back_to_its_own_grant_or_nowhere() {
     let (bucket, plan) = (bucket(), plan());
     bucket.granted(&plan, &grant(1000 * MS, 1, 1), 1001 * MS);
-    let (lease, _) = bucket.take(1002 * MS, &ever(), 1).expect("a token");
+    let (lease, _) = bucket.take(1002 * MS, 1).expect("a token");
     give_back(&bucket, lease);
     assert_eq!(bucket.live(1002 * MS), 1);
-    let (lease, _) = bucket.take(1002 * MS, &ever(), 1).expect("the same token");
+    let (lease, _) = bucket.take(1002 * MS, 1).expect("the same token");
     for i in 1..=4 {
         bucket.granted(&plan, &grant(1000 * MS + i * MS, 1, 1), 1010 * MS);
     }
@@ -103,11 +97,15 @@ fn a_new_plan_drops_old_grants_even_those_on_their_way() {
     let (bucket, plan) = (bucket(), plan());
     bucket.granted(&plan, &grant(1000 * MS, 5, 5), 1001 * MS);
     assert!(bucket.older_than(2));
-    bucket.renew(2, 0);
+    bucket.renew(&Plan { generation: 2, ..self::plan() }, 0, 1002 * MS);
     bucket.granted(&plan, &grant(1001 * MS, 5, 5), 1002 * MS);
     assert_eq!(bucket.live(1003 * MS), 0);
-    bucket.renew(1, 0);
+    bucket.renew(&plan, 0, 1003 * MS);
     assert!(!bucket.older_than(2), "an older plan changes nothing");
+    let longer = Plan { generation: 3, ..tests::plan("100/s", 200) };
+    bucket.renew(&longer, 0, 1004 * MS);
+    bucket.granted(&longer, &grant(1004 * MS, 5, 5), 1005 * MS);
+    assert_eq!(take_all(&bucket, 1006 * MS), 5, "also by who waited since the plan before");
 }
 
 #[test]
@@ -123,7 +121,7 @@ fn it_asks_for_what_was_demanded_and_no_more() {
     let (steady, now) = (self::bucket(), 1061 * MS);
     steady.granted(&plan, &grant(1000 * MS, 80, 80), 1001 * MS);
     for _ in 0..60 {
-        steady.take(now, &plan.terms[0], 1).expect("a token");
+        steady.take(now, 1).expect("a token");
     }
     assert_eq!(steady.want(&plan.terms[0], now, 20 * MS).wanted, 70);
 }
@@ -136,11 +134,10 @@ fn a_low_stock_is_told_while_redis_may_be_asked() {
     }
     assert_eq!(bucket.want(&plan.terms[0], 1000 * MS, 20 * MS).wanted, 10);
     bucket.granted(&plan, &grant(1000 * MS, 10, 10), 1001 * MS);
-    let low: Vec<bool> =
-        std::iter::from_fn(|| bucket.take(1002 * MS, &plan.terms[0], 1)).map(|(_, low)| low).collect();
+    let low: Vec<bool> = std::iter::from_fn(|| bucket.take(1002 * MS, 1)).map(|(_, low)| low).collect();
     assert_eq!(low.iter().position(|low| *low), Some(7), "two of ten are left: {low:?}");
     bucket.granted(&plan, &grant(1010 * MS, 10, 9), 1011 * MS);
-    assert!(std::iter::from_fn(|| bucket.take(1012 * MS, &plan.terms[0], 1)).all(|(_, low)| !low));
+    assert!(std::iter::from_fn(|| bucket.take(1012 * MS, 1)).all(|(_, low)| !low));
 }
 
 #[test]
@@ -148,7 +145,7 @@ fn tokens_are_taken_once_by_any_number_of_threads() {
     let (bucket, plan) = (bucket(), plan());
     bucket.granted(&plan, &grant(1000 * MS, 5000, 5000), 1001 * MS);
     let taken: usize = std::thread::scope(|scope| {
-        let take = || (0..3000).filter(|_| bucket.take(1002 * MS, &plan.terms[0], 1).is_some()).count();
+        let take = || (0..3000).filter(|_| bucket.take(1002 * MS, 1).is_some()).count();
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
     });

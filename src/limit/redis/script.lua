@@ -3,7 +3,7 @@
 -- KEYS: the shard's marker; then for each group, which is one rate of one limit:
 --   the sidecars that asked lately, a sorted set by time
 --   the terms in force, where sidecars disagree: of the newest configuration
---   its buckets: each the time, in microseconds, at which it is full again (TAT)
+--   its buckets: each the time, in microseconds, at which it is full again (TAT), and how long filling it takes
 -- ARGV: the sidecar that asks; `empty` or `full`, what buckets hold after state was lost; then for each group:
 --   how many buckets follow
 --   microseconds from one token to the next
@@ -72,6 +72,7 @@ while key <= #KEYS do
     end
 
     local span = capacity * interval
+    local filling = digits(math.max(1, span))
     local floor = ARGV[2] == 'full' and 0 or since + span
     answer[#answer + 1] = sidecars
     answer[#answer + 1] = math.floor(tau)
@@ -79,8 +80,14 @@ while key <= #KEYS do
         local bucket = KEYS[key + 2 + b]
         local wanted, least = tonumber(ARGV[arg + 6 + 2 * b]), tonumber(ARGV[arg + 7 + 2 * b])
         least = math.min(least, math.floor(capacity))
-        -- A bucket is never emptier than empty: not after a rate change, nor after this clock was set back.
-        local tat = math.max(now, floor, math.min(tonumber(redis.call('GET', bucket) or nil) or 0, now + span))
+        local full_at, took = string.match(redis.call('GET', bucket) or '', '^(%d+) (%d+)$')
+        local missing = math.max(0, (tonumber(full_at or nil) or 0) - now)
+        if took and took ~= filling then
+            -- Under another rate or burst it stays as full as it was.
+            missing = missing * span / tonumber(took)
+        end
+        -- A bucket is never emptier than empty: not after this clock was set back either.
+        local tat = math.max(floor, now + math.min(missing, span))
         local held = math.max(0, math.floor((now + span - tat) / interval))
         local granted = math.min(wanted, held)
         if granted < math.min(wanted, least) then
@@ -89,7 +96,7 @@ while key <= #KEYS do
         -- Rounded up: no rounding ever makes a token.
         tat = math.ceil(tat + granted * interval)
         if tat > now then
-            redis.call('SET', bucket, digits(tat), 'PX', digits(math.ceil((tat - now) / 1000) + 1))
+            redis.call('SET', bucket, digits(tat) .. ' ' .. filling, 'PX', digits(math.ceil((tat - now) / 1000) + 1))
         end
         answer[#answer + 1] = granted
         answer[#answer + 1] = math.floor(1000 * held / capacity)

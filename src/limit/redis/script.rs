@@ -91,10 +91,8 @@ impl Caller {
         self.say_who(&mut command);
         for Group { plan, terms, wants, .. } in &call.groups {
             let terms = &plan.terms[*terms];
-            let tau = terms.tau as f64 / 1e3;
-            let remembered = (2.0 * tau).clamp(REMEMBERED.0, REMEMBERED.1).round();
-            command.arg(wants.len()).arg(terms.of.interval / 1e3).arg(terms.of.capacity).arg(tau);
-            command.arg(plan.written).arg(remembered);
+            command.arg(wants.len()).arg(terms.of.interval / 1e3).arg(terms.of.capacity);
+            command.arg(terms.tau as f64 / 1e3).arg(plan.written).arg(remembered(plan));
             for (_, want) in wants {
                 command.arg(want.wanted).arg(want.least);
             }
@@ -123,6 +121,12 @@ impl Caller {
     fn keys(&self, shard: u8) -> String {
         format!("{}:{{{shard}}}:", self.prefix)
     }
+}
+
+/// How long, in microseconds, a sidecar is counted after it asked for any key of the limit.
+fn remembered(plan: &Plan) -> f64 {
+    let longest = plan.terms.iter().map(|terms| terms.tau).max().unwrap_or(0);
+    (2.0 * longest as f64 / 1e3).clamp(REMEMBERED.0, REMEMBERED.1).round()
 }
 
 /// Reads the answer of one call that was sent at `sent`: the grants, in the order of its wants.
@@ -184,7 +188,7 @@ mod tests {
     #[test]
     fn what_is_no_answer_of_the_script_is_an_error() {
         let (limit, plan) = limit_of("10/s", 10);
-        let (a, b) = (bucket_of("a"), bucket_of("b"));
+        let (a, b) = (bucket_of(&plan, "a"), bucket_of(&plan, "b"));
         let want = |wanted| Want { wanted, least: 1 };
         let wants = vec![(&a, want(3)), (&b, want(1))];
         let call = Call { shard: 0, groups: vec![Group { limit: &limit, plan: &plan, terms: 0, wants }] };

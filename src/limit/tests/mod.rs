@@ -167,7 +167,7 @@ pub(super) fn limit_of(rate: &str, burst: u32) -> (Arc<Limit>, Arc<Plan>) {
         leased: true,
         redis_name,
         plan: ArcSwap::new(plan.clone()),
-        common: Arc::new(Bucket::new(1, 0, Gcra::default(), shard, "".into())),
+        common: Arc::new(Bucket::new(&plan, 0, Gcra::default(), shard, "".into())),
         lost_at: AtomicU64::new(0),
         keys: AtomicU32::new(0),
         sidecars: AtomicU32::new(1),
@@ -180,12 +180,13 @@ pub(super) fn limit_of(rate: &str, burst: u32) -> (Arc<Limit>, Arc<Plan>) {
 /// A bucket of such a limit that wants tokens.
 pub(super) fn due() -> refill::Due {
     let (limit, plan) = limit_of("1/s", 2);
-    refill::Due::new(limit, plan, Arc::new(bucket_of("a")))
+    let bucket = Arc::new(bucket_of(&plan, "a"));
+    refill::Due::new(limit, plan, bucket)
 }
 
-/// A bucket of that limit.
-pub(super) fn bucket_of(name: &str) -> Bucket {
-    Bucket::new(1, 0, Gcra::default(), 0, name.into())
+/// A bucket of a limit of that plan.
+pub(super) fn bucket_of(plan: &Plan, name: &str) -> Bucket {
+    Bucket::new(plan, 0, Gcra::default(), 0, name.into())
 }
 
 /// Checks that no window T of the log holds more than R·T + B.

@@ -88,7 +88,7 @@ impl Clocked {
     /// Runs the script at a time of the server's clock, in nanoseconds, for buckets of one limit.
     fn ask(&mut self, at: u64, plan: &Arc<Plan>, who: &str, wants: &[(&str, Want)], sent: u64) -> Vec<Grant> {
         let (limit, _) = limit_of("1/s", 2);
-        let buckets: Vec<Bucket> = wants.iter().map(|(name, _)| bucket_of(name)).collect();
+        let buckets: Vec<Bucket> = wants.iter().map(|(name, _)| bucket_of(plan, name)).collect();
         let wants = buckets.iter().zip(wants).map(|(bucket, (_, want))| (bucket, *want)).collect();
         let call = Call { shard: 0, groups: vec![Group { limit: &limit, plan, terms: 0, wants }] };
         let command = self.caller(who).command(&call);
@@ -255,7 +255,7 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
     let mut log = Vec::new();
     let mut time = S;
     let mut sidecars: Vec<Sidecar> = (0..SIDECARS as u64)
-        .map(|i| Sidecar { bucket: bucket_of("a"), offset: i * 77 * S + 13 * i, asked: None })
+        .map(|i| Sidecar { bucket: bucket_of(plan, "a"), offset: i * 77 * S + 13 * i, asked: None })
         .collect();
     for step in steps {
         match *step {
@@ -263,7 +263,7 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
             Step::Requests(who, requests) => {
                 let sidecar = &sidecars[who];
                 for _ in 0..requests {
-                    match sidecar.bucket.take(time + sidecar.offset, terms, 1) {
+                    match sidecar.bucket.take(time + sidecar.offset, 1) {
                         Some(_) => log.push(time),
                         None => sidecar.bucket.missed(1),
                     }
@@ -271,14 +271,14 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
             }
             Step::Rush => {
                 for sidecar in &sidecars {
-                    while sidecar.bucket.take(time + sidecar.offset, terms, 1).is_some() {
+                    while sidecar.bucket.take(time + sidecar.offset, 1).is_some() {
                         log.push(time);
                     }
                 }
             }
             Step::Returned(who) => {
                 let sidecar = &sidecars[who];
-                if let Some((taken, _)) = sidecar.bucket.take(time + sidecar.offset, terms, 1) {
+                if let Some((taken, _)) = sidecar.bucket.take(time + sidecar.offset, 1) {
                     taken.into_iter().for_each(|lease| sidecar.bucket.give_back(lease));
                 }
             }
@@ -310,7 +310,7 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
             Step::Lose(who) => sidecars[who].asked = None,
             Step::Kill(who) => {
                 sidecars[who].asked = None;
-                sidecars[who].bucket = bucket_of("a");
+                sidecars[who].bucket = bucket_of(plan, "a");
             }
         }
     }
@@ -397,7 +397,7 @@ fn a_server_that_lost_its_state_grants_what_has_accrued_since() {
     let (limit, _) = limit_of("1/s", 2);
     redis.another(None, 0);
     let careless = Caller::new(&redis.script, "x", &format!("test{}", redis.simulations), true);
-    let (bucket, wants) = (bucket_of("a"), want(100));
+    let (bucket, wants) = (bucket_of(&plan, "a"), want(100));
     let group = Group { limit: &limit, plan: &plan, terms: 0, wants: vec![(&bucket, wants)] };
     let call = Call { shard: 0, groups: vec![group] };
     let answer = redis.run(DAY + 3_000 * S, &careless.command(&call));
@@ -429,4 +429,16 @@ fn the_newest_configuration_holds_for_all_sidecars() {
     let back = plan_of("1000/s", 200, 3);
     assert_eq!(redis.ask_one(DAY + 2 * S, &back, "x", 70).granted, 70, "of a hundred");
     assert_eq!(redis.ask_one(DAY + 2 * S, &new, "y", 100).granted, 30, "who is behind has the newest too");
+}
+
+#[test]
+fn another_rate_leaves_a_bucket_as_full_as_it_was() {
+    let (quick, slow) = (plan_of("1000/s", 200, 1), plan_of("10/s", 200, 2));
+    let redis = &mut Clocked::start();
+    assert_eq!(redis.ask_one(DAY, &quick, "x", 70).granted, 70);
+    assert_eq!(redis.ask_one(DAY, &slow, "x", 100).granted, 30, "what was spent is spent");
+    assert_eq!(redis.ask_one(DAY + S, &slow, "x", 100).granted, 10);
+    let quick = plan_of("1000/s", 20, 3);
+    assert_eq!(redis.ask_one(DAY + S, &quick, "x", 100).granted, 0);
+    assert_eq!(redis.ask_one(DAY + S + 5 * MS, &quick, "x", 100).granted, 5);
 }

@@ -62,8 +62,8 @@ pub(super) struct Bucket {
     placed_at: AtomicU64,
     /// How often in a row it was asked for more right after an answer.
     hurried: AtomicU32,
-    /// When there last was not enough for all who ask; 0 for never.
-    short_at: AtomicU64,
+    /// When an answer said that there is not enough for all who ask; 0 where the last did not.
+    scarce_at: AtomicU64,
     /// When the state began that the last grant came from, by Redis's clock; 0 for none.
     since: AtomicU64,
     /// How many sidecars ask for its limit and shard, as last told.
@@ -121,7 +121,7 @@ impl Bucket {
             placed: AtomicU32::new(0),
             placed_at: AtomicU64::new(0),
             hurried: AtomicU32::new(0),
-            short_at: AtomicU64::new(0),
+            scarce_at: AtomicU64::new(0),
             since: AtomicU64::new(0),
             sidecars: AtomicU32::new(0),
             refilled: Notify::new(),
@@ -235,7 +235,7 @@ impl Bucket {
                 count.store(0, Relaxed);
             }
             self.placed_at.store(0, Relaxed);
-            self.short_at.store(0, Relaxed);
+            self.scarce_at.store(0, Relaxed);
         }
     }
 

@@ -245,7 +245,7 @@ impl Attempt<'_> {
             WithoutRedis::Open => Ok(Token::Free),
             WithoutRedis::Closed => Err(NoToken::Refused(Refused::unavailable())),
             WithoutRedis::Share => {
-                let known = bucket.sidecars.load(Relaxed).max(rule.limit.sidecars.load(Relaxed));
+                let known = bucket.sidecars.load(Relaxed).max(rule.limit.most_sidecars());
                 let (interval, span) = terms.share(known);
                 // Empty at the moment in which Redis was lost: what was leased is spent beside it.
                 self.take_local(claim, interval, span, since)

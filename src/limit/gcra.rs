@@ -41,8 +41,9 @@ impl Gcra {
         most: u64,
     ) -> Result<(), Denied> {
         let span = span.max(interval);
-        let full = now.saturating_add(span);
-        let emptiest = now.saturating_add(span.max(most));
+        // What is beyond all time is no count, and never that of a retired bucket.
+        let full = now.saturating_add(span).min(RETIRED - 1);
+        let emptiest = now.saturating_add(span.max(most)).min(RETIRED - 1);
         let mut seen = self.0.load(Relaxed);
         loop {
             if seen == RETIRED {
@@ -51,10 +52,11 @@ impl Gcra {
             // Beyond that lies only what an earlier, slower rate left: the bucket is empty, and fills from
             // now on.
             let next = seen.max(now).max(floor).min(emptiest).saturating_add(interval);
+            let until = next.saturating_sub(span).max(now);
             let (word, result) = match next {
                 _ if next <= full => (next, Ok(())),
-                _ if seen <= emptiest => return Err(Denied::Until(next - span)),
-                _ => (emptiest, Err(Denied::Until(next - span))),
+                _ if seen <= emptiest => return Err(Denied::Until(until)),
+                _ => (emptiest, Err(Denied::Until(until))),
             };
             match self.0.compare_exchange_weak(seen, word, Relaxed, Relaxed) {
                 Ok(_) => return result,
@@ -149,6 +151,15 @@ mod tests {
         assert!(full.retire(9 * MS));
         full.rescale(9 * MS, 50 * MS, 500 * MS);
         assert!(full.retired());
+    }
+
+    #[test]
+    fn a_part_of_the_rate_that_never_comes_refuses_and_retires_nothing() {
+        let bucket = Gcra::default();
+        for now in [MS, 2 * MS] {
+            assert!(matches!(bucket.take(now, 0, u64::MAX, u64::MAX, u64::MAX), Err(Denied::Until(_))));
+        }
+        assert!(!bucket.retired());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use crate::config::model::Direction;
 
 use super::bucket::Bucket;
+use super::key::SHARDS;
 use super::plan::Plan;
 
 /// A limit that is kept while any configuration has one of the same name, direction, key and
@@ -33,8 +34,8 @@ pub(super) struct Limit {
     pub(super) lost_at: AtomicU64,
     /// Keys in the table.
     pub(super) keys: AtomicU32,
-    /// How many sidecars ask Redis for it, this one included, as last told of any key.
-    pub(super) sidecars: AtomicU32,
+    /// How many sidecars ask Redis for it, this one included, as last told of any key of each shard.
+    pub(super) sidecars: [AtomicU32; SHARDS as usize],
     pub(super) counters: Arc<Counters>,
 }
 
@@ -53,6 +54,16 @@ pub(super) struct Counters {
 }
 
 impl Limit {
+    /// Takes note of how many sidecars ask for its keys of a shard.
+    pub(super) fn told_of_sidecars(&self, shard: u8, sidecars: u32) {
+        self.sidecars[usize::from(shard)].store(sidecars, Relaxed);
+    }
+
+    /// How many sidecars ask for it: where most do, as a key that nobody has asked for yet may be anywhere.
+    pub(super) fn most_sidecars(&self) -> u32 {
+        self.sidecars.iter().map(|known| known.load(Relaxed)).max().unwrap_or(0).max(1)
+    }
+
     /// Takes a newer plan; an older one changes nothing.
     pub(super) fn adopt(&self, plan: &Arc<Plan>) {
         self.plan.rcu(|current| if plan.newer_than(current) { plan.clone() } else { current.clone() });

@@ -223,7 +223,7 @@ impl State {
             common: Arc::new(Bucket::new(&plan, 0, Gcra::default(), shard, "".into())),
             lost_at: AtomicU64::new(0),
             keys: AtomicU32::new(0),
-            sidecars: AtomicU32::new(1),
+            sidecars: Default::default(),
             counters: before.map_or_else(Arc::default, |before| before.counters.clone()),
         });
         self.table.add(&limit);

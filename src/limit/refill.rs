@@ -40,7 +40,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const GREETED: Duration = Duration::from_secs(60);
 
 /// A bucket that wants tokens.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Due {
     limit: Arc<Limit>,
     plan: Arc<Plan>,
@@ -100,6 +100,7 @@ impl Link {
                 turn: 0,
                 greeted_at: Instant::now(),
                 way: 0,
+                failed: None,
             };
             handle.spawn(task.run());
             queue
@@ -154,6 +155,9 @@ struct Refill {
     greeted_at: Instant,
     /// What an answer takes lately, in nanoseconds.
     way: u64,
+    /// A bucket whose call failed: it is asked for until one succeeds. That a server says what it is does not mean
+    /// that it grants.
+    failed: Option<Due>,
 }
 
 /// Which shards' servers are asked what they are.
@@ -224,6 +228,7 @@ impl Refill {
     /// One round trip; `paused` is the pause before it. Answers the pause before the next.
     async fn ask(&mut self, batch: &mut Vec<Due>, paused: Duration) -> Duration {
         self.greet_in_turn();
+        batch.extend(self.failed.take().filter(|due| due.bucket.begin_refill()));
         // Beside the time for an answer it takes the queue's, where nobody waits.
         let way = 2 * self.way + PATIENCE.as_nanos() as u64;
         let mut asks = asks(batch, way);
@@ -267,13 +272,14 @@ impl Refill {
             None => {
                 // Whether it has become faster, an answer says.
                 self.greet = Greet::Next;
-                PAUSE.0
+                longer(paused)
             }
             Some(error) => {
                 self.status.errors.fetch_add(1, Relaxed);
                 self.status.down(self.lane, &error);
                 // Whoever answers next may be another.
                 self.greet = Greet::Next;
+                self.failed = asks.first().map(|ask| ask.due.clone());
                 longer(paused)
             }
         };
@@ -395,7 +401,7 @@ impl Ask {
     fn place(&mut self, grant: &Grant, now: u64) {
         let Due { limit, bucket, .. } = &self.due;
         limit.counters.tokens_granted.fetch_add(u64::from(grant.granted), Relaxed);
-        limit.sidecars.store(grant.sidecars, Relaxed);
+        limit.told_of_sidecars(bucket.shard, grant.sidecars);
         self.again = bucket.granted(&self.plan, grant, now);
     }
 

@@ -117,7 +117,7 @@ impl LimitReport {
             burst: terms.of.burst,
             tau: limit.leased.then(|| time(terms.tau)),
             without_redis: limit.leased.then_some(plan.without_redis),
-            sidecars: limit.sidecars.load(Relaxed),
+            sidecars: limit.most_sidecars(),
             keys: limit.keys.load(Relaxed),
             tokens: limit.common.live(now),
             refused_for: limit.common.refused_until(now, 1).map(|until| time(until - now)),

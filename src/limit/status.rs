@@ -7,6 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::clock;
 use super::key::SHARDS;
 
+/// For so long, in nanoseconds, a state that is new again belongs to the same event.
+const QUIET: u64 = 60_000_000_000;
+
 /// Shared by the tasks that ask and all who look.
 #[derive(Debug)]
 pub(super) struct Status {
@@ -21,6 +24,8 @@ pub(super) struct Status {
     pub(super) errors: AtomicU64,
     /// How often a shard's state was found to be another than before.
     pub(super) new_states: AtomicU64,
+    /// When that was last logged, by [`clock::now`]; 0 for never.
+    new_state_logged: AtomicU64,
     /// When each shard's state began, by Redis's clock; 0 where nobody has said yet.
     since: Box<[AtomicU64]>,
     words: Mutex<Words>,
@@ -44,6 +49,7 @@ impl Status {
             calls: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             new_states: AtomicU64::new(0),
+            new_state_logged: AtomicU64::new(0),
             since: zeros(usize::from(SHARDS)),
             words: Mutex::default(),
         }
@@ -84,11 +90,17 @@ impl Status {
     pub(super) fn state(&self, shard: u8, since: u64) -> bool {
         let before = self.since[usize::from(shard)].swap(since, Relaxed);
         let new = before != 0 && before != since;
-        if new && self.new_states.fetch_add(1, Relaxed) == 0 {
+        if !new {
+            return false;
+        }
+        self.new_states.fetch_add(1, Relaxed);
+        // All shards find it out, one after the other.
+        let logged = self.new_state_logged.swap(clock::now(), Relaxed);
+        if logged == 0 || clock::now().saturating_sub(logged) > QUIET {
             let redis = &self.address;
             tracing::warn!(redis, "limits: Redis has lost what it knew, or is another; buckets begin anew");
         }
-        new
+        true
     }
 
     /// Takes note of what is wrong with how Redis is set up.

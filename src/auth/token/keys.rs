@@ -208,8 +208,10 @@ fn read(jwk: &Object) -> Result<Read, String> {
     Ok(Read::Key(Key { algorithm, verifies, public }))
 }
 
-/// A key of RSA, if it is one that protects: with `e: 1` every text is its own signature.
+/// A key of RSA, if it is one that protects: with `e: 1` every text is its own signature. Zeros before a number,
+/// which RFC 7518 section 6.3.1.1 forbids and some issuers write, are no part of it.
 fn rsa(n: &[u8], e: &[u8]) -> Result<DecodingKey, String> {
+    let (n, e) = (&n[zeros(n)..], &e[zeros(e)..]);
     let size = bits(n);
     if !(LEAST_RSA..=MOST_RSA).contains(&size) {
         return Err(format!("has {size} bits; expected {LEAST_RSA} to {MOST_RSA}"));
@@ -221,9 +223,13 @@ fn rsa(n: &[u8], e: &[u8]) -> Result<DecodingKey, String> {
     Ok(DecodingKey::from_rsa_raw_components(n, e))
 }
 
+fn zeros(number: &[u8]) -> usize {
+    number.iter().take_while(|byte| **byte == 0).count()
+}
+
 /// The bits of a number, zeros before it not counted.
 fn bits(number: &[u8]) -> usize {
-    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    let zeros = zeros(number);
     let first = number.get(zeros).map_or(0, |byte| byte.leading_zeros() as usize);
     (number.len() - zeros) * 8 - first
 }

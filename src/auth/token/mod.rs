@@ -17,7 +17,7 @@ mod keys;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str;
@@ -323,6 +323,10 @@ fn bearer(authorization: &[u8]) -> Result<&[u8], Invalid> {
 
 fn read(file: &Path) -> Result<Vec<u8>, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    // To open a pipe would wait for who writes to it.
+    if !fs::metadata(file).map_err(unreadable)?.is_file() {
+        return Err("is no file".into());
+    }
     let mut bytes = Vec::new();
     File::open(file)
         .map_err(unreadable)?

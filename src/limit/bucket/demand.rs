@@ -8,11 +8,13 @@ use crate::limit::plan::{Plan, Terms, lead};
 /// The lease by which an exhausted bucket is left alone although it may have tokens again, at most.
 const LONGEST_PAUSE: u64 = 1_333_000_000;
 
-/// A bucket that is fuller has enough for all: it fills up as fast as it is emptied.
-const HALF: u16 = 500;
-
 /// A bucket that had to begin empty is asked again for what it has so soon.
 const SOON: u64 = 2_000_000;
+
+/// By how many deviations what is asked for is less than what will be needed by the mean: what nobody needs
+/// before it dies, others lack. Where there is enough for all a second round trip costs more than that.
+const SPARING: f64 = 2.0;
+const EASY: f64 = 0.5;
 
 /// Needs that are fewer, per lease, come one by one.
 const FEW: f64 = 8.0;
@@ -32,8 +34,8 @@ pub(in crate::limit) struct Grant {
     pub(in crate::limit) sent: u64,
     pub(in crate::limit) want: Want,
     pub(in crate::limit) granted: u32,
-    /// What the bucket had before, in thousandths of what it holds when full.
-    pub(in crate::limit) held: u16,
+    /// Somebody lately wanted more than the bucket had.
+    pub(in crate::limit) scarce: bool,
     /// Nanoseconds until the bucket has what is of use; 0 where it has it now.
     pub(in crate::limit) wait: u64,
     /// How many sidecars ask for the limit.
@@ -90,13 +92,13 @@ impl Bucket {
     /// what is left is needed for the `way` to Redis and back, in nanoseconds.
     pub(in crate::limit) fn want(&self, terms: &Terms, now: u64, way: u64) -> Want {
         let mut needed = self.needed(terms, now);
-        let short_at = self.short_at.load(Relaxed);
-        if short_at != 0 && now.saturating_sub(short_at) < 4 * terms.tau {
-            // There is not enough for all: no more than will be spent even if by chance few requests come.
-            needed = (needed - 2.0 * needed.sqrt()).max(0.0);
-            if self.is_in_a_hurry(terms, now) {
-                needed = needed.max(2.0 * f64::from(self.demand()));
-            }
+        let scarce_at = self.scarce_at.load(Relaxed);
+        let scarce = scarce_at != 0 && now.saturating_sub(scarce_at) < 4 * terms.tau;
+        if self.placed_at.load(Relaxed) != 0 {
+            needed = (needed - if scarce { SPARING } else { EASY } * needed.sqrt()).max(0.0);
+        }
+        if scarce && self.is_in_a_hurry(terms, now) {
+            needed = needed.max(2.0 * f64::from(self.demand()));
         }
         let target = needed.ceil() as u32;
         self.unmet.store(0, Relaxed);
@@ -160,9 +162,7 @@ impl Bucket {
         // Who came first to a bucket that had to begin empty asks again at once for what is there by then.
         let short = short && !(grant.young && new_state && grant.wait < SOON);
         let again = short.then(|| now.saturating_add(pause(plan, terms, grant)));
-        if short || grant.held < HALF {
-            self.short_at.store(now, Relaxed);
-        }
+        self.scarce_at.store(if short || grant.scarce { now } else { 0 }, Relaxed);
         self.refused_cost.store(if grant.granted == 0 { grant.want.least } else { 0 }, Relaxed);
         self.refused_until.store(again.unwrap_or(0), Relaxed);
         let expiry = grant.sent + grant.tau.min(terms.tau);

@@ -15,7 +15,7 @@ fn bucket() -> Bucket {
 fn grant(sent: u64, wanted: u32, granted: u32) -> Grant {
     let want = Want { wanted, least: 1 };
     let wait = if granted < wanted { MS } else { 0 };
-    Grant { sent, want, granted, held: 1000, wait, sidecars: 1, tau: u64::MAX, since: 1, young: false }
+    Grant { sent, want, granted, scarce: false, wait, sidecars: 1, tau: u64::MAX, since: 1, young: false }
 }
 
 fn give_back(bucket: &Bucket, taken: Taken) {
@@ -116,14 +116,21 @@ fn it_asks_for_what_was_demanded_and_no_more() {
     bucket.granted(&plan, &grant(1000 * MS, 1, 1), 1001 * MS);
     assert_eq!(take_all(&bucket, 1001 * MS), 1);
     bucket.missed(1);
-    assert_eq!(bucket.want(&plan.terms[0], 1001 * MS, 20 * MS).wanted, 4, "two requests in no time");
-    // 60 requests in 60 ms are 90 in nine tenths of tau; 20 are in stock.
+    assert_eq!(bucket.want(&plan.terms[0], 1001 * MS, 20 * MS).wanted, 3, "two requests in no time");
+    // 60 requests in 60 ms are 90 in nine tenths of tau, or half a deviation fewer; 20 are in stock.
     let (steady, now) = (self::bucket(), 1061 * MS);
     steady.granted(&plan, &grant(1000 * MS, 80, 80), 1001 * MS);
     for _ in 0..60 {
         steady.take(now, 1).expect("a token");
     }
-    assert_eq!(steady.want(&plan.terms[0], now, 20 * MS).wanted, 70);
+    assert_eq!(steady.want(&plan.terms[0], now, 20 * MS).wanted, 66);
+    // Where others lack tokens it takes none that it may not spend.
+    let sparing = self::bucket();
+    sparing.granted(&plan, &Grant { scarce: true, ..grant(1000 * MS, 80, 80) }, 1001 * MS);
+    for _ in 0..60 {
+        sparing.take(now, 1).expect("a token");
+    }
+    assert_eq!(sparing.want(&plan.terms[0], now, 20 * MS).wanted, 52);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 -- KEYS: the shard's marker; then for each group, which is one rate of one limit:
 --   the sidecars that asked lately, a sorted set by time
 --   the terms in force, where sidecars disagree: of the newest configuration
---   its buckets: each the time, in microseconds, at which it is full again (TAT), and how long filling it takes
+--   its buckets: each the time, in microseconds, at which it is full again (TAT), how long filling it takes, and
+--   when it last had less than was wanted
 -- ARGV: the sidecar that asks; `empty` or `full`, what buckets hold after state was lost; then for each group:
 --   how many buckets follow
 --   microseconds from one token to the next
@@ -13,9 +14,10 @@
 --   microseconds that a sidecar counts after it asked
 --   for each bucket: tokens wanted, and how many are of use at least
 --
--- Answers { since, now, then for each group: sidecars, tau, and for each bucket: granted, held, wait }. `since` is
--- when this server's state began, by its clock; held is what the bucket had before, in thousandths of what it holds when full;
--- wait is the microseconds until it has what is of use, 0 where it has it now. Without groups it answers { since, maxmemory, its policy, replicas, whether they are a fence, version }.
+-- Answers { since, now, then for each group: sidecars, tau, and for each bucket: granted, scarce, wait }. `since` is
+-- when this server's state began, by its clock; scarce is 1 where the bucket lately had less than was wanted; wait is
+-- the microseconds until it has what is of use, 0 where it has it now. Without groups it answers
+-- { since, maxmemory, its policy, replicas, whether they are a fence, version }.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local function digits(number)
@@ -31,6 +33,9 @@ local since = tonumber(marker[2] or nil)
 if marker[1] ~= of or not since or since > now then
     since = now
     redis.call('HSET', KEYS[1], 'of', of, 'since', digits(now))
+elseif #KEYS == 1 then
+    -- To be greeted takes what to grant does: memory for a write.
+    redis.call('HSET', KEYS[1], 'since', marker[2])
 end
 
 if #KEYS == 1 then
@@ -61,14 +66,18 @@ while key <= #KEYS do
     redis.call('PEXPIRE', ids, digits(remembered / 1000 + 1))
     local sidecars = redis.call('ZCARD', ids)
 
+    -- What is newest holds for all; of what is as new, what admits less. So long after it was last asked by who
+    -- has it that the others have it by then.
     local written = tonumber(ARGV[arg + 4])
     local mine = table.concat({ ARGV[arg + 4], ARGV[arg + 1], ARGV[arg + 2], ARGV[arg + 3] }, ' ')
     local theirs = redis.call('GET', terms)
     local newest, i, c, t = string.match(theirs or '', '^(%d+) (%S+) (%S+) (%S+)$')
-    if newest and tonumber(newest) > written then
-        interval, capacity, tau = tonumber(i), tonumber(c), tonumber(t)
+    newest, i, c, t = tonumber(newest or nil), tonumber(i or nil), tonumber(c or nil), tonumber(t or nil)
+    local stricter = newest == written and (i > interval or i == interval and (c < capacity or c == capacity and t < tau))
+    if newest and (newest > written or stricter) then
+        interval, capacity, tau = i, c, t
     else
-        redis.call('SET', terms, mine, 'PX', digits(remembered / 1000 + 1))
+        redis.call('SET', terms, mine, 'PX', digits(math.max(600000, remembered / 1000 + 1)))
     end
 
     local span = capacity * interval
@@ -80,15 +89,25 @@ while key <= #KEYS do
         local bucket = KEYS[key + 2 + b]
         local wanted, least = tonumber(ARGV[arg + 6 + 2 * b]), tonumber(ARGV[arg + 7 + 2 * b])
         least = math.min(least, math.floor(capacity))
-        local full_at, took = string.match(redis.call('GET', bucket) or '', '^(%d+) (%d+)$')
+        local stored = redis.call('GET', bucket)
+        local full_at, took, scarce_at = string.match(stored or '', '^(%d+) (%d+) ?(%d*)$')
         local missing = math.max(0, (tonumber(full_at or nil) or 0) - now)
-        if took and took ~= filling then
+        if stored and not full_at then
+            -- What nobody here has written says nothing: empty.
+            missing = span
+        elseif took and took ~= filling then
             -- Under another rate or burst it stays as full as it was.
             missing = missing * span / tonumber(took)
         end
         -- A bucket is never emptier than empty: not after this clock was set back either.
         local tat = math.max(floor, now + math.min(missing, span))
         local held = math.max(0, math.floor((now + span - tat) / interval))
+        scarce_at = tonumber(scarce_at or nil)
+        if held < wanted then
+            scarce_at = now
+        elseif scarce_at and (scarce_at > now or now - scarce_at > 4 * tau) then
+            scarce_at = nil
+        end
         local granted = math.min(wanted, held)
         if granted < math.min(wanted, least) then
             granted = 0
@@ -96,10 +115,11 @@ while key <= #KEYS do
         -- Rounded up: no rounding ever makes a token.
         tat = math.ceil(tat + granted * interval)
         if tat > now then
-            redis.call('SET', bucket, digits(tat) .. ' ' .. filling, 'PX', digits(math.ceil((tat - now) / 1000) + 1))
+            local value = digits(tat) .. ' ' .. filling .. (scarce_at and ' ' .. digits(scarce_at) or '')
+            redis.call('SET', bucket, value, 'PX', digits(math.ceil((tat - now) / 1000) + 1))
         end
         answer[#answer + 1] = granted
-        answer[#answer + 1] = math.floor(1000 * held / capacity)
+        answer[#answer + 1] = scarce_at and 1 or 0
         answer[#answer + 1] = math.max(0, math.ceil(tat + math.max(1, least) * interval - now - span))
     end
     key, arg = key + 2 + buckets, arg + 6 + 2 * buckets

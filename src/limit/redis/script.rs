@@ -12,6 +12,9 @@ use super::super::plan::Plan;
 /// How long a sidecar is counted after it asked, at least and at most, in microseconds.
 const REMEMBERED: (f64, f64) = (10e6, 172_800e6);
 
+/// No mesh has more sidecars.
+const MOST_SIDECARS: u64 = 1 << 20;
+
 /// What grants tokens.
 pub(in crate::limit) const SCRIPT: &str = include_str!("script.lua");
 
@@ -143,14 +146,14 @@ pub(in crate::limit) fn read(sent: u64, call: &Call<'_>, answer: &Value) -> Redi
     for group in &call.groups {
         let (sidecars, tau) = (next()?, next()?);
         for (_, want) in &group.wants {
-            let (granted, held, wait) = (next()?, next()?, next()?);
+            let (granted, scarce, wait) = (next()?, next()?, next()?);
             grants.push(Grant {
                 sent,
                 want: *want,
                 granted: u32::try_from(granted).unwrap_or(u32::MAX).min(want.wanted),
-                held: held.min(1_000) as u16,
+                scarce: scarce != 0,
                 wait: wait.saturating_mul(1_000),
-                sidecars: u32::try_from(sidecars).unwrap_or(u32::MAX),
+                sidecars: sidecars.min(MOST_SIDECARS) as u32,
                 tau: tau.saturating_mul(1_000),
                 since,
                 young: now.saturating_sub(since) < tau,

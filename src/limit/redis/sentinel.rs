@@ -1,10 +1,11 @@
-//! The master that sentinels name. It is asked for at every connect, of each sentinel in turn,
-//! until one names a master that can be connected to.
+//! The master that sentinels name. They are asked at every connect, all at once, and most of them must name
+//! the same: one that is cut off from the others may still take the old master for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use redis::{RedisResult, Value};
 
 use super::access::Access;
@@ -16,37 +17,42 @@ pub(super) struct Sentinels {
     master: String,
     addresses: Vec<Address>,
     access: Arc<Access>,
-    /// Who is asked first, counted on: not again the one whose master was lost.
-    next: AtomicUsize,
 }
 
 impl Sentinels {
     /// Of `addresses` there is at least one.
     pub(super) fn new(master: String, addresses: Vec<Address>, access: Arc<Access>) -> Self {
-        let next = AtomicUsize::new(fastrand::usize(..1 << 16));
-        Self { master, addresses, access, next }
+        Self { master, addresses, access }
     }
 
-    /// Connects to the master. Each sentinel, and each master that is named, may take `patience`.
+    /// Connects to the master. The sentinels may take `patience`, and so may the master.
     pub(super) async fn connect(&self, access: &Arc<Access>, patience: Duration) -> RedisResult<Connection> {
-        let first = self.next.fetch_add(1, Relaxed);
-        let mut whys = Vec::new();
-        let mut dead = Vec::new();
-        for i in 0..self.addresses.len() {
-            let sentinel = &self.addresses[first.wrapping_add(i) % self.addresses.len()];
-            match self.ask(sentinel, patience).await {
+        let master = self.named(patience).await?;
+        Connection::new(&master, access, patience)
+            .await
+            .map_err(|error| failure(format_args!("the master `{}` is {error}", self.master)))
+    }
+
+    /// The master by most of the sentinels.
+    async fn named(&self, patience: Duration) -> RedisResult<Address> {
+        let mut answers: FuturesUnordered<_> =
+            self.addresses.iter().map(|sentinel| self.ask(sentinel, patience)).collect();
+        let (mut named, mut whys): (Vec<Address>, Vec<String>) = Default::default();
+        while let Some(answer) = answers.next().await {
+            match answer {
                 Err(error) => whys.push(error.to_string()),
-                Ok(master) if dead.contains(&master) => {}
-                Ok(master) => match Connection::new(&master, access, patience).await {
-                    Ok(connection) => return Ok(connection),
-                    Err(error) => {
-                        whys.push(format!("the master is {error}"));
-                        dead.push(master);
+                Ok(master) => {
+                    named.push(master.clone());
+                    if 2 * named.iter().filter(|other| **other == master).count() > self.addresses.len() {
+                        return Ok(master);
                     }
-                },
+                }
             }
         }
-        Err(failure(format_args!("no master `{}` by its sentinels: {}", self.master, whys.join("; "))))
+        let named = named.iter().map(|master| format!("one names {master}"));
+        let said: Vec<String> = named.chain(whys).collect();
+        let (master, all) = (&self.master, self.addresses.len());
+        Err(failure(format_args!("no master `{master}` by most of {all} sentinels: {}", said.join("; "))))
     }
 
     async fn ask(&self, sentinel: &Address, patience: Duration) -> RedisResult<Address> {

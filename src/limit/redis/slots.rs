@@ -59,7 +59,7 @@ pub(super) fn ranges(answer: &Value, asked: &Address) -> Option<Vec<Range>> {
         };
         let [host, Value::Int(port), ..] = primary.as_slice() else { return None };
         let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
-        if last >= SLOTS {
+        if first > last || last >= SLOTS {
             return None;
         }
         let Some(port) = u16::try_from(*port).ok().filter(|port| *port != 0) else { continue };

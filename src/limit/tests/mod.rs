@@ -170,7 +170,7 @@ pub(super) fn limit_of(rate: &str, burst: u32) -> (Arc<Limit>, Arc<Plan>) {
         common: Arc::new(Bucket::new(&plan, 0, Gcra::default(), shard, "".into())),
         lost_at: AtomicU64::new(0),
         keys: AtomicU32::new(0),
-        sidecars: AtomicU32::new(1),
+        sidecars: Default::default(),
         state: 0,
         counters: Arc::default(),
     };

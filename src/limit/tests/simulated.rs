@@ -183,8 +183,9 @@ fn a_clock_set_back_or_a_slower_plan_leaves_a_bucket_empty_and_no_emptier() {
 
     let slow = plan_of("1/h", 20, 0);
     assert_eq!(redis.ask(DAY, &slow, "x", &[("b", want(100))], DAY)[0].granted, 10);
-    assert_eq!(redis.ask(DAY + 60 * S, &plan, "x", &[("b", want(100))], DAY)[0].granted, 0);
-    assert_eq!(redis.ask(DAY + 61 * S, &plan, "x", &[("b", want(100))], DAY)[0].granted, 10);
+    let quick = plan_of("100/s", 20, 1);
+    assert_eq!(redis.ask(DAY + 60 * S, &quick, "x", &[("b", want(100))], DAY)[0].granted, 0);
+    assert_eq!(redis.ask(DAY + 61 * S, &quick, "x", &[("b", want(100))], DAY)[0].granted, 10);
 }
 
 #[derive(Debug, Clone)]
@@ -441,4 +442,51 @@ fn another_rate_leaves_a_bucket_as_full_as_it_was() {
     let quick = plan_of("1000/s", 20, 3);
     assert_eq!(redis.ask_one(DAY + S, &quick, "x", 100).granted, 0);
     assert_eq!(redis.ask_one(DAY + S + 5 * MS, &quick, "x", 100).granted, 5);
+}
+
+#[test]
+fn of_configurations_of_one_time_the_stricter_holds_for_all() {
+    let (wide, narrow) = (plan_of("100/s", 1000, 7), plan_of("100/s", 100, 7));
+    let redis = &mut Clocked::start();
+    let mut granted = 0;
+    for i in 0..6 {
+        granted += redis.ask_one(DAY + i * S / 2, &wide, "a", 500).granted;
+        granted += redis.ask_one(DAY + i * S / 2, &narrow, "b", 1).granted;
+    }
+    // The first before anyone knew of the other's; then the rate, and the smaller bucket.
+    assert!(granted <= 500 + 250 + 50, "{granted}");
+}
+
+#[test]
+fn the_newest_configuration_holds_while_others_lag() {
+    let (new, old) = (plan_of("1/s", 10, 2), plan_of("1000/s", 10_000, 1));
+    let redis = &mut Clocked::start();
+    redis.ask_one(DAY, &new, "x", 5);
+    for i in 1..=20 {
+        let granted = redis.ask_one(DAY + i * 10 * S, &old, "y", 10_000).granted;
+        assert!(granted <= 5, "{granted} after {i} times 10 s");
+    }
+}
+
+#[test]
+fn a_value_that_no_script_of_ours_wrote_is_an_empty_bucket() {
+    let plan = plan_of("100/s", 20, 0);
+    let redis = &mut Clocked::start();
+    let since = redis.ask_one(DAY, &plan, "x", 1).since;
+    let key = redis.bucket();
+    for value in ["", "x", "2 3 4 5", "-1 5", "1e9 7"] {
+        ::redis::cmd("SET").arg(&key).arg(value).exec(&mut redis.connection).expect("an answer");
+        let grant = redis.ask_one(DAY + S, &plan, "x", 100);
+        assert_eq!((grant.granted, grant.since), (0, since), "{value:?}");
+    }
+}
+
+#[test]
+fn who_wants_more_than_there_is_makes_it_scarce_for_all() {
+    let plan = plan_of("100/s", 20, 0);
+    let redis = &mut Clocked::start();
+    assert!(!redis.ask_one(DAY, &plan, "x", 10).scarce);
+    assert!(redis.ask_one(DAY + 10 * MS, &plan, "x", 2).scarce);
+    assert!(redis.ask_one(DAY + 100 * MS, &plan, "y", 1).scarce);
+    assert!(!redis.ask_one(DAY + 550 * MS, &plan, "y", 1).scarce, "four leases later");
 }

@@ -50,6 +50,19 @@ fn a_key_is_for_one_algorithm() {
 }
 
 #[test]
+fn zeros_before_the_numbers_of_a_key_are_no_part_of_it() {
+    let zero = |name: &str| {
+        let number = URL_SAFE_NO_PAD.decode(RSA.jwk[name].as_str().unwrap()).unwrap();
+        base64([&[0][..], &number].concat())
+    };
+    let key = RSA.jwk(json!({ "n": zero("n"), "e": zero("e") }));
+    let keys = set(&[key]).unwrap();
+    let token = RSA.token(None, &claims(json!({})));
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    assert!(keys.find(None).unwrap().verifies(signed.as_bytes(), signature));
+}
+
+#[test]
 fn keys_that_protect_nothing() {
     fault(
         json!({ "kty": "oct", "k": "AAAA", "kid": "s" }),
@@ -109,5 +122,7 @@ fn files_that_are_no_sets() {
     let error = Tokens::compile(Some(&world.jwt), None).unwrap_err();
     assert_eq!(error, Error { issuer: 0, file, message: "is larger than 1 MiB".into() });
     world.jwt.issuers[0].jwks = world.directory.path().into();
+    assert_eq!(Tokens::compile(Some(&world.jwt), None).unwrap_err().message, "is no file");
+    world.jwt.issuers[0].jwks = world.directory.path().join("none");
     assert!(Tokens::compile(Some(&world.jwt), None).unwrap_err().message.starts_with("cannot be read: "));
 }

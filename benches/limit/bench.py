@@ -39,7 +39,7 @@ from servers import Alone
 
 PARTS = ("stage", "cost", "calls", "steady", "faults", "policies")
 ENDS = (signal.SIGTERM, signal.SIGINT)
-# Blocks of rounds; each has a round for each role of Pannier.
+# Blocks of rounds; a block has a few sidecars of its own.
 BLOCKS, QUICK_BLOCKS = 5, 1
 STAGE, QUICK_STAGE = 3, 1
 # Runs of sidecars at a time; those that count calls are alone.

@@ -11,9 +11,7 @@ ALL = "docs/limits-bench.md"
 SYSTEMS = {
     ("pannier", "one"): "**Pannier**, one limit", ("pannier", "three"): "**Pannier**, three limits",
     ("pannier", "exact"): "one call of Redis for each request, one limit",
-    ("pannier", "exact-three"): "the same, three limits",
     ("envoy", "one"): "Envoy and a rate-limit service, one limit",
-    ("envoy", "three"): "the same, three limits",
 }
 COST = ("sidecar", "service", "redis", "together", "p50_us", "p99_us")
 STAGES = {"none": "no limit: the loop, and the machine", "one": "one limit without a key",

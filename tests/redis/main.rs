@@ -79,12 +79,12 @@ fn of_limit(sidecar: &Sidecar<'_>, name: &str, field: &str) -> u64 {
 /// Waits until requests to `path` are admitted by what Redis has granted since.
 fn is_granted(sidecar: &Sidecar<'_>, from: &Pod, to: SocketAddr, path: &str, limit: &str) {
     eventually(PATIENCE, "Redis to answer", || is_up(sidecar).then_some(()));
-    let (asked, without) =
-        (of_limit(sidecar, limit, "tokens_granted"), of_limit(sidecar, limit, "decided_without_redis"));
+    let granted = of_limit(sidecar, limit, "tokens_granted");
     eventually(PATIENCE, "a request that Redis granted", || {
+        let without = of_limit(sidecar, limit, "decided_without_redis");
         let answer = get(from, to, path, "a");
-        let now = of_limit(sidecar, limit, "decided_without_redis");
-        (answer.status == 200 && of_limit(sidecar, limit, "tokens_granted") > asked && now >= without)
+        let by_redis = of_limit(sidecar, limit, "decided_without_redis") == without;
+        (answer.status == 200 && by_redis && of_limit(sidecar, limit, "tokens_granted") > granted)
             .then_some(())
     });
 }

@@ -108,7 +108,8 @@ limits:
     drop(master);
 }
 
-/// A master that is demoted without a word says READONLY; who hears it asks the sentinels again.
+/// A master that is demoted without a word says READONLY; who hears it asks the sentinels again, and does not
+/// believe one alone.
 #[test]
 fn a_master_that_was_demoted_is_left() {
     let lab = Lab::new();
@@ -120,26 +121,30 @@ fn a_master_that_was_demoted_is_left() {
             pod.v4()
         )
     };
-    let _sentinels =
-        [watch.sentinel(SENTINELS[0], &watched(&first)), watch.sentinel(SENTINELS[1], &watched(&second))];
+    let named = [&first, &second, &first];
+    let _sentinels: Vec<_> =
+        SENTINELS.iter().zip(named).map(|(port, master)| watch.sentinel(*port, &watched(master))).collect();
     let (orders, pod) = (lab.pod("orders"), lab.pod("caller"));
     let app = orders.app(orders.addresses(PORT)[0]);
-    let urls = SENTINELS[..2].iter().map(|port| format!("\"redis://{}:{port}\"", watch.v4()));
+    let urls = SENTINELS.map(|port| format!("\"redis://{}:{port}\"", watch.v4()));
     let yaml = format!(
         "redis: {{ budget: 500ms, on_new_state: full, sentinel: {{ master: limits, urls: [{}] }} }}
 limits: [{{ name: many, rate: 1000/s, without_redis: closed }}]
 ",
-        urls.collect::<Vec<_>>().join(", ")
+        urls.join(", ")
     );
     let sidecar = caller(&pod, &yaml);
     is_granted(&sidecar, &pod, app.address(), "/", "many");
     let asked = |pod: &Pod| scripts(pod, REDIS, &[]);
-    let (old, new) = if asked(&first) > 0 { (&first, &second) } else { (&second, &first) };
+    assert!(asked(&first) > 0 && asked(&second) == 0, "two of three name the first");
     // A sentinel would close its connections; here it stays, and refuses what writes.
-    old.redis_cli(REDIS, &["REPLICAOF", &new.v4().to_string(), &REDIS.to_string()]);
+    first.redis_cli(REDIS, &["REPLICAOF", &second.v4().to_string(), &REDIS.to_string()]);
+    watch.redis_cli(SENTINELS[2], &["SENTINEL", "REMOVE", "limits"]);
+    let master = [&second.v4().to_string(), &REDIS.to_string(), "1"];
+    watch.redis_cli(SENTINELS[2], &[&["SENTINEL", "MONITOR", "limits"][..], &master].concat());
     eventually(PATIENCE, "the other to be asked", || {
         get(&pod, app.address(), "/", "a");
-        (asked(new) > 0).then_some(())
+        (asked(&second) > 0).then_some(())
     });
     is_granted(&sidecar, &pod, app.address(), "/", "many");
 }

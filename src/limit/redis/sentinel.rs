@@ -50,7 +50,9 @@ impl Sentinels {
             }
         }
         let named = named.iter().map(|master| format!("one names {master}"));
-        let said: Vec<String> = named.chain(whys).collect();
+        let mut said: Vec<String> = named.chain(whys).collect();
+        // Whoever answered first: the same words are no news to the log.
+        said.sort();
         let (master, all) = (&self.master, self.addresses.len());
         Err(failure(format_args!("no master `{master}` by most of {all} sentinels: {}", said.join("; "))))
     }

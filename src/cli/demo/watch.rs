@@ -145,7 +145,7 @@ fn read(upstreams: &Value, limits: &Value, at: Instant) -> Seen {
             admitted: number("admitted")?,
             refused: number("refused")?,
             leased: number("tokens")?,
-            redis_calls: number("redis_calls")?,
+            redis_calls: limits["redis"]["calls"].as_u64().unwrap_or(0),
             at,
         })
     });
@@ -175,7 +175,20 @@ pub(super) fn get(from: SocketAddr, path: &str) -> io::Result<(u16, String)> {
 mod tests {
     use serde_json::json;
 
+    use crate::config::model::Direction;
+    use crate::limit::{Limits, State};
+
     use super::*;
+
+    /// What a sidecar says of the demo's limit.
+    fn limits_of_a_sidecar() -> Value {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let state = State::new(None, runtime.handle()).expect("no Redis");
+        let text = format!("limits: [{{ name: {LIMIT}, rate: 100/s }}]");
+        let model = crate::config::parse(&text, "t").expect("valid");
+        let limits = Limits::compile(&model.limits, Direction::Outbound, &state);
+        json!({ "limits": limits.snapshot_with_buckets(), "redis": state.redis() })
+    }
 
     #[test]
     fn the_pages_are_read() {
@@ -189,10 +202,9 @@ mod tests {
             "endpoints": [endpoint("10.0.0.1:80", false), endpoint("10.0.0.2:80", true)],
             "leaving": [endpoint("10.0.0.3:80", false)],
         }] });
-        let limits = json!({ "limits": [{
-            "name": "writes", "rate": "100/s", "burst": 100, "tokens": 7, "admitted": 3, "refused": 1,
-            "redis_calls": 2,
-        }], "redis": { "up": true } });
+        let mut limits = limits_of_a_sidecar();
+        limits["limits"][0]["tokens"] = 7.into();
+        limits["redis"] = json!({ "up": true, "calls": 2 });
         let seen = read(&upstreams, &limits, Instant::now());
         let states: Vec<_> = seen.endpoints.iter().map(|e| e.state).collect();
         assert_eq!(states, [State::Serving, State::PassedOver, State::Leaving]);

@@ -176,14 +176,14 @@ mod tests {
     use serde_json::json;
 
     use crate::config::model::Direction;
-    use crate::limit::{Limits, State};
+    use crate::limit::{self, Limits};
 
     use super::*;
 
     /// What a sidecar says of the demo's limit.
     fn limits_of_a_sidecar() -> Value {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let state = State::new(None, runtime.handle()).expect("no Redis");
+        let state = limit::State::new(None, runtime.handle()).expect("no Redis");
         let text = format!("limits: [{{ name: {LIMIT}, rate: 100/s }}]");
         let model = crate::config::parse(&text, "t").expect("valid");
         let limits = Limits::compile(&model.limits, Direction::Outbound, &state);

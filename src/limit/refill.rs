@@ -279,7 +279,6 @@ impl Refill {
                 self.status.down(self.lane, &error);
                 // Whoever answers next may be another.
                 self.greet = Greet::Next;
-                self.failed = asks.first().map(|ask| ask.due.clone());
                 longer(paused)
             }
         };
@@ -347,6 +346,7 @@ impl Refill {
                 }
                 Err(error) => {
                     mine.iter().for_each(Ask::failed);
+                    self.failed = mine.first().map(|ask| ask.due.clone());
                     result = Err(error);
                 }
             }

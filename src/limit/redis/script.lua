@@ -102,6 +102,7 @@ while key <= #KEYS do
         -- A bucket is never emptier than empty: not after this clock was set back either.
         local tat = math.max(floor, now + math.min(missing, span))
         local held = math.max(0, math.floor((now + span - tat) / interval))
+        -- For four leases after somebody wanted more than there was.
         scarce_at = tonumber(scarce_at or nil)
         if held < wanted then
             scarce_at = now

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use super::gcra::Gcra;
 use super::plan::{Plan, lead};
 
-pub(super) use self::demand::{Grant, Want};
+pub(super) use self::demand::{Back, Grant, Want};
 
 /// A grant's word: the count in the low bits, the expiry in the rest, in units of 2^15 ns. The
 /// expiry is rounded down, and lasts for 18 years after boot.
@@ -49,6 +49,9 @@ pub(super) struct Bucket {
     pub(super) local: Gcra,
     /// What its whole burst is worth, in nanoseconds.
     span: AtomicU64,
+    /// When each grant was made, in microseconds of Redis's clock; and the plan and terms by which they all were.
+    granted_at: [AtomicU64; 4],
+    granted_by: AtomicU64,
     /// Tokens that requests did not find since the last ask.
     unmet: AtomicU32,
     /// Requests that cost less than this are not refused unasked.
@@ -57,13 +60,13 @@ pub(super) struct Bucket {
     waiting: AtomicU64,
     /// The least that one of them waits for; 0 where none waits.
     least: AtomicU32,
-    /// What lay in the grants after the last answer, and when that came; 0 for never.
+    /// What has lain in the grants since Redis was last asked, and when that was; 0 for never.
     placed: AtomicU32,
-    placed_at: AtomicU64,
-    /// How often in a row it was asked for more right after an answer.
-    hurried: AtomicU32,
-    /// When an answer said that there is not enough for all who ask; 0 where the last did not.
-    scarce_at: AtomicU64,
+    asked_at: AtomicU64,
+    /// How many tokens requests ask for in the time of a lease: the bits of an `f32`.
+    mean: AtomicU32,
+    /// Of how many leases that is the mean: the same.
+    weight: AtomicU32,
     /// When the state began that the last grant came from, by Redis's clock; 0 for none.
     since: AtomicU64,
     /// How many sidecars ask for its limit and shard, as last told.
@@ -114,14 +117,16 @@ impl Bucket {
             used: AtomicBool::new(true),
             local,
             span: AtomicU64::new(numbers.span()),
+            granted_at: [const { AtomicU64::new(0) }; 4],
+            granted_by: AtomicU64::new(0),
             unmet: AtomicU32::new(0),
             refused_cost: AtomicU32::new(0),
             waiting: AtomicU64::new(0),
             least: AtomicU32::new(0),
             placed: AtomicU32::new(0),
-            placed_at: AtomicU64::new(0),
-            hurried: AtomicU32::new(0),
-            scarce_at: AtomicU64::new(0),
+            asked_at: AtomicU64::new(0),
+            mean: AtomicU32::new(0),
+            weight: AtomicU32::new(0),
             since: AtomicU64::new(0),
             sidecars: AtomicU32::new(0),
             refilled: Notify::new(),
@@ -234,8 +239,8 @@ impl Bucket {
             for count in [&self.low, &self.unmet, &self.refused_cost] {
                 count.store(0, Relaxed);
             }
-            self.placed_at.store(0, Relaxed);
-            self.scarce_at.store(0, Relaxed);
+            self.mean.store(0, Relaxed);
+            self.weight.store(0, Relaxed);
         }
     }
 
@@ -250,12 +255,21 @@ impl Bucket {
         self.refilled.notify_waiters();
     }
 
-    /// Puts a grant in the place of the one that is dead, or has least.
-    fn place(&self, generation: u64, granted: u32, until: u64, now: u64) {
+    /// Puts a grant, made at `granted_at` by Redis's clock, in the place of the one that is dead, or has least.
+    fn place(&self, plan: u64, granted: u32, granted_at: u64, until: u64, now: u64) {
+        if self.granted_by.swap(plan, Relaxed) != plan {
+            // Who took the new plan may not have come to that yet.
+            self.drop_grants();
+        }
         let live = |word: u64| if expiry(word) > now { count(word) } else { 0 };
-        let Some(place) = self.grants.iter().min_by_key(|grant| live(grant.load(Relaxed))) else { return };
-        place.store((until >> UNIT_BITS) << COUNT_BITS | u64::from(granted.min(MOST)), Release);
-        if self.terms(generation).is_none() {
+        let places = self.grants.iter().zip(&self.granted_at);
+        let Some((place, time)) = places.min_by_key(|(grant, _)| live(grant.load(Relaxed))) else { return };
+        time.store(granted_at, Relaxed);
+        let granted = granted.min(MOST);
+        let lost = place.swap((until >> UNIT_BITS) << COUNT_BITS | u64::from(granted), AcqRel);
+        // What is lost was not spent.
+        self.placed.store(self.placed.load(Relaxed).wrapping_add(granted).wrapping_sub(count(lost)), Relaxed);
+        if self.plan.load(Acquire) != plan {
             // A new plan came in between, and may have cleared this place before.
             place.store(0, Release);
         }

@@ -34,6 +34,8 @@ use super::table::Table;
 const BATCH: usize = 512;
 /// A bucket that is exhausted for longer is not watched: its next request asks.
 const WATCHED: u64 = 2_000_000_000;
+/// What is left of a grant that lives longer is not given back unless a request comes.
+const LEFT: u64 = 60_000_000_000;
 /// Pauses between attempts while Redis is down.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How often a server is asked what it is, though no bucket wants anything.
@@ -146,7 +148,7 @@ struct Refill {
     /// Whose limits it asks for.
     state: u64,
     budget: Duration,
-    /// Exhausted buckets, by when they may have tokens again.
+    /// Exhausted buckets, by when they may have tokens again; others, by when what they hold is dead.
     later: BinaryHeap<Reverse<Later>>,
     /// Which servers the next round trip asks what they are.
     greet: Greet,
@@ -210,16 +212,17 @@ impl Refill {
         }
     }
 
-    /// Takes what was exhausted and may have tokens now, if it is still wanted.
+    /// Takes what was exhausted and may have tokens now, if it is still wanted, and what nobody came for.
     fn look_again(&mut self, batch: &mut Vec<Due>) {
         let now = clock::now();
         while let Some(first) = self.later.peek_mut().filter(|first| first.0.at <= now) {
             let Reverse(Later { at, due }) = PeekMut::pop(first);
-            let busy = due.bucket.terms(due.plan.generation).is_some_and(|terms| {
-                let terms = &due.plan.terms[terms];
-                due.bucket.is_busy(terms, now)
+            let Due { plan, bucket, .. } = &due;
+            let wanted = bucket.terms(plan.generation).is_some_and(|terms| {
+                let busy = || bucket.is_busy(&plan.terms[terms], now);
+                bucket.is_left(now) || bucket.is_refused_until(at) && busy()
             });
-            if busy && due.bucket.is_refused_until(at) && due.bucket.begin_refill() {
+            if wanted && bucket.begin_refill() {
                 batch.push(due);
             }
         }
@@ -359,11 +362,12 @@ impl Refill {
     /// Ends the refills, and wakes who waits for them.
     fn end(&mut self, asks: Vec<Ask>) {
         let now = clock::now();
-        for Ask { due, again, .. } in asks {
+        for Ask { due, again, dead, .. } in asks {
             due.bucket.end_refill();
-            if let Some(at) = again.filter(|at| *at < now + WATCHED) {
-                self.later.push(Reverse(Later { at, due }));
-            }
+            let again = again.filter(|at| *at < now + WATCHED);
+            let dead = dead.filter(|at| *at < now + LEFT);
+            let later = again.into_iter().chain(dead);
+            self.later.extend(later.map(|at| Reverse(Later { at, due: due.clone() })));
         }
     }
 }
@@ -375,8 +379,9 @@ struct Ask {
     plan: Arc<Plan>,
     terms: usize,
     want: Want,
-    /// When to look again, if it had less than was wanted.
+    /// When to look again, if it had less than was wanted, and for what nobody came for.
     again: Option<u64>,
+    dead: Option<u64>,
 }
 
 impl Ask {
@@ -391,11 +396,11 @@ impl Ask {
         let numbers = &plan.terms[terms];
         let want = match plan.exact {
             true => due.bucket.want_exactly(numbers, clock::now()),
-            false => Some(due.bucket.want(numbers, clock::now(), way)),
+            false => Some(due.bucket.want(&plan, terms, clock::now(), way)),
         };
         let Some(want) = want else { return Err(due) };
         due.limit.counters.tokens_asked.fetch_add(u64::from(want.wanted), Relaxed);
-        Ok(Self { due, plan, terms, want, again: None })
+        Ok(Self { due, plan, terms, want, again: None, dead: None })
     }
 
     fn place(&mut self, grant: &Grant, now: u64) {
@@ -403,6 +408,7 @@ impl Ask {
         limit.counters.tokens_granted.fetch_add(u64::from(grant.granted), Relaxed);
         limit.told_of_sidecars(bucket.shard, grant.sidecars);
         self.again = bucket.granted(&self.plan, grant, now);
+        self.dead = grant.dies(&self.plan.terms[self.terms]).filter(|_| !self.plan.exact);
     }
 
     fn failed(&self) {

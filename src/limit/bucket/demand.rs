@@ -1,8 +1,9 @@
 //! How many tokens a bucket asks for, and what it makes of the answer. The refill task alone is here.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use super::{Bucket, MOST, count};
+use super::{Bucket, MOST, count, expiry, plan_word};
 use crate::limit::plan::{Plan, Terms, lead};
 
 /// The lease by which an exhausted bucket is left alone although it may have tokens again, at most.
@@ -11,12 +12,13 @@ const LONGEST_PAUSE: u64 = 1_333_000_000;
 /// A bucket that had to begin empty is asked again for what it has so soon.
 const SOON: u64 = 2_000_000;
 
-/// By how many deviations what is asked for is less than what will be needed by the mean: what nobody needs
-/// before it dies, others lack. Where there is enough for all a second round trip costs more than that.
-const SPARING: f64 = 2.0;
-const EASY: f64 = 0.5;
+/// So many leases count for what the next will need.
+const MEMORY: f64 = 4.0;
 
-/// Needs that are fewer, per lease, come one by one.
+/// Fewer tokens are not worth a call by themselves.
+const WORTH: u32 = 4;
+
+/// With fewer needs, per lease, it does not ask ahead.
 const FEW: f64 = 8.0;
 
 /// What to ask Redis for.
@@ -25,6 +27,17 @@ pub(in crate::limit) struct Want {
     pub(in crate::limit) wanted: u32,
     /// With fewer no request that waits could pass.
     pub(in crate::limit) least: u32,
+    pub(in crate::limit) back: Back,
+}
+
+/// Tokens that nobody will spend, given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::limit) struct Back {
+    pub(in crate::limit) count: u32,
+    /// When the first of them was granted, and when the state began that they are of, in microseconds of Redis's
+    /// clock.
+    pub(in crate::limit) granted_at: u64,
+    pub(in crate::limit) since: u64,
 }
 
 /// What Redis said about one bucket.
@@ -34,14 +47,14 @@ pub(in crate::limit) struct Grant {
     pub(in crate::limit) sent: u64,
     pub(in crate::limit) want: Want,
     pub(in crate::limit) granted: u32,
-    /// Somebody lately wanted more than the bucket had.
-    pub(in crate::limit) scarce: bool,
     /// Nanoseconds until the bucket has what is of use; 0 where it has it now.
     pub(in crate::limit) wait: u64,
     /// How many sidecars ask for the limit.
     pub(in crate::limit) sidecars: u32,
     /// How long the tokens live, in nanoseconds from `sent`, by the newest configuration.
     pub(in crate::limit) tau: u64,
+    /// When they were granted, in microseconds of Redis's clock.
+    pub(in crate::limit) at: u64,
     /// When the state began that they come from, by Redis's clock.
     pub(in crate::limit) since: u64,
     /// Which was so lately, within tau, that the bucket may be empty for that alone.
@@ -49,29 +62,46 @@ pub(in crate::limit) struct Grant {
 }
 
 impl Bucket {
-    /// How many tokens requests asked for since the last grant was placed.
+    /// How many tokens requests asked for since it last asked Redis.
     fn demand(&self) -> u32 {
-        let left: u32 = self.grants.iter().map(|grant| count(grant.load(Relaxed))).sum();
-        self.placed.load(Relaxed).saturating_sub(left).saturating_add(self.unmet.load(Relaxed))
+        let spent = self.placed.load(Relaxed).wrapping_sub(self.left()).cast_signed().max(0).cast_unsigned();
+        spent.saturating_add(self.unmet.load(Relaxed))
     }
 
-    /// What nine tenths of tau will need at the rate of demand since the last answer; never more than twice
-    /// what requests asked for, so that a key used once does not take what others need.
+    /// What lies in the grants, dead or not.
+    fn left(&self) -> u32 {
+        self.grants.iter().map(|grant| count(grant.load(Relaxed))).sum()
+    }
+
+    /// How many tokens requests ask for in the time of a lease: the mean of the last leases.
+    fn mean(&self, terms: &Terms, now: u64) -> f64 {
+        let (mean, weight) = self.known();
+        (mean * weight + f64::from(self.demand())) / (weight + self.leases(terms, now))
+    }
+
+    /// What was the mean when it last asked Redis, and of how many leases.
+    fn known(&self) -> (f64, f64) {
+        let number = |bits: &AtomicU32| f64::from(f32::from_bits(bits.load(Relaxed)));
+        (number(&self.mean), number(&self.weight).max(1.0))
+    }
+
+    /// The time since it last asked Redis, in leases.
+    fn leases(&self, terms: &Terms, now: u64) -> f64 {
+        now.saturating_sub(self.asked_at.load(Relaxed)) as f64 / terms.tau as f64
+    }
+
+    /// What a lease will need: by the mean, or where requests surely are more than that by now, by those since
+    /// Redis was last asked.
     fn needed(&self, terms: &Terms, now: u64) -> f64 {
         let demand = f64::from(self.demand());
-        match self.placed_at.load(Relaxed) {
-            0 => demand,
-            at => {
-                let elapsed = now.saturating_sub(at).max(terms.tau / 2).max(1);
-                demand * 0.9 * terms.tau as f64 / elapsed as f64
-            }
-        }
+        let surely = (demand - 2.0 * demand.sqrt()) / self.leases(terms, now).max(0.5);
+        self.mean(terms, now).max(surely)
     }
 
     /// Is it worth asking again though no request waits? Where few come, what was got ahead might die before
     /// the next, and others lack it.
     pub(in crate::limit) fn is_busy(&self, terms: &Terms, now: u64) -> bool {
-        self.needed(terms, now) >= FEW
+        self.demand() > 0 && self.needed(terms, now) >= FEW
     }
 
     /// Is `at` the end of the refusal that it remembers? Else it has been asked for since.
@@ -79,37 +109,64 @@ impl Bucket {
         self.refused_until.load(Relaxed) == at
     }
 
-    /// Whether it asks once more right after it was given what it asked for, as often as that takes to be no
-    /// chance: what is spent so fast is too little.
-    fn is_in_a_hurry(&self, terms: &Terms, now: u64) -> bool {
-        let fast = now.saturating_sub(self.placed_at.load(Relaxed)) < terms.tau / 16;
-        let times = if fast { self.hurried.load(Relaxed).saturating_add(1) } else { 0 };
-        self.hurried.store(times, Relaxed);
-        times > 1
-    }
-
     /// How many tokens to ask for: what will be needed, less what is in stock. They are asked for again when
     /// what is left is needed for the `way` to Redis and back, in nanoseconds.
-    pub(in crate::limit) fn want(&self, terms: &Terms, now: u64, way: u64) -> Want {
-        let mut needed = self.needed(terms, now);
-        let scarce_at = self.scarce_at.load(Relaxed);
-        let scarce = scarce_at != 0 && now.saturating_sub(scarce_at) < 4 * terms.tau;
-        if self.placed_at.load(Relaxed) != 0 {
-            needed = (needed - if scarce { SPARING } else { EASY } * needed.sqrt()).max(0.0);
-        }
-        if scarce && self.is_in_a_hurry(terms, now) {
-            needed = needed.max(2.0 * f64::from(self.demand()));
-        }
-        let target = needed.ceil() as u32;
+    pub(in crate::limit) fn want(&self, plan: &Plan, terms: usize, now: u64, way: u64) -> Want {
+        let by = plan_word(plan.generation, terms as u16);
+        let terms = &plan.terms[terms];
+        let target = if self.is_left(now) { 0 } else { self.needed(terms, now).round() as u32 };
+        let weight = match self.leases(terms, now) {
+            long if long > MEMORY => 1.0,
+            leases => (self.known().1 + leases).min(MEMORY),
+        };
+        self.mean.store((self.mean(terms, now) as f32).to_bits(), Relaxed);
+        self.weight.store((weight as f32).to_bits(), Relaxed);
+        self.asked_at.store(now, Relaxed);
         self.unmet.store(0, Relaxed);
-        let way = way.clamp(terms.tau / 50, terms.tau / 5) as f64 / (0.9 * terms.tau as f64);
+        let way = way.clamp(terms.tau / 50, terms.tau / 5) as f64 / terms.tau as f64;
         // One alone was asked for by who waited for it.
         let low = if target < 2 { 0 } else { (f64::from(target) * way).ceil() as u32 };
         self.low.store(low, Relaxed);
         // Of what is about to die, only what will be spent before that counts.
         let fresh = self.live(now + lead(terms.tau));
-        let dying = (self.live(now) - fresh).min(target / 7);
-        self.wanted(terms, target.saturating_sub(fresh + dying).max(self.waiting()), now)
+        let dying = self.live(now).saturating_sub(fresh).min(target / 8);
+        let back = match self.granted_by.load(Relaxed) == by {
+            true => self.give_up(now, now + lead(terms.tau), dying),
+            false => Back::default(),
+        };
+        // What waits for tokens has been counted.
+        self.placed.store(self.left().wrapping_sub(self.waiting()), Relaxed);
+        if target == 0 && back.count > 0 && self.waiting() == 0 {
+            return Want { wanted: 0, least: 1, back };
+        }
+        Want { back, ..self.wanted(terms, target.saturating_sub(fresh + dying).max(self.waiting()), now) }
+    }
+
+    /// Have tokens died here that nobody came for, and nobody is there now?
+    pub(in crate::limit) fn is_left(&self, now: u64) -> bool {
+        self.live(now) == 0
+            && self.waiting() == 0
+            && self.unmet.load(Relaxed) == 0
+            && self.refused_until.load(Relaxed) <= now
+            && self.left() >= WORTH
+    }
+
+    /// Takes what dies until `until`, but for `keep`, out of reach of requests.
+    fn give_up(&self, now: u64, until: u64, mut keep: u32) -> Back {
+        let mut back = Back { since: self.since.load(Relaxed), ..Back::default() };
+        for (grant, granted_at) in self.grants.iter().zip(&self.granted_at) {
+            let kept = |word| if expiry(word) > now { count(word).min(keep) } else { 0 };
+            let dies =
+                |word: u64| (expiry(word) <= until).then(|| word - u64::from(count(word) - kept(word)));
+            let Ok(word) = grant.fetch_update(AcqRel, Acquire, dies) else { continue };
+            let (kept, at) = (kept(word), granted_at.load(Relaxed));
+            keep -= kept;
+            if count(word) > kept {
+                back.granted_at = if back.count == 0 { at } else { at.min(back.granted_at) };
+                back.count += count(word) - kept;
+            }
+        }
+        back
     }
 
     /// How many tokens to ask for where each request asks: what those that wait need.
@@ -144,13 +201,14 @@ impl Bucket {
     fn wanted(&self, terms: &Terms, wanted: u32, now: u64) -> Want {
         let dearest = terms.of.dearest().min(MOST);
         let least = self.least.load(Relaxed).saturating_sub(self.live(now)).clamp(1, dearest);
-        Want { wanted: wanted.clamp(least, dearest), least }
+        Want { wanted: wanted.clamp(least, dearest), least, back: Back::default() }
     }
 
-    /// Places a grant of the plan `plan`. Says when to look again, if the bucket had less than
-    /// was wanted and tokens are kept.
+    /// Places a grant of the plan `plan`. Says when to look again, if the bucket had less than was wanted and
+    /// tokens are kept.
     pub(in crate::limit) fn granted(&self, plan: &Plan, grant: &Grant, now: u64) -> Option<u64> {
-        let terms = &plan.terms[self.terms(plan.generation)?];
+        let index = self.terms(plan.generation)?;
+        let terms = &plan.terms[index];
         let new_state = self.since.swap(grant.since, Relaxed) != grant.since;
         if new_state {
             // Another state: that of a server which has been restarted, flushed, or taken the place of
@@ -162,17 +220,21 @@ impl Bucket {
         // Who came first to a bucket that had to begin empty asks again at once for what is there by then.
         let short = short && !(grant.young && new_state && grant.wait < SOON);
         let again = short.then(|| now.saturating_add(pause(plan, terms, grant)));
-        self.scarce_at.store(if short || grant.scarce { now } else { 0 }, Relaxed);
         self.refused_cost.store(if grant.granted == 0 { grant.want.least } else { 0 }, Relaxed);
         self.refused_until.store(again.unwrap_or(0), Relaxed);
         let expiry = grant.sent + grant.tau.min(terms.tau);
         if grant.granted > 0 && expiry > now {
-            self.place(plan.generation, grant.granted, expiry, now);
+            let by = plan_word(plan.generation, index as u16);
+            self.place(by, grant.granted, grant.at, expiry, now);
         }
-        let left = self.grants.iter().map(|grant| count(grant.load(Relaxed))).sum();
-        self.placed.store(left, Relaxed);
-        self.placed_at.store(now, Relaxed);
         again.filter(|_| !plan.exact)
+    }
+}
+
+impl Grant {
+    /// When it is dead, if what may be left of it then is worth a call.
+    pub(in crate::limit) fn dies(&self, terms: &Terms) -> Option<u64> {
+        (self.granted >= WORTH).then_some(self.sent + self.tau.min(terms.tau) + 1)
     }
 }
 

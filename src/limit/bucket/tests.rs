@@ -13,9 +13,10 @@ fn bucket() -> Bucket {
 }
 
 fn grant(sent: u64, wanted: u32, granted: u32) -> Grant {
-    let want = Want { wanted, least: 1 };
+    let want = Want { wanted, least: 1, back: Back::default() };
     let wait = if granted < wanted { MS } else { 0 };
-    Grant { sent, want, granted, scarce: false, wait, sidecars: 1, tau: u64::MAX, since: 1, young: false }
+    let at = sent / 1000;
+    Grant { sent, want, granted, wait, sidecars: 1, tau: u64::MAX, at, since: 1, young: false }
 }
 
 fn give_back(bucket: &Bucket, taken: Taken) {
@@ -109,40 +110,92 @@ fn a_new_plan_drops_old_grants_even_those_on_their_way() {
 }
 
 #[test]
-fn it_asks_for_what_was_demanded_and_no_more() {
+fn it_asks_for_the_mean_of_what_is_demanded() {
     let (bucket, plan) = (bucket(), plan());
+    let wanted = |now| bucket.want(&plan, 0, now, 20 * MS).wanted;
+    bucket.waits(1);
     bucket.missed(1);
-    assert_eq!(bucket.want(&plan.terms[0], 1000 * MS, 20 * MS).wanted, 1, "one request, one token");
+    assert_eq!(wanted(1000 * MS), 1, "one request, one token");
     bucket.granted(&plan, &grant(1000 * MS, 1, 1), 1001 * MS);
     assert_eq!(take_all(&bucket, 1001 * MS), 1);
-    bucket.missed(1);
-    assert_eq!(bucket.want(&plan.terms[0], 1001 * MS, 20 * MS).wanted, 3, "two requests in no time");
-    // 60 requests in 60 ms are 90 in nine tenths of tau, or half a deviation fewer; 20 are in stock.
-    let (steady, now) = (self::bucket(), 1061 * MS);
-    steady.granted(&plan, &grant(1000 * MS, 80, 80), 1001 * MS);
-    for _ in 0..60 {
-        steady.take(now, 1).expect("a token");
+    bucket.waits_no_more(1);
+    // Who comes every 50 ms needs two for a lease, however often it asks.
+    let mut asked = Vec::new();
+    for now in (21..60).map(|i| i * 50 * MS) {
+        bucket.waits(1);
+        bucket.missed(1);
+        asked.push(wanted(now));
+        bucket.granted(&plan, &grant(now, 1, 1), now);
+        bucket.take(now, 1).expect("a token");
+        bucket.waits_no_more(1);
     }
-    assert_eq!(steady.want(&plan.terms[0], now, 20 * MS).wanted, 66);
-    // Where others lack tokens it takes none that it may not spend.
-    let sparing = self::bucket();
-    sparing.granted(&plan, &Grant { scarce: true, ..grant(1000 * MS, 80, 80) }, 1001 * MS);
-    for _ in 0..60 {
-        sparing.take(now, 1).expect("a token");
+    assert!(asked.iter().all(|wanted| (1..=2).contains(wanted)), "{asked:?}");
+    assert_eq!(asked.last(), Some(&2));
+}
+
+#[test]
+fn where_requests_surely_are_more_than_before_it_asks_for_more_at_once() {
+    let (bucket, plan) = (bucket(), plan());
+    bucket.want(&plan, 0, 1000 * MS, 20 * MS);
+    for _ in 0..64 {
+        bucket.missed(1);
     }
-    assert_eq!(sparing.want(&plan.terms[0], now, 20 * MS).wanted, 52);
+    // 64, or two deviations fewer, in a fifth of a lease; no rate is known from less than a half of one.
+    assert_eq!(bucket.want(&plan, 0, 1020 * MS, 20 * MS).wanted, 96);
+}
+
+#[test]
+fn what_nobody_will_spend_is_given_back() {
+    let (bucket, plan) = (bucket(), plan());
+    let want = |now| bucket.want(&plan, 0, now, 20 * MS);
+    want(990 * MS);
+    bucket.granted(&plan, &grant(1000 * MS, 70, 70), 1001 * MS);
+    for _ in 0..35 {
+        bucket.take(1050 * MS, 1).expect("a token");
+    }
+    assert_eq!(want(1060 * MS).back.count, 0, "they may be spent yet");
+    // About to die: an eighth of what is needed for a lease may be spent before.
+    let asked = want(1090 * MS);
+    assert_eq!(asked.back, Back { count: 35 - bucket.live(1090 * MS), granted_at: 1_000_000, since: 1 });
+    assert!((1..=8).contains(&bucket.live(1090 * MS)), "{asked:?}");
+    let left = bucket.live(1090 * MS);
+    assert_eq!(want(1101 * MS).back.count, left, "dead");
+    assert_eq!(want(1102 * MS).back.count, 0, "once");
+    bucket.granted(&plan, &grant(1102 * MS, 9, 9), 1103 * MS);
+    let newer = Plan { generation: 2, ..self::plan() };
+    bucket.renew(&newer, 0, 1104 * MS);
+    assert_eq!(bucket.want(&newer, 0, 1300 * MS, 20 * MS).back.count, 0, "of another plan");
+}
+
+#[test]
+fn what_is_left_when_nobody_comes_is_given_back_and_no_more_is_asked_for() {
+    let (bucket, plan) = (bucket(), plan());
+    bucket.want(&plan, 0, 990 * MS, 20 * MS);
+    let again = grant(1000 * MS, 70, 70).dies(&plan.terms[0]).expect("enough to be worth a call");
+    assert_eq!(bucket.granted(&plan, &grant(1000 * MS, 70, 70), 1001 * MS), None);
+    assert!(!bucket.is_left(1099 * MS), "they may be spent yet");
+    for _ in 0..30 {
+        bucket.take(1050 * MS, 1).expect("a token");
+    }
+    assert!(again >= 1100 * MS && bucket.is_left(again));
+    let want = bucket.want(&plan, 0, again, 20 * MS);
+    assert_eq!((want.wanted, want.back.count), (0, 40));
+    assert!(!bucket.is_left(again));
+    let nothing = grant(again, 0, 0);
+    assert_eq!((bucket.granted(&plan, &nothing, again), nothing.dies(&plan.terms[0])), (None, None));
 }
 
 #[test]
 fn a_low_stock_is_told_while_redis_may_be_asked() {
     let (bucket, plan) = (bucket(), plan());
-    for _ in 0..10 {
+    bucket.want(&plan, 0, 900 * MS, 20 * MS);
+    for _ in 0..19 {
         bucket.missed(1);
     }
-    assert_eq!(bucket.want(&plan.terms[0], 1000 * MS, 20 * MS).wanted, 10);
+    assert_eq!(bucket.want(&plan, 0, 1000 * MS, 20 * MS).wanted, 10, "19, or two deviations fewer");
     bucket.granted(&plan, &grant(1000 * MS, 10, 10), 1001 * MS);
     let low: Vec<bool> = std::iter::from_fn(|| bucket.take(1002 * MS, 1)).map(|(_, low)| low).collect();
-    assert_eq!(low.iter().position(|low| *low), Some(7), "two of ten are left: {low:?}");
+    assert_eq!(low.iter().position(|low| *low), Some(8), "one of ten is left: {low:?}");
     bucket.granted(&plan, &grant(1010 * MS, 10, 9), 1011 * MS);
     assert!(std::iter::from_fn(|| bucket.take(1012 * MS, 1)).all(|(_, low)| !low));
 }

@@ -3,8 +3,8 @@
 -- KEYS: the shard's marker; then for each group, which is one rate of one limit:
 --   the sidecars that asked lately, a sorted set by time
 --   the terms in force, where sidecars disagree: of the newest configuration
---   its buckets: each the time, in microseconds, at which it is full again (TAT), how long filling it takes, and
---   when it last had less than was wanted
+--   its buckets: each the time, in microseconds, at which it is full again (TAT), and how long filling it takes;
+--   where tokens may be given back, what bounds that
 -- ARGV: the sidecar that asks; `empty` or `full`, what buckets hold after state was lost; then for each group:
 --   how many buckets follow
 --   microseconds from one token to the next
@@ -12,11 +12,12 @@
 --   microseconds that a token lives (tau)
 --   when the configuration was written, any unit
 --   microseconds that a sidecar counts after it asked
---   for each bucket: tokens wanted, and how many are of use at least
+--   for each bucket: tokens wanted; how many are of use at least; and 0, or what is given back, since nobody will
+--   spend it: how many tokens, when the first of them was granted, and the state that they are of
 --
--- Answers { since, now, then for each group: sidecars, tau, and for each bucket: granted, scarce, wait }. `since` is
--- when this server's state began, by its clock; scarce is 1 where the bucket lately had less than was wanted; wait is
--- the microseconds until it has what is of use, 0 where it has it now. Without groups it answers
+-- Answers { since, now, then for each group: sidecars, tau, and for each bucket: granted, wait }. `since` is when
+-- this server's state began, by its clock; wait is the microseconds until it has what is of use, 0 where it has it now.
+-- Without groups it answers
 -- { since, maxmemory, its policy, replicas, whether they are a fence, version }.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -87,10 +88,14 @@ while key <= #KEYS do
     answer[#answer + 1] = math.floor(tau)
     for b = 0, buckets - 1 do
         local bucket = KEYS[key + 2 + b]
-        local wanted, least = tonumber(ARGV[arg + 6 + 2 * b]), tonumber(ARGV[arg + 7 + 2 * b])
+        local wanted, least = tonumber(ARGV[arg + 6 + 3 * b]), tonumber(ARGV[arg + 7 + 3 * b])
         least = math.min(least, math.floor(capacity))
         local stored = redis.call('GET', bucket)
-        local full_at, took, scarce_at = string.match(stored or '', '^(%d+) (%d+) ?(%d*)$')
+        local full_at, took, rest = string.match(stored or '', '^(%d+) (%d+)(.*)$')
+        local of, list = string.match(rest or '', '^ i(%S+)( [%d ]+)$')
+        if rest ~= '' and not of then
+            full_at = nil
+        end
         local missing = math.max(0, (tonumber(full_at or nil) or 0) - now)
         if stored and not full_at then
             -- What nobody here has written says nothing: empty.
@@ -101,28 +106,60 @@ while key <= #KEYS do
         end
         -- A bucket is never emptier than empty: not after this clock was set back either.
         local tat = math.max(floor, now + math.min(missing, span))
-        local held = math.max(0, math.floor((now + span - tat) / interval))
-        -- For four leases after somebody wanted more than there was.
-        scarce_at = tonumber(scarce_at or nil)
-        if held < wanted then
-            scarce_at = now
-        elseif scarce_at and (scarce_at > now or now - scarce_at > 4 * tau) then
-            scarce_at = nil
+        local count, granted_at, state = string.match(ARGV[arg + 8 + 3 * b], '^(%d+) (%d+) (%d+)$')
+        granted_at = tonumber(granted_at or nil)
+        -- How much was missing at least, in each of the last spans of time: when it began, and microseconds.
+        local spans = {}
+        if of == tostring(interval) and took == filling then
+            for begin, least_missing in string.gmatch(list, '(%d+) (%d+)') do
+                spans[#spans + 1] = { tonumber(begin), tonumber(least_missing) }
+            end
         end
+        local last = spans[#spans]
+        if last and last[1] > now then
+            spans, last = {}, nil
+        elseif last then
+            last[2] = math.min(last[2], tat - now)
+        end
+        if not last or now - last[1] > tau / 2 then
+            spans[#spans + 1] = { now, span }
+            if #spans > 6 then
+                table.remove(spans, 1)
+            end
+        end
+        -- What is given back was debited when it was granted; what was not missing at some time since has come back
+        -- already. What is taken back has not been missing ever since it was granted.
+        if count and tonumber(state) == since and granted_at <= now and granted_at >= spans[1][1] then
+            local back, first = math.min(tonumber(count) * interval, tat - now), #spans + 1
+            repeat
+                first = first - 1
+                back = math.min(back, spans[first][2])
+            until spans[first][1] <= granted_at
+            for i = first, #spans do
+                spans[i][2] = spans[i][2] - back
+            end
+            tat = tat - back
+        end
+        local held = math.max(0, math.floor((now + span - tat) / interval))
         local granted = math.min(wanted, held)
         if granted < math.min(wanted, least) then
             granted = 0
         end
         -- Rounded up: no rounding ever makes a token.
         tat = math.ceil(tat + granted * interval)
-        if tat > now then
-            local value = digits(tat) .. ' ' .. filling .. (scarce_at and ' ' .. digits(scarce_at) or '')
+        if tat > now or stored then
+            local value = digits(tat) .. ' ' .. filling
+            if count or of then
+                value = value .. ' i' .. tostring(interval)
+                for i = 1, #spans do
+                    value = value .. ' ' .. digits(spans[i][1]) .. ' ' .. digits(math.floor(spans[i][2]))
+                end
+            end
             redis.call('SET', bucket, value, 'PX', digits(math.ceil((tat - now) / 1000) + 1))
         end
         answer[#answer + 1] = granted
-        answer[#answer + 1] = scarce_at and 1 or 0
         answer[#answer + 1] = math.max(0, math.ceil(tat + math.max(1, least) * interval - now - span))
     end
-    key, arg = key + 2 + buckets, arg + 6 + 2 * buckets
+    key, arg = key + 2 + buckets, arg + 6 + 3 * buckets
 end
 return answer

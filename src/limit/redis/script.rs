@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, Value};
 
-use super::super::bucket::{Bucket, Grant, Want};
+use super::super::bucket::{Back, Bucket, Grant, Want};
 use super::super::limit::Limit;
 use super::super::plan::Plan;
 
@@ -98,6 +98,10 @@ impl Caller {
             command.arg(terms.tau as f64 / 1e3).arg(plan.written).arg(remembered(plan));
             for (_, want) in wants {
                 command.arg(want.wanted).arg(want.least);
+                match want.back {
+                    _ if want.wanted < 2 && want.back.count == 0 => command.arg(0),
+                    Back { count, granted_at, since } => command.arg(format!("{count} {granted_at} {since}")),
+                };
             }
         }
         command
@@ -146,15 +150,15 @@ pub(in crate::limit) fn read(sent: u64, call: &Call<'_>, answer: &Value) -> Redi
     for group in &call.groups {
         let (sidecars, tau) = (next()?, next()?);
         for (_, want) in &group.wants {
-            let (granted, scarce, wait) = (next()?, next()?, next()?);
+            let (granted, wait) = (next()?, next()?);
             grants.push(Grant {
                 sent,
                 want: *want,
                 granted: u32::try_from(granted).unwrap_or(u32::MAX).min(want.wanted),
-                scarce: scarce != 0,
                 wait: wait.saturating_mul(1_000),
                 sidecars: sidecars.min(MOST_SIDECARS) as u32,
                 tau: tau.saturating_mul(1_000),
+                at: now,
                 since,
                 young: now.saturating_sub(since) < tau,
             });
@@ -192,23 +196,17 @@ mod tests {
     fn what_is_no_answer_of_the_script_is_an_error() {
         let (limit, plan) = limit_of("10/s", 10);
         let (a, b) = (bucket_of(&plan, "a"), bucket_of(&plan, "b"));
-        let want = |wanted| Want { wanted, least: 1 };
+        let want = |wanted| Want { wanted, least: 1, back: Back::default() };
         let wants = vec![(&a, want(3)), (&b, want(1))];
         let call = Call { shard: 0, groups: vec![Group { limit: &limit, plan: &plan, terms: 0, wants }] };
         let array = |numbers: &[i64]| Value::Array(numbers.iter().map(|n| Value::Int(*n)).collect());
-        let wrong: [&[i64]; 6] = [
-            &[],
-            &[1],
-            &[1, 9, 2, 5, 0, 1, 7],
-            &[1, 9, 2, 5, 0, 1, 7, 0, 0],
-            &[1, 9, 2, 5, 0, 1, 7, 0, 0, 0, 0],
-            &[-1],
-        ];
+        let wrong: [&[i64]; 6] =
+            [&[], &[1], &[1, 9, 2, 5, 0, 7], &[1, 9, 2, 5, 0, 7, 0], &[1, 9, 2, 5, 0, 7, 0, 0, 0], &[-1]];
         for numbers in wrong {
             assert!(read(1, &call, &array(numbers)).is_err(), "{numbers:?}");
         }
         assert!(read(1, &call, &Value::Okay).is_err());
-        let grants = read(7, &call, &array(&[5, 9, 2, 9, 9, 1, 0, 0, 1, i64::MAX])).expect("an answer");
+        let grants = read(7, &call, &array(&[5, 9, 2, 9, 9, 0, 0, i64::MAX])).expect("an answer");
         assert_eq!((grants[0].granted, grants[0].sidecars, grants[0].sent), (3, 2, 7), "no more than wanted");
         assert_eq!((grants[1].granted, grants[1].since, grants[1].tau), (0, 5, 9_000));
     }

@@ -131,3 +131,35 @@ fn a_redis_that_was_never_there_stops_no_one() {
     block_on(ask(&limits, "b")).expect("a token");
     assert!(limits.snapshot()[0].tokens_granted > 0);
 }
+
+/// It says what it is, and fails each grant: what it lies on answers with the wrong kind of value.
+#[test]
+fn a_redis_that_greets_and_grants_nothing_stays_down() {
+    let server = Server::start();
+    let (_, name) = key::limit_name("orders", Direction::Outbound, &[KeyPart::Header("x-tenant".into())]);
+    let keys: Vec<String> = (0..key::SHARDS).map(|shard| format!("test:{{{shard}}}:i:{name}")).collect();
+    let each = |command: &str, more: &[&str]| {
+        for key in &keys {
+            let mut command = ::redis::cmd(command);
+            command.arg(key).arg(more).exec(&mut server.connect()).expect("an answer");
+        }
+    };
+    each("SET", &["a string where the sidecars are"]);
+    let control = control();
+    let state = server.state(control.handle(), BUDGET);
+    let limits = Limits::compile(&[keyed("orders", WithoutRedis::Closed)], Direction::Outbound, &state);
+    let redis = || state.redis().expect("configured");
+    eventually("Redis is greeted", || redis().up);
+    let error = block_on(ask(&limits, "a")).expect_err("no grant");
+    assert_eq!(error.reason, Reason::LimitUnavailable);
+    let failed = redis().round_trips;
+    eventually("it is tried five times more", || {
+        let redis = redis();
+        assert!(!redis.up, "up after {} round trips", redis.round_trips);
+        redis.round_trips > failed + 5
+    });
+    each("DEL", &[]);
+    // Without a request: what failed is asked for until it does not.
+    eventually("Redis counts as up", || redis().up);
+    recovered(&limits);
+}

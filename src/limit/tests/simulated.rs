@@ -1,13 +1,15 @@
 //! The bound as a property: the script itself, in a real Redis, on a clock that the test sets,
 //! and buckets whose refills are delayed, lost, or die with their sidecar.
 
+mod given_back;
+
 use std::cell::RefCell;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::limit::bucket::{Grant, Want};
+use crate::limit::bucket::{Back, Grant, Want};
 use crate::limit::redis::{Call, Caller, Group, SCRIPT, read, read_greeting};
 
 const SIDECARS: usize = 4;
@@ -21,28 +23,36 @@ struct Clocked {
     script: String,
     /// Makes each simulation's keys its own.
     simulations: u32,
-    /// Which server it is.
+    /// Which server it is, and whose replica it was last.
     run: u32,
+    replicated: u32,
     /// Its clock less that of the simulation.
     skew: i64,
 }
 
 impl Clocked {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With a script that is changed: what is there, and what is in its place.
+    fn start_with(changes: &[(&str, &str)]) -> Self {
         let server = Server::start();
         let mut script = SCRIPT.to_owned();
-        for (real, ours) in [
+        let clocked = [
             ("redis.call('TIME')", "redis.call('MGET', 'seconds', 'micros')"),
             ("redis.call('INFO', 'server', 'replication')", "redis.call('GET', 'info')"),
             ("'PX'", "'EX'"),
-        ] {
+        ];
+        for (real, ours) in clocked.iter().chain(changes) {
             assert!(script.contains(real), "{real}");
             script = script.replace(real, ours);
         }
         let mut connection = server.connect();
         let script = ::redis::Script::new(&script);
         let script = script.prepare_invoke().load(&mut connection).expect("the script loads");
-        let mut this = Self { _server: server, connection, script, simulations: 0, run: 0, skew: 0 };
+        let mut this =
+            Self { _server: server, connection, script, simulations: 0, run: 0, replicated: 0, skew: 0 };
         this.begin();
         this
     }
@@ -63,7 +73,9 @@ impl Clocked {
     fn run(&mut self, at: u64, command: &::redis::Cmd) -> ::redis::Value {
         let at = at.saturating_add_signed(self.skew);
         let (seconds, micros) = (at / 1_000_000_000, at / 1_000 % 1_000_000);
-        let info = format!("run_id:{:x}\nredis_version:7\nmaster_replid:1\nconnected_slaves:0\n", self.run);
+        let Self { run, replicated, .. } = self;
+        let info =
+            format!("run_id:{run:x}\nredis_version:7\nmaster_replid:{replicated:x}\nconnected_slaves:0\n");
         let mut commands = ::redis::pipe();
         commands
             .cmd("MSET")
@@ -96,7 +108,7 @@ impl Clocked {
     }
 
     fn ask_one(&mut self, at: u64, plan: &Arc<Plan>, who: &str, wanted: u32) -> Grant {
-        self.ask(at, plan, who, &[("a", Want { wanted, least: 1 })], at)[0]
+        self.ask(at, plan, who, &[("a", want(wanted))], at)[0]
     }
 
     /// What a bucket's key holds.
@@ -109,6 +121,21 @@ impl Clocked {
     fn another(&mut self, stored: Option<&str>, skew: i64) {
         self.run += 1;
         self.skew = skew;
+        self.holds(stored);
+    }
+
+    /// It was a replica for a while, of who knows of the bucket what is `stored`.
+    fn was_replica(&mut self, stored: Option<&str>) {
+        self.replicated += 1;
+        self.holds(stored);
+    }
+
+    /// It is told to forget everything, by which it is no other server.
+    fn forgets(&mut self) {
+        ::redis::cmd("FLUSHALL").exec(&mut self.connection).expect("an answer");
+    }
+
+    fn holds(&mut self, stored: Option<&str>) {
         let key = self.bucket();
         match stored {
             Some(text) => ::redis::cmd("SET").arg(key).arg(text).exec(&mut self.connection),
@@ -128,7 +155,7 @@ fn plan_of(rate: &str, burst: u32, written: u64) -> Arc<Plan> {
 }
 
 fn want(wanted: u32) -> Want {
-    Want { wanted, least: 1 }
+    Want { wanted, least: 1, back: Back::default() }
 }
 
 const S: u64 = 1_000_000_000;
@@ -198,7 +225,8 @@ enum Step {
     Rush,
     /// A request takes a token and gives it back.
     Returned(usize),
-    /// The sidecar is about to send an ask, for as much as it would or for any number.
+    /// The sidecar is about to send an ask, for as much as it would or for any number. In the first case it gives back
+    /// what it would, too.
     Ask(usize, Option<u32>),
     /// Redis runs it.
     Run(usize),
@@ -212,7 +240,10 @@ enum Step {
     Replicate,
     /// The replica takes the place of the server, with a clock of its own.
     Failover(i64),
-    /// The server forgets everything.
+    /// The server is made a replica of the replica, and a master again.
+    Swap,
+    /// The server is started anew, or flushed while it runs: it has forgotten everything.
+    Restart,
     Flush,
 }
 
@@ -231,7 +262,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => one.prop_map(Step::Kill),
         1 => Just(Step::Replicate),
         1 => (-3_600i64..3_600).prop_map(|seconds| Step::Failover(seconds * S as i64)),
-        1 => Just(Step::Flush),
+        1 => prop_oneof![Just(Step::Swap), Just(Step::Restart), Just(Step::Flush)],
     ]
 }
 
@@ -287,7 +318,8 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
                 let Sidecar { bucket, offset, asked } = &mut sidecars[who];
                 asked.get_or_insert_with(|| {
                     let sent = time + *offset;
-                    let want = want.map_or_else(|| bucket.want(terms, sent, terms.tau / 10), self::want);
+                    let would = || bucket.want(plan, 0, sent, terms.tau / 10);
+                    let want = want.map_or_else(would, self::want);
                     Asked { sent, want, answer: None }
                 });
             }
@@ -307,7 +339,9 @@ fn play(redis: &mut Clocked, plan: &Arc<Plan>, steps: &[Step]) -> Vec<u64> {
             }
             Step::Replicate => replica = redis.stored(),
             Step::Failover(skew) => redis.another(replica.as_deref(), skew),
-            Step::Flush => redis.another(None, redis.skew),
+            Step::Swap => redis.was_replica(replica.as_deref()),
+            Step::Restart => redis.another(None, redis.skew),
+            Step::Flush => redis.forgets(),
             Step::Lose(who) => sidecars[who].asked = None,
             Step::Kill(who) => {
                 sidecars[who].asked = None;
@@ -391,9 +425,13 @@ fn a_server_that_lost_its_state_grants_what_has_accrued_since() {
     assert_eq!(redis.ask_one(DAY + 35 * MS, &plan, "x", 100).granted, 3);
     let again = redis.ask_one(DAY + 1_000 * S, &plan, "x", 100);
     assert_eq!((again.granted, again.since), (10, first.since), "and full in time");
-    // One that was flushed.
+    // One that was started anew, was a replica in between, or was flushed.
     redis.another(None, 0);
     assert_eq!(redis.ask_one(DAY + 2_000 * S, &plan, "x", 100).granted, 0);
+    redis.was_replica(stale.as_deref());
+    assert_eq!(redis.ask_one(DAY + 2_300 * S, &plan, "x", 100).granted, 0);
+    redis.forgets();
+    assert_eq!(redis.ask_one(DAY + 2_600 * S, &plan, "x", 100).granted, 0);
     // Where that is wanted, what is not known is full.
     let (limit, _) = limit_of("1/s", 2);
     redis.another(None, 0);
@@ -412,7 +450,7 @@ fn a_request_of_several_tokens_has_them_all_or_none() {
     for sidecar in ["x", "y", "z"] {
         redis.ask_one(DAY, &plan, sidecar, 0);
     }
-    let dear = |wanted| [("a", Want { wanted, least: 8 })];
+    let dear = |wanted| [("a", Want { least: 8, ..want(wanted) })];
     assert_eq!(redis.ask(DAY, &plan, "x", &dear(8), DAY)[0].granted, 8);
     let none = redis.ask(DAY, &plan, "y", &dear(8), DAY)[0];
     assert_eq!((none.granted, none.wait), (0, 60 * MS), "two are left");
@@ -474,19 +512,9 @@ fn a_value_that_no_script_of_ours_wrote_is_an_empty_bucket() {
     let redis = &mut Clocked::start();
     let since = redis.ask_one(DAY, &plan, "x", 1).since;
     let key = redis.bucket();
-    for value in ["", "x", "2 3 4 5", "-1 5", "1e9 7"] {
+    for value in ["", "x", "2 3 4 5", "-1 5", "1e9 7", "2 3 i", "2 3 i5", "2 3 i5 x", "2 3 i5 -1 -1"] {
         ::redis::cmd("SET").arg(&key).arg(value).exec(&mut redis.connection).expect("an answer");
         let grant = redis.ask_one(DAY + S, &plan, "x", 100);
         assert_eq!((grant.granted, grant.since), (0, since), "{value:?}");
     }
-}
-
-#[test]
-fn who_wants_more_than_there_is_makes_it_scarce_for_all() {
-    let plan = plan_of("100/s", 20, 0);
-    let redis = &mut Clocked::start();
-    assert!(!redis.ask_one(DAY, &plan, "x", 10).scarce);
-    assert!(redis.ask_one(DAY + 10 * MS, &plan, "x", 2).scarce);
-    assert!(redis.ask_one(DAY + 100 * MS, &plan, "y", 1).scarce);
-    assert!(!redis.ask_one(DAY + 550 * MS, &plan, "y", 1).scarce, "four leases later");
 }

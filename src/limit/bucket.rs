@@ -69,6 +69,8 @@ pub(super) struct Bucket {
     weight: AtomicU32,
     /// When the state began that the last grant came from, by Redis's clock; 0 for none.
     since: AtomicU64,
+    /// When Redis last had less than was wanted; 0 for never.
+    short_at: AtomicU64,
     /// How many sidecars ask for its limit and shard, as last told.
     pub(super) sidecars: AtomicU32,
     /// Woken when a refill has ended, well or badly.
@@ -128,6 +130,7 @@ impl Bucket {
             mean: AtomicU32::new(0),
             weight: AtomicU32::new(0),
             since: AtomicU64::new(0),
+            short_at: AtomicU64::new(0),
             sidecars: AtomicU32::new(0),
             refilled: Notify::new(),
             shard,
@@ -235,7 +238,9 @@ impl Bucket {
             let span = numbers.span();
             self.local.rescale(now, self.span.swap(span, Relaxed), span);
             self.drop_grants();
-            self.refused_until.store(0, Relaxed);
+            for time in [&self.refused_until, &self.short_at] {
+                time.store(0, Relaxed);
+            }
             for count in [&self.low, &self.unmet, &self.refused_cost] {
                 count.store(0, Relaxed);
             }

@@ -37,9 +37,12 @@ pub(super) struct Terms {
     pub(super) tau: u64,
 }
 
-/// Of tokens that live for `tau`: those that die within this many nanoseconds no longer count as stock.
+/// In the last such part of its life a token no longer counts as stock.
+pub(super) const LAST_PART: u32 = 10;
+
+/// That part of `tau`, in nanoseconds.
 pub(super) const fn lead(tau: u64) -> u64 {
-    tau / 8
+    tau / LAST_PART as u64
 }
 
 impl Plan {

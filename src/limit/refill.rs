@@ -219,8 +219,8 @@ impl Refill {
             let Reverse(Later { at, due }) = PeekMut::pop(first);
             let Due { plan, bucket, .. } = &due;
             let wanted = bucket.terms(plan.generation).is_some_and(|terms| {
-                let busy = || bucket.is_busy(&plan.terms[terms], now);
-                bucket.is_left(now) || bucket.is_refused_until(at) && busy()
+                let terms = &plan.terms[terms];
+                bucket.is_left(terms, now) || bucket.is_refused_until(at) && bucket.is_busy(terms, now)
             });
             if wanted && bucket.begin_refill() {
                 batch.push(due);
@@ -408,7 +408,8 @@ impl Ask {
         limit.counters.tokens_granted.fetch_add(u64::from(grant.granted), Relaxed);
         limit.told_of_sidecars(bucket.shard, grant.sidecars);
         self.again = bucket.granted(&self.plan, grant, now);
-        self.dead = grant.dies(&self.plan.terms[self.terms]).filter(|_| !self.plan.exact);
+        let terms = &self.plan.terms[self.terms];
+        self.dead = bucket.dies(terms, grant, now).filter(|_| !self.plan.exact);
     }
 
     fn failed(&self) {

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::{Bucket, MOST, count, expiry, plan_word};
-use crate::limit::plan::{Plan, Terms, lead};
+use crate::limit::plan::{LAST_PART, Plan, Terms, lead};
 
 /// The lease by which an exhausted bucket is left alone although it may have tokens again, at most.
 const LONGEST_PAUSE: u64 = 1_333_000_000;
@@ -15,7 +15,16 @@ const SOON: u64 = 2_000_000;
 /// So many leases count for what the next will need.
 const MEMORY: f64 = 4.0;
 
-/// Fewer tokens are not worth a call by themselves.
+/// For so many leases after Redis had less than was wanted, tokens are scarce: what lies here unspent, others lack.
+const SCARCE: u64 = 4;
+
+/// While they are, so many fewer are asked for than a lease will need; one by one, where it needs about as few.
+const SPARED: f64 = 2.5;
+
+/// Else so many standard deviations more, which saves calls.
+const AHEAD: f64 = 0.25;
+
+/// Fewer tokens are not worth a call by themselves, unless they are scarce.
 const WORTH: u32 = 4;
 
 /// With fewer needs, per lease, it does not ask ahead.
@@ -98,6 +107,22 @@ impl Bucket {
         self.mean(terms, now).max(surely)
     }
 
+    /// Did Redis have less than was wanted lately?
+    fn is_scarce(&self, terms: &Terms, now: u64) -> bool {
+        let short_at = self.short_at.load(Relaxed);
+        short_at > 0 && now < short_at.saturating_add(SCARCE * terms.tau)
+    }
+
+    /// How many tokens it should hold for the next lease.
+    fn target(&self, terms: &Terms, now: u64) -> u32 {
+        let needed = self.needed(terms, now);
+        let target = match self.is_scarce(terms, now) {
+            true => needed - SPARED,
+            false => needed + AHEAD * needed.sqrt(),
+        };
+        target.round() as u32
+    }
+
     /// Is it worth asking again though no request waits? Where few come, what was got ahead might die before
     /// the next, and others lack it.
     pub(in crate::limit) fn is_busy(&self, terms: &Terms, now: u64) -> bool {
@@ -114,7 +139,7 @@ impl Bucket {
     pub(in crate::limit) fn want(&self, plan: &Plan, terms: usize, now: u64, way: u64) -> Want {
         let by = plan_word(plan.generation, terms as u16);
         let terms = &plan.terms[terms];
-        let target = if self.is_left(now) { 0 } else { self.needed(terms, now).round() as u32 };
+        let target = if self.is_left(terms, now) { 0 } else { self.target(terms, now) };
         let weight = match self.leases(terms, now) {
             long if long > MEMORY => 1.0,
             leases => (self.known().1 + leases).min(MEMORY),
@@ -129,7 +154,7 @@ impl Bucket {
         self.low.store(low, Relaxed);
         // Of what is about to die, only what will be spent before that counts.
         let fresh = self.live(now + lead(terms.tau));
-        let dying = self.live(now).saturating_sub(fresh).min(target / 8);
+        let dying = self.live(now).saturating_sub(fresh).min(target / LAST_PART);
         let back = match self.granted_by.load(Relaxed) == by {
             true => self.give_up(now, now + lead(terms.tau), dying),
             false => Back::default(),
@@ -143,12 +168,22 @@ impl Bucket {
     }
 
     /// Have tokens died here that nobody came for, and nobody is there now?
-    pub(in crate::limit) fn is_left(&self, now: u64) -> bool {
+    pub(in crate::limit) fn is_left(&self, terms: &Terms, now: u64) -> bool {
         self.live(now) == 0
             && self.waiting() == 0
             && self.unmet.load(Relaxed) == 0
             && self.refused_until.load(Relaxed) <= now
-            && self.left() >= WORTH
+            && self.left() >= self.worth(terms, now)
+    }
+
+    /// So many tokens are worth giving back by a call of their own.
+    fn worth(&self, terms: &Terms, now: u64) -> u32 {
+        if self.is_scarce(terms, now) { 1 } else { WORTH }
+    }
+
+    /// When a grant is dead, if what may be left of it then is worth a call.
+    pub(in crate::limit) fn dies(&self, terms: &Terms, grant: &Grant, now: u64) -> Option<u64> {
+        (grant.granted >= self.worth(terms, now)).then_some(grant.sent + grant.tau.min(terms.tau) + 1)
     }
 
     /// Takes what dies until `until`, but for `keep`, out of reach of requests.
@@ -219,6 +254,9 @@ impl Bucket {
         let short = grant.granted < grant.want.wanted && !(plan.exact && grant.wait == 0);
         // Who came first to a bucket that had to begin empty asks again at once for what is there by then.
         let short = short && !(grant.young && new_state && grant.wait < SOON);
+        if short {
+            self.short_at.store(now, Relaxed);
+        }
         let again = short.then(|| now.saturating_add(pause(plan, terms, grant)));
         self.refused_cost.store(if grant.granted == 0 { grant.want.least } else { 0 }, Relaxed);
         self.refused_until.store(again.unwrap_or(0), Relaxed);
@@ -228,13 +266,6 @@ impl Bucket {
             self.place(by, grant.granted, grant.at, expiry, now);
         }
         again.filter(|_| !plan.exact)
-    }
-}
-
-impl Grant {
-    /// When it is dead, if what may be left of it then is worth a call.
-    pub(in crate::limit) fn dies(&self, terms: &Terms) -> Option<u64> {
-        (self.granted >= WORTH).then_some(self.sent + self.tau.min(terms.tau) + 1)
     }
 }
 

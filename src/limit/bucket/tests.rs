@@ -140,8 +140,8 @@ fn where_requests_surely_are_more_than_before_it_asks_for_more_at_once() {
     for _ in 0..64 {
         bucket.missed(1);
     }
-    // 64, or two deviations fewer, in a fifth of a lease; no rate is known from less than a half of one.
-    assert_eq!(bucket.want(&plan, 0, 1020 * MS, 20 * MS).wanted, 96);
+    // 64, less two deviations, in a fifth of a lease, and a little more; no rate is known from less than a half of one.
+    assert_eq!(bucket.want(&plan, 0, 1020 * MS, 20 * MS).wanted, 98);
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn what_nobody_will_spend_is_given_back() {
         bucket.take(1050 * MS, 1).expect("a token");
     }
     assert_eq!(want(1060 * MS).back.count, 0, "they may be spent yet");
-    // About to die: an eighth of what is needed for a lease may be spent before.
+    // About to die: a tenth of what is needed for a lease may be spent before.
     let asked = want(1090 * MS);
     assert_eq!(asked.back, Back { count: 35 - bucket.live(1090 * MS), granted_at: 1_000_000, since: 1 });
     assert!((1..=8).contains(&bucket.live(1090 * MS)), "{asked:?}");
@@ -171,18 +171,43 @@ fn what_nobody_will_spend_is_given_back() {
 fn what_is_left_when_nobody_comes_is_given_back_and_no_more_is_asked_for() {
     let (bucket, plan) = (bucket(), plan());
     bucket.want(&plan, 0, 990 * MS, 20 * MS);
-    let again = grant(1000 * MS, 70, 70).dies(&plan.terms[0]).expect("enough to be worth a call");
+    let again =
+        bucket.dies(&plan.terms[0], &grant(1000 * MS, 70, 70), 1001 * MS).expect("enough to be worth a call");
     assert_eq!(bucket.granted(&plan, &grant(1000 * MS, 70, 70), 1001 * MS), None);
-    assert!(!bucket.is_left(1099 * MS), "they may be spent yet");
+    assert!(!bucket.is_left(&plan.terms[0], 1099 * MS), "they may be spent yet");
     for _ in 0..30 {
         bucket.take(1050 * MS, 1).expect("a token");
     }
-    assert!(again >= 1100 * MS && bucket.is_left(again));
+    assert!(again >= 1100 * MS && bucket.is_left(&plan.terms[0], again));
     let want = bucket.want(&plan, 0, again, 20 * MS);
     assert_eq!((want.wanted, want.back.count), (0, 40));
-    assert!(!bucket.is_left(again));
+    assert!(!bucket.is_left(&plan.terms[0], again));
     let nothing = grant(again, 0, 0);
-    assert_eq!((bucket.granted(&plan, &nothing, again), nothing.dies(&plan.terms[0])), (None, None));
+    assert_eq!(
+        (bucket.granted(&plan, &nothing, again), bucket.dies(&plan.terms[0], &nothing, again)),
+        (None, None)
+    );
+}
+
+#[test]
+fn while_tokens_are_scarce_it_asks_for_few_and_gives_back_every_one() {
+    let (bucket, plan) = (bucket(), plan());
+    let terms = &plan.terms[0];
+    // What it asks for where requests missed so many tokens in the lease before.
+    let wanted = |now, missed| {
+        (0..missed).for_each(|_| bucket.missed(1));
+        bucket.want(&plan, 0, now, 20 * MS).wanted
+    };
+    wanted(1000 * MS, 0);
+    assert_eq!(wanted(1100 * MS, 16), 9, "8, the mean of two leases, and a little more");
+    assert_eq!(bucket.dies(terms, &grant(1100 * MS, 3, 3), 1101 * MS), None, "three are not worth a call");
+    bucket.granted(&plan, &grant(1100 * MS, 9, 1), 1101 * MS);
+    let dies = bucket.dies(terms, &grant(1100 * MS, 9, 1), 1101 * MS).expect("one is");
+    assert!(bucket.is_left(terms, dies));
+    assert_eq!(wanted(1200 * MS, 8), 6, "fewer than the eight that it will need");
+    bucket.granted(&plan, &grant(1200 * MS, 4, 4), 1201 * MS);
+    // That was the last time that Redis had too little, for four leases.
+    assert_eq!(wanted(1499 * MS, 30) + wanted(1502 * MS, 0), 6 + 11);
 }
 
 #[test]
@@ -192,10 +217,14 @@ fn a_low_stock_is_told_while_redis_may_be_asked() {
     for _ in 0..19 {
         bucket.missed(1);
     }
-    assert_eq!(bucket.want(&plan, 0, 1000 * MS, 20 * MS).wanted, 10, "19, or two deviations fewer");
+    assert_eq!(
+        bucket.want(&plan, 0, 1000 * MS, 20 * MS).wanted,
+        11,
+        "19, less two deviations, and a little more"
+    );
     bucket.granted(&plan, &grant(1000 * MS, 10, 10), 1001 * MS);
     let low: Vec<bool> = std::iter::from_fn(|| bucket.take(1002 * MS, 1)).map(|(_, low)| low).collect();
-    assert_eq!(low.iter().position(|low| *low), Some(8), "one of ten is left: {low:?}");
+    assert_eq!(low.iter().position(|low| *low), Some(7), "two of ten are left: {low:?}");
     bucket.granted(&plan, &grant(1010 * MS, 10, 9), 1011 * MS);
     assert!(std::iter::from_fn(|| bucket.take(1012 * MS, 1)).all(|(_, low)| !low));
 }

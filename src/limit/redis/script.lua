@@ -21,6 +21,8 @@
 -- { since, maxmemory, its policy, replicas, whether they are a fence, version }.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+-- So many spans of half a tau each are remembered: what is older than five of them is not taken back.
+local SPANS = 6
 local function digits(number)
     return string.format('%.0f', number)
 end
@@ -92,8 +94,8 @@ while key <= #KEYS do
         least = math.min(least, math.floor(capacity))
         local stored = redis.call('GET', bucket)
         local full_at, took, rest = string.match(stored or '', '^(%d+) (%d+)(.*)$')
-        local of, list = string.match(rest or '', '^ i(%S+)( [%d ]+)$')
-        if rest ~= '' and not of then
+        local every, list = string.match(rest or '', '^ i(%S+)( [%d ]+)$')
+        if rest ~= '' and not every then
             full_at = nil
         end
         local missing = math.max(0, (tonumber(full_at or nil) or 0) - now)
@@ -110,7 +112,7 @@ while key <= #KEYS do
         granted_at = tonumber(granted_at or nil)
         -- How much was missing at least, in each of the last spans of time: when it began, and microseconds.
         local spans = {}
-        if of == tostring(interval) and took == filling then
+        if every == tostring(interval) and took == filling then
             for begin, least_missing in string.gmatch(list, '(%d+) (%d+)') do
                 spans[#spans + 1] = { tonumber(begin), tonumber(least_missing) }
             end
@@ -123,7 +125,7 @@ while key <= #KEYS do
         end
         if not last or now - last[1] > tau / 2 then
             spans[#spans + 1] = { now, span }
-            if #spans > 6 then
+            if #spans > SPANS then
                 table.remove(spans, 1)
             end
         end
@@ -149,7 +151,7 @@ while key <= #KEYS do
         tat = math.ceil(tat + granted * interval)
         if tat > now or stored then
             local value = digits(tat) .. ' ' .. filling
-            if count or of then
+            if count or every then
                 value = value .. ' i' .. tostring(interval)
                 for i = 1, #spans do
                     value = value .. ' ' .. digits(spans[i][1]) .. ' ' .. digits(math.floor(spans[i][2]))

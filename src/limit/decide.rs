@@ -109,8 +109,10 @@ enum Token {
     Lease(Taken),
     /// Of the pod's own count, by the time that they are worth.
     Local(u64),
-    /// Admitted without count, by `without_redis: open`, or by a limit that observes.
+    /// Admitted without count: by `without_redis: open`, or because a limit that observes has yet to ask.
     Free,
+    /// A limit that observes would have refused.
+    Observed,
 }
 
 enum NoToken {
@@ -156,6 +158,16 @@ pub(super) fn admit_at<'r>(
     }
 }
 
+/// The claims on what this pod counts by itself, and then those on leases: who is refused here asks Redis for nothing,
+/// and draws no token that others could have spent. With their numbers.
+fn pods_first<'c>(
+    claims: impl Iterator<Item = Claim<'c>> + Clone,
+) -> impl Iterator<Item = (usize, Claim<'c>)> {
+    let of =
+        |leased: bool| claims.clone().enumerate().filter(move |(_, claim)| claim.limit().leased == leased);
+    of(false).chain(of(true))
+}
+
 /// What it takes to send a request again that these claims have admitted.
 pub(super) fn again(state: &Arc<State>, claims: &OwnedClaims) -> Again {
     Again::of(state, claims.iter().map(|owned| owned.claim()))
@@ -172,15 +184,14 @@ impl Attempt<'_> {
             }
         }
         let mut tokens: SmallVec<[Token; 4]> = SmallVec::new();
-        for (at, claim) in claims.clone().enumerate() {
+        for (at, claim) in pods_first(claims.clone()) {
             let no_token = match self.take(claim) {
                 Ok(token) => {
                     tokens.push(token);
                     continue;
                 }
                 Err(NoToken::Refused(_)) if claim.rule.observes => {
-                    claim.limit().counters.observed.add();
-                    tokens.push(Token::Free);
+                    tokens.push(Token::Observed);
                     continue;
                 }
                 // What observes delays nobody: the next request finds what this one asked for.
@@ -191,7 +202,7 @@ impl Attempt<'_> {
                 }
                 Err(no_token) => no_token,
             };
-            for (token, claim) in tokens.into_iter().zip(claims.clone()) {
+            for (token, (_, claim)) in tokens.into_iter().zip(pods_first(claims.clone())) {
                 claim.give_back(token);
             }
             return match no_token {
@@ -201,13 +212,19 @@ impl Attempt<'_> {
                 }
                 NoToken::Missing => {
                     // At once for whatever else it will miss.
-                    claims.skip(at).for_each(|claim| self.request(claim));
+                    claims.for_each(|claim| self.request(claim));
                     Outcome::Missing(at)
                 }
                 NoToken::Retired => Outcome::Retired,
             };
         }
-        claims.for_each(|claim| claim.limit().counters.admitted.add());
+        for (token, (_, claim)) in tokens.iter().zip(pods_first(claims)) {
+            let counters = &claim.limit().counters;
+            counters.admitted.add();
+            if matches!(token, Token::Observed) {
+                counters.observed.add();
+            }
+        }
         Outcome::Admitted
     }
 
@@ -315,7 +332,7 @@ impl Claim<'_> {
         match token {
             Token::Lease(taken) => taken.into_iter().for_each(|lease| self.bucket.give_back(lease)),
             Token::Local(worth) => self.bucket.local.give_back(worth),
-            Token::Free => {}
+            Token::Free | Token::Observed => {}
         }
     }
 }

@@ -162,4 +162,18 @@ mod tests {
         assert!(!matcher.matches(&facts("orders.shop", None, "/v1x", "POST")));
         assert!(!matcher.matches(&facts("orders.shop", None, "/v1", "GET")));
     }
+
+    #[test]
+    fn callers() {
+        let mut limit = super::super::plan::tests::limit("a", "1/s", 2);
+        limit.caller =
+            Some(OneOrMany::Many(vec!["spiffe://mesh/ns/shop/*".into(), "spiffe://mesh/ns/ops/cron".into()]));
+        let matcher = Matcher::new(&limit);
+        let holds = |caller| {
+            let (host, path, said) = ("any", "/", &Tenant("t"));
+            matcher.matches(&Facts { host, port: None, path, method: "GET", caller, said })
+        };
+        assert!(holds("spiffe://mesh/ns/shop/sa/web") && holds("spiffe://mesh/ns/ops/cron"));
+        assert!(!holds("spiffe://mesh/ns/ops/cron2") && !holds("spiffe://mesh/ns/shopping") && !holds(""));
+    }
 }

@@ -8,13 +8,13 @@
 //! The promise, with `without_redis: closed`, for any number of sidecars, under any delay, loss,
 //! pause or kill of sidecars and network: **in any window T the mesh admits at most R·T + B
 //! requests.** A window's admissions used tokens that were granted at most tau before it, and
-//! GCRA with the burst B' = B - R·tau grants at most R·(T + tau) + B' in that time. The condition
-//! is that Redis keeps its data and its clock; what it loses it may grant again, at most B'.
+//! GCRA with the burst B' = B - R·tau grants at most R·(T + tau) + B' in that time. The conditions
+//! are in `docs/limits.md`.
 //!
 //! Limits of scope `pod`, and all limits where no Redis is configured, run the same algorithm in
 //! this process.
 //!
-//! Nothing on the request path takes a lock, but the first request of a thread for a key.
+//! A request takes no lock, but for the first of a thread for a key, and the one that finds a stock low.
 
 mod bucket;
 mod clock;

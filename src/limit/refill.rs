@@ -36,6 +36,8 @@ const BATCH: usize = 512;
 const WATCHED: u64 = 2_000_000_000;
 /// What is left of a grant that lives longer is not given back unless a request comes.
 const LEFT: u64 = 60_000_000_000;
+/// So many are looked at again at most, of all lanes: what is beyond keeps its tokens until a request comes.
+const LATER: usize = 1 << 16;
 /// Pauses between attempts while Redis is down.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How often a server is asked what it is, though no bucket wants anything.
@@ -366,7 +368,8 @@ impl Refill {
             due.bucket.end_refill();
             let again = again.filter(|at| *at < now + WATCHED);
             let dead = dead.filter(|at| *at < now + LEFT);
-            let later = again.into_iter().chain(dead);
+            let room = (LATER / self.lanes).saturating_sub(self.later.len());
+            let later = again.into_iter().chain(dead).take(room);
             self.later.extend(later.map(|at| Reverse(Later { at, due: due.clone() })));
         }
     }

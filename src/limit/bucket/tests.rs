@@ -58,6 +58,27 @@ fn a_grant_that_comes_after_its_tau_is_dropped() {
 }
 
 #[test]
+fn a_request_takes_nothing_that_was_asked_for_after_it_looked_at_the_clock() {
+    let (bucket, plan) = (bucket(), plan());
+    bucket.granted(&plan, &grant(1000 * MS, 5, 5), 1001 * MS);
+    assert_eq!(bucket.take(999 * MS, 1), None);
+    assert!(bucket.take(1000 * MS, 1).is_some());
+}
+
+#[test]
+fn a_dear_request_takes_of_several_grants_or_of_none() {
+    let (bucket, plan) = (bucket(), plan());
+    bucket.granted(&plan, &grant(1000 * MS, 5, 5), 1001 * MS);
+    bucket.granted(&plan, &grant(1050 * MS, 7, 7), 1051 * MS);
+    assert_eq!(bucket.take(1060 * MS, 13), None);
+    assert_eq!(bucket.live(1060 * MS), 12, "nothing was taken");
+    let (taken, _) = bucket.take(1060 * MS, 8).expect("of both");
+    assert_eq!((taken.len(), bucket.live(1060 * MS)), (2, 4));
+    give_back(&bucket, taken);
+    assert_eq!((bucket.live(1060 * MS), bucket.live(1100 * MS)), (12, 7), "each to its own");
+}
+
+#[test]
 fn a_token_goes_back_to_its_own_grant_or_nowhere() {
     let (bucket, plan) = (bucket(), plan());
     bucket.granted(&plan, &grant(1000 * MS, 1, 1), 1001 * MS);

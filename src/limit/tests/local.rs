@@ -90,6 +90,16 @@ fn a_token_is_returned_when_a_later_limit_refuses() {
 }
 
 #[test]
+fn what_observes_counts_only_what_it_alone_would_have_refused() {
+    let observes = model::Limit { observe: true, ..pod("new", "1/h", 1) };
+    let local = Local::new(&[observes, pod("old", "1/h", 3)]);
+    assert_eq!(local.admitted("t", S, 10), 3);
+    let report = local.limits.snapshot();
+    assert_eq!((report[0].admitted, report[0].refused, report[0].would_refuse), (3, 0, 2));
+    assert_eq!((report[1].admitted, report[1].refused), (3, 7));
+}
+
+#[test]
 fn a_reload_keeps_the_count_and_changes_the_rate_at_once() {
     let mut local = Local::new(&[pod("orders", "1/h", 10)]);
     assert_eq!(local.admitted("t", S, 4), 4);

@@ -122,6 +122,29 @@ fn an_exhausted_limit_costs_redis_nothing() {
 }
 
 #[test]
+fn who_the_pod_refuses_costs_redis_nothing() {
+    let server = Server::start();
+    let control = control();
+    let state = server.state(control.handle(), BUDGET);
+    let tenants =
+        || model::Limit { key: vec![KeyPart::Header("x-tenant".into())], ..limit("tenants", "100/s", 100) };
+    let exact = model::Limit { name: "exact".into(), exact: true, ..tenants() };
+    let pod = model::Limit { scope: Scope::Pod, ..limit("pod", "1/h", 1) };
+    let limits = Limits::compile(&[tenants(), exact, pod], Direction::Outbound, &state);
+    block_on(ask(&limits, "t")).expect("room in all");
+    eventually("no refill is under way", || {
+        let before = server.script_calls();
+        std::thread::sleep(Duration::from_millis(50));
+        server.script_calls() == before
+    });
+    let before = server.script_calls();
+    for tenant in 0..50 {
+        block_on(ask(&limits, &tenant.to_string())).expect_err("the pod's limit refuses");
+    }
+    assert_eq!(server.script_calls(), before);
+}
+
+#[test]
 fn a_lease_gets_its_token_back_when_another_limit_refuses() {
     let server = Server::start();
     let control = control();

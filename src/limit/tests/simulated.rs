@@ -2,6 +2,7 @@
 //! and buckets whose refills are delayed, lost, or die with their sidecar.
 
 mod given_back;
+mod utilised;
 
 use std::cell::RefCell;
 

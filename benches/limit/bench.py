@@ -43,7 +43,7 @@ ENDS = (signal.SIGTERM, signal.SIGINT)
 BLOCKS, QUICK_BLOCKS = 5, 1
 STAGE, QUICK_STAGE = 3, 1
 # Runs of sidecars at a time; those that count calls are alone.
-AT_ONCE = 5
+AT_ONCE = 4
 
 
 @dataclass

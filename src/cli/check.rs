@@ -1,5 +1,6 @@
 //! `pannier check`: what a configuration means, in short tables, or where it is wrong.
 
+mod limits;
 mod table;
 mod tokens;
 
@@ -10,12 +11,12 @@ use std::process::ExitCode;
 
 use crate::auth::token::Tokens;
 use crate::config::model::{
-    Direction, Hedge, InboundMtls, KeyExchange, Limit, Model, Most, MtlsMode, PathMatch, RetryRules, Scope,
-    Sticky, Upstream, WithoutRedis,
+    Direction, Hedge, InboundMtls, KeyExchange, Model, Most, MtlsMode, PathMatch, RetryRules, Sticky,
+    Upstream,
 };
-use crate::config::units::OneOrMany;
 use crate::config::{self, Problem, Problems};
 use crate::limit;
+use limits::limits;
 use table::Table;
 
 /// The file cannot be read.
@@ -333,42 +334,6 @@ fn upstream_mtls(model: &Model, upstream: &Upstream) -> String {
     }
 }
 
-fn limits(model: &Model) -> Table {
-    let columns = ["limit", "direction", "host", "path", "method", "key", "rate", "burst", "scope"];
-    let mut table = Table::new("LIMITS", &columns);
-    for limit in &model.limits {
-        let any = |texts: &Option<OneOrMany<String>>| match texts {
-            Some(texts) => list(texts.as_slice()),
-            None => "*".into(),
-        };
-        table.row([
-            limit.name.clone(),
-            limit.direction.name().into(),
-            any(&limit.host),
-            limit.path.as_ref().map_or("*".into(), path),
-            any(&limit.method),
-            if limit.key.is_empty() { "one count".into() } else { list(&limit.key) },
-            limit.rate.to_string(),
-            limit.effective_burst().to_string(),
-            scope(model, limit),
-        ]);
-    }
-    table
-}
-
-fn scope(model: &Model, limit: &Limit) -> String {
-    let without = match limit.without_redis {
-        WithoutRedis::Open => "open",
-        WithoutRedis::Closed => "closed",
-        WithoutRedis::Share => "share",
-    };
-    match (limit.scope, &model.redis) {
-        (Scope::Pod, _) => "pod".into(),
-        (Scope::Mesh, None) => "mesh, but no redis: per pod".into(),
-        (Scope::Mesh, Some(_)) => format!("mesh, {without} without redis"),
-    }
-}
-
 fn path(matched: &PathMatch) -> String {
     match matched {
         PathMatch::Prefix(prefix) => prefix.clone(),
@@ -414,7 +379,11 @@ routes:
       body_timeout: 10m, sticky: { header: X-User } }
   - { host: fast, upstream: orders, retries: { on: [timeout, 5xx, 429], try_timeout: 300ms }, hedge: { after: p95 } }
 limits:
-  - { name: writes, host: orders, method: [POST, PUT], key: [caller, 'header:X-Tenant'], rate: 90/m }
+  - { name: writes, host: orders, method: [POST, PUT], key: [caller, 'header:X-Tenant'], rate: 90/m,
+      keys: [ { is: ['*', acme], rate: 5/s } ] }
+  - { name: cron, direction: inbound, rate: 1/h, burst: 1, exact: true, status: 503, caller: spiffe://td/cron }
+  - { name: trial, rate: 9/s, scope: pod, observe: true, count_retries: true, cost: { header: X-Cost },
+      header: { x-plan: [gold, 'silver*'], x-trace: '*' } }
 redis: { url: 'redis://r:hush@h' }
 zone: eu-1
 inbound: { mtls: strict, capacity: 8, max_in_flight: learned, probes: [/health], http: { body_timeout: 1m, min_body_rate: off }, allow: [ { caller: spiffe://td/*, path: /v1 } ] }
@@ -444,7 +413,11 @@ inbound: { mtls: strict, capacity: 8, max_in_flight: learned, probes: [/health],
             "capacity 8",
             "in flight twice the capacity that is learned",
             "always given /health, the kubelet's own",
-            "writes outbound orders * POST, PUT caller, header:x-tenant 90/m 2 mesh, share without redis",
+            "writes outbound orders * POST, PUT * caller, header:x-tenant 90/m 2 mesh, share without redis tokens live 666ms",
+            "= *, acme 5/s 5",
+            "cron inbound * * * spiffe://td/cron one count 1/h 1 mesh, share without redis asks Redis each time; answers 503",
+            "trial outbound * * * x-plan: gold, silver*; x-trace: * one count 9/s 9 pod costs what X-Cost says, or 1; \
+             counts retries; observes, refuses nothing",
         ] {
             assert!(squeezed.iter().any(|have| have == line), "no `{line}` in\n{stdout}");
         }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::model::{Direction, Http, InboundMtls, Limit, Model, MtlsMode, Upstream};
+use super::model::{Direction, Http, InboundMtls, KeyRate, Limit, Model, MtlsMode, Upstream};
 use super::syntax::HostPattern;
 use super::units::{HostPort, Rate};
 
@@ -81,6 +81,13 @@ impl LimitTerms {
     /// The most that one request may cost, where tokens come from Redis.
     pub fn dearest(&self) -> u32 {
         (self.capacity as u32).max(1)
+    }
+}
+
+impl KeyRate {
+    /// `burst`, or one second's worth, at least 2.
+    pub fn effective_burst(&self) -> NonZeroU32 {
+        burst(self.rate, self.burst)
     }
 }
 

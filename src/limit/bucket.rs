@@ -69,7 +69,7 @@ pub(super) struct Bucket {
     weight: AtomicU32,
     /// When the state began that the last grant came from, by Redis's clock; 0 for none.
     since: AtomicU64,
-    /// When Redis last had less than was wanted; 0 for never.
+    /// When Redis last had less than was wanted, by this sidecar's clock; 0 for never.
     short_at: AtomicU64,
     /// How many sidecars ask for its limit and shard, as last told.
     pub(super) sidecars: AtomicU32,

@@ -37,12 +37,12 @@ pub(super) struct Terms {
     pub(super) tau: u64,
 }
 
-/// In the last such part of its life a token no longer counts as stock.
-pub(super) const LAST_PART: u32 = 10;
+/// In the last tenth of its life a token no longer counts as stock.
+pub(super) const LEAD_DIVISOR: u32 = 10;
 
-/// That part of `tau`, in nanoseconds.
+/// That tenth of `tau`, in nanoseconds.
 pub(super) const fn lead(tau: u64) -> u64 {
-    tau / LAST_PART as u64
+    tau / LEAD_DIVISOR as u64
 }
 
 impl Plan {

@@ -36,7 +36,7 @@ const BATCH: usize = 512;
 const WATCHED: u64 = 2_000_000_000;
 /// What is left of a grant that lives longer is not given back unless a request comes.
 const LEFT: u64 = 60_000_000_000;
-/// So many are looked at again at most, of all lanes: what is beyond keeps its tokens until a request comes.
+/// So many wait to be looked at again at most, of all lanes: of what is beyond, nothing goes back until a request comes.
 const LATER: usize = 1 << 16;
 /// Pauses between attempts while Redis is down.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -214,10 +214,14 @@ impl Refill {
         }
     }
 
-    /// Takes what was exhausted and may have tokens now, if it is still wanted, and what nobody came for.
+    /// Takes what was exhausted and may have tokens now, if it is still wanted, and what nobody came for: of all that
+    /// fell due while Redis was down, as much as one round trip may have.
     fn look_again(&mut self, batch: &mut Vec<Due>) {
         let now = clock::now();
-        while let Some(first) = self.later.peek_mut().filter(|first| first.0.at <= now) {
+        let most = batch.len() + BATCH;
+        while batch.len() < most
+            && let Some(first) = self.later.peek_mut().filter(|first| first.0.at <= now)
+        {
             let Reverse(Later { at, due }) = PeekMut::pop(first);
             let Due { plan, bucket, .. } = &due;
             let wanted = bucket.terms(plan.generation).is_some_and(|terms| {
@@ -368,8 +372,8 @@ impl Refill {
             due.bucket.end_refill();
             let again = again.filter(|at| *at < now + WATCHED);
             let dead = dead.filter(|at| *at < now + LEFT);
-            let room = (LATER / self.lanes).saturating_sub(self.later.len());
-            let later = again.into_iter().chain(dead).take(room);
+            let dead = dead.filter(|_| self.later.len() < LATER / self.lanes);
+            let later = again.into_iter().chain(dead);
             self.later.extend(later.map(|at| Reverse(Later { at, due: due.clone() })));
         }
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::{Bucket, MOST, count, expiry, plan_word};
-use crate::limit::plan::{LAST_PART, Plan, Terms, lead};
+use crate::limit::plan::{LEAD_DIVISOR, Plan, Terms, lead};
 
 /// The lease by which an exhausted bucket is left alone although it may have tokens again, at most.
 const LONGEST_PAUSE: u64 = 1_333_000_000;
@@ -18,7 +18,7 @@ const MEMORY: f64 = 4.0;
 /// For so many leases after Redis had less than was wanted, tokens are scarce: what lies here unspent, others lack.
 const SCARCE: u64 = 4;
 
-/// While they are, so many fewer are asked for than a lease will need; one by one, where it needs about as few.
+/// While they are, so many fewer are asked for than a lease will need; where that is none, one as a request comes.
 const SPARED: f64 = 2.5;
 
 /// Else so many standard deviations more, which saves calls.
@@ -110,7 +110,7 @@ impl Bucket {
     /// Did Redis have less than was wanted lately?
     fn is_scarce(&self, terms: &Terms, now: u64) -> bool {
         let short_at = self.short_at.load(Relaxed);
-        short_at > 0 && now < short_at.saturating_add(SCARCE * terms.tau)
+        short_at > 0 && now < short_at.saturating_add(SCARCE * terms.tau.min(LONGEST_PAUSE))
     }
 
     /// How many tokens it should hold for the next lease.
@@ -147,21 +147,21 @@ impl Bucket {
         self.mean.store((self.mean(terms, now) as f32).to_bits(), Relaxed);
         self.weight.store((weight as f32).to_bits(), Relaxed);
         self.asked_at.store(now, Relaxed);
-        self.unmet.store(0, Relaxed);
+        let unmet = self.unmet.swap(0, Relaxed);
         let way = way.clamp(terms.tau / 50, terms.tau / 5) as f64 / terms.tau as f64;
         // One alone was asked for by who waited for it.
         let low = if target < 2 { 0 } else { (f64::from(target) * way).ceil() as u32 };
         self.low.store(low, Relaxed);
         // Of what is about to die, only what will be spent before that counts.
         let fresh = self.live(now + lead(terms.tau));
-        let dying = self.live(now).saturating_sub(fresh).min(target / LAST_PART);
+        let dying = self.live(now).saturating_sub(fresh).min(target / LEAD_DIVISOR);
         let back = match self.granted_by.load(Relaxed) == by {
             true => self.give_up(now, now + lead(terms.tau), dying),
             false => Back::default(),
         };
         // What waits for tokens has been counted.
         self.placed.store(self.left().wrapping_sub(self.waiting()), Relaxed);
-        if target == 0 && back.count > 0 && self.waiting() == 0 {
+        if target == 0 && back.count > 0 && unmet == 0 && self.waiting() == 0 {
             return Want { wanted: 0, least: 1, back };
         }
         Want { back, ..self.wanted(terms, target.saturating_sub(fresh + dying).max(self.waiting()), now) }
@@ -181,7 +181,7 @@ impl Bucket {
         if self.is_scarce(terms, now) { 1 } else { WORTH }
     }
 
-    /// When a grant is dead, if what may be left of it then is worth a call.
+    /// When a grant is dead that has been placed, if what may be left of it then is worth a call.
     pub(in crate::limit) fn dies(&self, terms: &Terms, grant: &Grant, now: u64) -> Option<u64> {
         (grant.granted >= self.worth(terms, now)).then_some(grant.sent + grant.tau.min(terms.tau) + 1)
     }

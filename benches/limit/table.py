@@ -161,7 +161,7 @@ REMARKS = """
   tenths to one; `bursty`: each is on or off for half a second at a time, by chance. Timers have a grain of a
   millisecond, so that some come together.
 - The sidecars of a run are states of limits of their own, with a connection each, in one process of three threads;
-  Redis and what is beside it run on the same two cores. Five such runs are under way at a time, but where calls of
+  Redis and what is beside it run on the same two cores. Some such runs are under way at a time, but where calls of
   Redis are counted.
 - A decision is paced where its thread sleeps in between: then what it reads has been displaced from the processor's
   caches, and its time includes what it takes to wake the thread that refills, where it is the one that does.

@@ -158,16 +158,6 @@ pub(super) fn admit_at<'r>(
     }
 }
 
-/// The claims on what this pod counts by itself, and then those on leases: who is refused here asks Redis for nothing,
-/// and draws no token that others could have spent. With their numbers.
-fn pods_first<'c>(
-    claims: impl Iterator<Item = Claim<'c>> + Clone,
-) -> impl Iterator<Item = (usize, Claim<'c>)> {
-    let of =
-        |leased: bool| claims.clone().enumerate().filter(move |(_, claim)| claim.limit().leased == leased);
-    of(false).chain(of(true))
-}
-
 /// What it takes to send a request again that these claims have admitted.
 pub(super) fn again(state: &Arc<State>, claims: &OwnedClaims) -> Again {
     Again::of(state, claims.iter().map(|owned| owned.claim()))
@@ -184,7 +174,7 @@ impl Attempt<'_> {
             }
         }
         let mut tokens: SmallVec<[Token; 4]> = SmallVec::new();
-        for (at, claim) in pods_first(claims.clone()) {
+        for (at, claim) in claims.clone().enumerate() {
             let no_token = match self.take(claim) {
                 Ok(token) => {
                     tokens.push(token);
@@ -202,7 +192,7 @@ impl Attempt<'_> {
                 }
                 Err(no_token) => no_token,
             };
-            for (token, (_, claim)) in tokens.into_iter().zip(pods_first(claims.clone())) {
+            for (token, claim) in tokens.into_iter().zip(claims.clone()) {
                 claim.give_back(token);
             }
             return match no_token {
@@ -212,13 +202,13 @@ impl Attempt<'_> {
                 }
                 NoToken::Missing => {
                     // At once for whatever else it will miss.
-                    claims.for_each(|claim| self.request(claim));
+                    claims.skip(at).for_each(|claim| self.request(claim));
                     Outcome::Missing(at)
                 }
                 NoToken::Retired => Outcome::Retired,
             };
         }
-        for (token, (_, claim)) in tokens.iter().zip(pods_first(claims)) {
+        for (token, claim) in tokens.iter().zip(claims) {
             let counters = &claim.limit().counters;
             counters.admitted.add();
             if matches!(token, Token::Observed) {

@@ -270,7 +270,11 @@ async fn sweep(state: Weak<State>) {
 /// The limits of one direction in one configuration.
 #[derive(Debug)]
 pub struct Limits {
+    /// In the order of the configuration.
     rules: Box<[Arc<Rule>]>,
+    /// The order in which they are asked: first what this pod counts by itself, so that who is refused there asks Redis
+    /// for nothing, and draws no token that others could have spent.
+    in_turn: Box<[Arc<Rule>]>,
     /// Is any about a path?
     paths: bool,
     /// Is any about a claim?
@@ -289,8 +293,10 @@ impl Limits {
         let paths = mine.clone().any(|limit| limit.path.is_some()) || keyed(|part| *part == KeyPart::Path);
         let claims = mine.clone().any(|limit| !limit.claim.is_empty())
             || keyed(|part| matches!(part, KeyPart::Claim(_)));
-        let rules = mine.map(|written| Arc::new(state.rule(written, direction))).collect();
-        Self { rules, paths, claims, state: state.clone() }
+        let rules: Box<[_]> = mine.map(|written| Arc::new(state.rule(written, direction))).collect();
+        let mut in_turn = rules.clone();
+        in_turn.sort_by_key(|rule| rule.limit.leased);
+        Self { rules, in_turn, paths, claims, state: state.clone() }
     }
 
     /// Is there none?
@@ -310,7 +316,7 @@ impl Limits {
 
     /// Decides whether a request is admitted by every limit that holds for it.
     pub fn admit(&self, facts: &Facts<'_>) -> Decision {
-        decide::admit(&self.rules, &self.state, facts)
+        decide::admit(&self.in_turn, &self.state, facts)
     }
 
     /// What each limit has done, in the order of the configuration.

@@ -122,7 +122,7 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 impl Limits {
     /// Decides at a time of the test's own.
     fn admit_at(&self, facts: &Facts<'_>, now: u64) -> Decision {
-        let holding = self.rules.iter().filter(|rule| rule.matcher.matches(facts));
+        let holding = self.in_turn.iter().filter(|rule| rule.matcher.matches(facts));
         decide::admit_at(holding, &self.state, facts, now)
     }
 }
